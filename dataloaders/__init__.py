@@ -1,0 +1,1 @@
+"""From files to batches: ingest, the store on disk, the plan of an epoch, and the loader."""

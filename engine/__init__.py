@@ -1,0 +1,1 @@
+"""The ground floor: trains anything that keeps its contracts; knows no file format and no model."""

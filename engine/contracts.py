@@ -1,0 +1,293 @@
+"""What the floors agree on: Schema, Batch, Noise, Losses, Shard; the Model and Loader protocols.
+
+A model knows no file, no rank and no Ray. A loader knows no model. Both know these types.
+
+Randomness is an argument (`Noise`), drawn per lane of the plan from generators that are seeded by
+(seed, step, lane). So a step needs no generator state to be resumed, and a cell meets the same noise
+whatever the number of workers is.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scarcade.engine.errors import ModelFileError
+
+UNLABELLED = -1
+"""The code of a cell without a label, in every label column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """The values of one categorical column in code order: ``values[code]``."""
+
+    name: str
+    values: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def codes(self) -> dict[str, int]:
+        """Value -> code."""
+        return {value: code for code, value in enumerate(self.values)}
+
+    def extended(self, new: Sequence[str]) -> "Categories":
+        """These categories followed by the unseen ones of `new`, sorted; old codes never change."""
+        return Categories(self.name, self.values + tuple(sorted(set(new) - set(self.values))))
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Which genes, conditions, labels and proteins a store or a model speaks of, in code order.
+
+    `labels[0]` is the primary label column (`Batch.labels`); further ones are for label transfer.
+    """
+
+    genes: tuple[str, ...]
+    batch: Categories
+    labels: tuple[Categories, ...] = ()
+    categorical: tuple[Categories, ...] = ()
+    continuous: tuple[str, ...] = ()
+    proteins: tuple[str, ...] = ()
+    size_factor: str | None = None
+    counts_from: str = "X"
+
+    @property
+    def n_genes(self) -> int:
+        return len(self.genes)
+
+    @property
+    def n_labels(self) -> int:
+        """Classes of the primary label column (0 without one)."""
+        return len(self.labels[0]) if self.labels else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Schema":
+        """The inverse of `to_dict`; also takes what JSON makes of it (lists for tuples).
+
+        Raises:
+            ModelFileError: a field is missing or of the wrong kind.
+        """
+
+        def categories(one: Mapping[str, Any]) -> Categories:
+            return Categories(str(one["name"]), tuple(map(str, one["values"])))
+
+        try:
+            return cls(
+                genes=tuple(map(str, raw["genes"])),
+                batch=categories(raw["batch"]),
+                labels=tuple(map(categories, raw["labels"])),
+                categorical=tuple(map(categories, raw["categorical"])),
+                continuous=tuple(map(str, raw["continuous"])),
+                proteins=tuple(map(str, raw["proteins"])),
+                size_factor=raw["size_factor"],
+                counts_from=str(raw["counts_from"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"the schema is incomplete or malformed: {error!r}") from error
+
+    def fingerprint(self) -> str:
+        """sha256 over the schema, equal for equal schemas on every machine."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of every global batch a worker takes: lanes `rank, rank + size, ...`."""
+
+    rank: int = 0
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a loader stands: the next batch to come is `step` of `epoch`."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+class Counts(Protocol):
+    """Counts of B cells x G genes, held compressed until a device wants them."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def dense(self, device: torch.device) -> Tensor:
+        """float32 (B, G). May be a reused buffer: valid until the loader's next batch but one."""
+        ...
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64 (B+1,), gene index, value): freshly gathered arrays, owned by the caller."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One worker's part of a global batch of cells.
+
+    Cells come grouped by lane: the first `lanes[0][1]` cells are those of lane `lanes[0][0]`, and so on.
+    """
+
+    counts: Counts
+    batch: Tensor  # int64 (B,) code of the condition
+    labels: Tensor  # int64 (B,) code of the primary label; UNLABELLED where there is none
+    rows: np.ndarray  # int64 (B,) place of each cell in the store
+    position: Position  # where the loader stands after this batch
+    lanes: tuple[tuple[int, int], ...]  # (lane, number of its cells), in the order of the cells
+    n_global: int  # cells of this global batch over all workers
+    categorical: Tensor | None = None  # int64 (B, number of extra categorical covariates)
+    continuous: Tensor | None = None  # float32 (B, number of extra continuous covariates)
+    proteins: Tensor | None = None  # float32 (B, P)
+    proteins_measured: Tensor | None = None  # bool (B, P); False: not measured (never a zero)
+    size_factor: Tensor | None = None  # float32 (B,)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with its small tensors on `device`; counts stay packed until `dense`."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name in ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+class Noise:
+    """The randomness of one step, for the cells of one batch, drawn lane by lane.
+
+    ``segments`` are (seed words, number of cells): equal seed words give equal numbers, so a cell's noise
+    depends on (seed, step, lane) and its place in the lane, not on how lanes are dealt to workers.
+    A draw advances every generator alike, so draws must come in the same order on every worker.
+    """
+
+    def __init__(self, segments: Sequence[tuple[tuple[int, ...], int]], device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self._sizes = [n for _, n in segments]
+        self._generators = [
+            torch.Generator(self.device).manual_seed(
+                int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            )
+            for words, _ in segments
+        ]
+
+    @classmethod
+    def of_step(cls, seed: int, step: int, batch: Batch, device: torch.device | None = None) -> "Noise":
+        """The noise of optimiser step `step` of a run with `seed`."""
+        return cls([((seed, step, lane), n) for lane, n in batch.lanes], device)
+
+    @property
+    def n_cells(self) -> int:
+        return sum(self._sizes)
+
+    def normal(self, *features: int) -> Tensor:
+        """Standard normal, float32 (B, *features)."""
+        return torch.cat(
+            [
+                torch.randn(n, *features, generator=g, device=self.device)
+                for g, n in zip(self._generators, self._sizes, strict=True)
+            ]
+        )
+
+    def uniform(self, *features: int) -> Tensor:
+        """Uniform on [0, 1), float32 (B, *features)."""
+        return torch.cat(
+            [
+                torch.rand(n, *features, generator=g, device=self.device)
+                for g, n in zip(self._generators, self._sizes, strict=True)
+            ]
+        )
+
+    def dropout(self, x_BH: Tensor, p: float) -> Tensor:
+        """Inverted dropout of (B, H): each entry is kept with probability 1 - p and scaled by 1 / (1 - p)."""
+        if p == 0.0:
+            return x_BH
+        keep_BH = self.uniform(*x_BH.shape[1:]) >= p
+        return x_BH * keep_BH.to(x_BH.dtype).div_(1.0 - p)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where training stands, as a model's loss may need it."""
+
+    step: int = 0  # optimiser steps taken before this one
+    epoch: int = 0
+    cells: int = 0  # cells seen before this step, over all workers
+    kl_weight: float = 1.0
+
+
+@dataclass(slots=True)
+class Losses:
+    """What a model returns for a batch.
+
+    `minimise` holds what each cell contributes to the loss; the engine takes its mean over the GLOBAL
+    batch. `penalty` is for what belongs to no cell (an MMD, a prior on weights): a scalar, added once.
+    `terms` are for people to read: named, per cell, summed over cells and divided by their number.
+    """
+
+    minimise: Tensor  # (B,)
+    terms: dict[str, Tensor] = field(default_factory=dict)  # each (B,)
+    penalty: Tensor | None = None  # scalar
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the engine and the jobs need of a model; every one is also a `torch.nn.Module`."""
+
+    name: ClassVar[str]  # the name on the command line: "scvi"
+    obsm_key: ClassVar[str]  # where its latent goes in AnnData: "X_scVI"
+    schema: Schema
+
+    def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """The loss of each cell. With `noise=None` every latent is its mean and nothing is dropped."""
+        ...
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent, each (B, n_latent)."""
+        ...
+
+    def after_step(self, step: Step) -> None:
+        """Called after every update (proximal operators); most models do nothing."""
+        ...
+
+
+class Loader(Protocol):
+    """Batches of one split of one store, for one worker."""
+
+    schema: Schema
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of this split, over all workers."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same on every worker."""
+        ...
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the consumer has waited for data so far."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from step `start` on; every cell of the split once, over all workers."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes whenever the cells, their order or their values do."""
+        ...

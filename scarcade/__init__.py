@@ -1,0 +1,47 @@
+"""scarcade: atlas-scale training of single-cell reference models, and mapping of queries onto them.
+
+The public names are resolved on first use, so that ``import scarcade`` (and ``scarcade --help``)
+costs milliseconds and not the two seconds that torch needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "simulate": "scarcade.dataloaders.synthetic",
+    "ingest": "scarcade.dataloaders.ingest",
+    "train": "scarcade.jobs.train",
+    "map_queries": "scarcade.jobs.mapping",
+    "embed": "scarcade.jobs.embed",
+    "score": "scarcade.jobs.score",
+    "inspect": "scarcade.jobs.inspect",
+    "load": "scarcade.models.saved",
+    "open_store": "scarcade.dataloaders.store",
+    "MODELS": "scarcade.models",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  (the names are strings)
+
+if TYPE_CHECKING:
+    from scarcade.dataloaders.ingest import ingest
+    from scarcade.dataloaders.store import open_store
+    from scarcade.dataloaders.synthetic import simulate
+    from scarcade.jobs.embed import embed
+    from scarcade.jobs.inspect import inspect
+    from scarcade.jobs.mapping import map_queries
+    from scarcade.jobs.score import score
+    from scarcade.jobs.train import train
+    from scarcade.models import MODELS
+    from scarcade.models.saved import load
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'scarcade' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
