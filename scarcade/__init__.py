@@ -17,7 +17,7 @@ _PUBLIC = {
     "embed": "scarcade.jobs.embed",
     "score": "scarcade.jobs.score",
     "inspect": "scarcade.jobs.inspect",
-    "load": "scarcade.models.saved",
+    "load": "scarcade.jobs.trained",
     "open_store": "scarcade.dataloaders.store",
     "MODELS": "scarcade.models",
 }
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from scarcade.jobs.mapping import map_queries
     from scarcade.jobs.score import score
     from scarcade.jobs.train import train
+    from scarcade.jobs.trained import load
     from scarcade.models import MODELS
-    from scarcade.models.saved import load
 
 
 def __getattr__(name: str) -> Any:
