@@ -1,0 +1,200 @@
+"""Conditional layers: linear maps with one learned row for each category, and the only code that grows one.
+
+A condition (batch, donor, assay, ...) enters a layer by ``W x + b + E[category]``. It is the same function
+as concatenating one-hot columns to x, costs a look-up instead of a wider product, and makes architecture
+surgery an append: `grow` adds rows for new categories, which start as a pure function of (seed, layer,
+covariate, category). So a category's first weights do not depend on which others are added with it.
+
+Shapes: B cells, I inputs, H outputs, K categories.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scarcade.engine.contracts import Noise
+
+Codes = Mapping[str, Tensor]
+"""Covariate -> int64 (B,) category code of each cell."""
+
+GROWN = "new"
+"""Tensors that surgery adds are named ``new...`` within their module."""
+
+
+@runtime_checkable
+class Growable(Protocol):
+    """A module with something that belongs to a category."""
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        """Add what the `new` categories (covariate -> values) need; `path` names this module in the model."""
+        ...
+
+    def settle(self) -> None:
+        """Make what was added a part of the rest: the module is as if it had been built with it."""
+        ...
+
+
+def seeded(*words: object) -> torch.Generator:
+    """A generator that is a pure function of `words`, on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def start_uniform(tensor: Tensor, bound: float, generator: torch.Generator) -> None:
+    """U(-bound, bound) in place; nothing on the meta device, where there are no values."""
+    if not tensor.is_meta:
+        with torch.no_grad():
+            tensor.uniform_(-bound, bound, generator=generator)
+
+
+class ConditionRows(nn.Module):
+    """A table of one row for each category of a covariate."""
+
+    new: nn.Parameter | None
+
+    def __init__(self, covariate: str, n_categories: int, width: int) -> None:
+        super().__init__()
+        self.covariate = covariate
+        self.rows = nn.Parameter(torch.zeros(n_categories, width))
+        self.register_parameter(GROWN, None)
+
+    def table(self) -> Tensor:
+        """(K, H): reference rows, then grown ones."""
+        return self.rows if self.new is None else torch.cat([self.rows, self.new])
+
+    def forward(self, code_B: Tensor) -> Tensor:
+        """(B, H). Raises IndexError for a code that has no row."""
+        return F.embedding(code_B, self.table())
+
+    def append(self, values: Sequence[str], start: Callable[[str], Tensor]) -> None:
+        """Trainable rows for new categories; ``start(value)`` gives the first weights (H,) of each."""
+        self.settle()
+        if values:
+            self.new = nn.Parameter(torch.stack([start(value) for value in values]).to(self.rows))
+
+    def settle(self) -> None:
+        if self.new is not None:
+            self.rows = nn.Parameter(self.table().detach().clone(), requires_grad=self.rows.requires_grad)
+            self.new = None
+
+
+class ConditionalLinear(nn.Module):
+    """``W x + b + sum over covariates of E[category]``.
+
+    A covariate with a single category has no table, as in scvi-tools. Surgery then makes one whose row for
+    that category is zero, which is the same function (scvi-tools draws that row at random).
+    """
+
+    def __init__(self, n_in: int, n_out: int, sizes: Mapping[str, int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.sizes = dict(sizes)
+        self.conditions = nn.ModuleDict({c: ConditionRows(c, k, n_out) for c, k in sizes.items() if k > 1})
+        # torch's default for a layer whose inputs are x and the one-hot columns (fan-in counts both)
+        self.bound = (n_in + sum(k for k in sizes.values() if k > 1)) ** -0.5
+        for parameter in self.parameters():
+            start_uniform(parameter, self.bound, generator)
+
+    def forward(self, x_BI: Tensor, codes: Codes) -> Tensor:
+        """(B, H) from (B, I) and the codes of all covariates."""
+        y_BH = F.linear(x_BI, self.weight, self.bias)
+        for covariate, rows in self.conditions.items():
+            y_BH = y_BH + rows(codes[covariate])
+        return y_BH
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        for covariate in self.sizes:
+            values = new.get(covariate, ())
+            if not values:
+                continue
+            if covariate not in self.conditions:
+                rows = ConditionRows(covariate, self.sizes[covariate], len(self.bias)).to(self.bias.device)
+                self.conditions[covariate] = rows.requires_grad_(False)
+
+            def start(value: str, covariate: str = covariate) -> Tensor:
+                row = torch.empty(len(self.bias))
+                start_uniform(row, self.bound, seeded(seed, path, covariate, value))
+                return row
+
+            table = self.conditions[covariate]
+            assert isinstance(table, ConditionRows)
+            table.append(values, start)
+            self.sizes[covariate] += len(values)
+
+    def settle(self) -> None:
+        for table in self.conditions.values():
+            assert isinstance(table, ConditionRows)
+            table.settle()
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm with the numbers of scvi-tools, and no count of the batches it has seen.
+
+    The count is not used, and would change a frozen reference.
+    """
+
+    MOMENTUM = 0.01
+
+    def __init__(self, n_hidden: int) -> None:
+        super().__init__(n_hidden, eps=1e-3, momentum=self.MOMENTUM)
+        self.num_batches_tracked = None
+
+
+class FullyConnected(nn.Module):
+    """`n_layers` of conditional linear, batch norm, layer norm, ReLU, dropout (the FCLayers of scvi-tools).
+
+    Batch norm has eps 1e-3 and momentum 0.01, layer norm has no weights. Conditions enter the first layer,
+    and the others if `inject`. Dropout is drawn from the `Noise` argument, in training mode only.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_hidden: int,
+        n_layers: int,
+        sizes: Mapping[str, int],
+        *,
+        inject: bool,
+        dropout_rate: float,
+        batch_norm: bool,
+        layer_norm: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.dropout_rate = dropout_rate
+        self.layer_norm = layer_norm
+        self.linear = nn.ModuleList(
+            ConditionalLinear(n_in if i == 0 else n_hidden, n_hidden, sizes if inject or i == 0 else {}, generator)
+            for i in range(n_layers)
+        )
+        self.norm = nn.ModuleList(BatchNorm(n_hidden) for _ in range(n_layers if batch_norm else 0))
+
+    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+        """(B, H) from (B, I)."""
+        for i, linear in enumerate(self.linear):
+            x_BI = linear(x_BI, codes)
+            if self.norm:
+                x_BI = self.norm[i](x_BI)
+            if self.layer_norm:
+                x_BI = F.layer_norm(x_BI, x_BI.shape[-1:])
+            x_BI = F.relu(x_BI)
+            if self.training and noise is not None:
+                x_BI = noise.dropout(x_BI, self.dropout_rate)
+        return x_BI
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose first weights come from a given generator (torch's default distribution)."""
+
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = n_in, n_out
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        start_uniform(self.weight, n_in**-0.5, generator)
+        start_uniform(self.bias, n_in**-0.5, generator)

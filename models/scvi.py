@@ -1,0 +1,390 @@
+"""scVI: a variational autoencoder of single-cell counts with conditions (Lopez et al. 2018, Nat Methods 15).
+
+    q(z | x, s) = Normal(m(x, s), v(x, s));  p(x | z, s) = ZINB(library * softmax(W h(z, s)), theta, dropout)
+
+The function, the defaults and the first weights' distribution are those of scvi-tools 1.4.2 (tests/parity);
+what differs on purpose is in docs/deviations.md. Only what a configuration uses is built, so every
+parameter has a gradient.
+
+Shapes: B cells, G genes, L latent dimensions, H hidden units.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scarcade.engine.config import Section
+from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
+from scarcade.models.layers import Codes, ConditionRows, FullyConnected, Linear, seeded
+
+Where = Literal["encoder", "decoder", "none", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """What the encoder says of B cells: the latent before any softmax, and the log library size."""
+
+    mean_BL: Tensor
+    variance_BL: Tensor
+    log_library_B1: Tensor  # observed (or from the size factor); the mean of its posterior if latent
+    library_variance_B1: Tensor | None = None  # of the log library; None unless it is latent
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The parameters of the likelihood for B cells."""
+
+    logits_BG: Tensor
+    log_library_B1: Tensor
+    log_theta: Tensor | None  # (G,) or (B, G)
+    dropout_BG: Tensor | None  # logits of an extra zero
+    softplus: bool  # the scale is softplus of the logits (size factors) and not their softmax
+
+    @property
+    def scale_BG(self) -> Tensor:
+        return F.softplus(self.logits_BG) if self.softplus else torch.softmax(self.logits_BG, -1)
+
+    @property
+    def rate_BG(self) -> Tensor:
+        return self.log_library_B1.exp() * self.scale_BG
+
+
+class Encoder(nn.Module):
+    """x -> mean and variance of a normal distribution; 1e-4 is added to the variance."""
+
+    def __init__(self, trunk: FullyConnected, n_hidden: int, n_out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.mean = Linear(n_hidden, n_out, generator)
+        self.variance = Linear(n_hidden, n_out, generator)
+
+    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        h_BH = self.trunk(x_BI, codes, noise)
+        return self.mean(h_BH), self.variance(h_BH).exp() + 1e-4
+
+
+class LibraryPrior(nn.Module):
+    """Normal prior of the log library size of each batch; a batch without cells keeps mean 0 and variance 1."""
+
+    mean: Tensor
+    variance: Tensor
+    new_mean: Tensor | None
+    new_variance: Tensor | None
+
+    def __init__(self, n_batches: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_batches))
+        self.register_buffer("variance", torch.ones(n_batches))
+        self.register_buffer("new_mean", None)
+        self.register_buffer("new_variance", None)
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every batch, (K,) each."""
+        if self.new_mean is None or self.new_variance is None:
+            return self.mean, self.variance
+        return torch.cat([self.mean, self.new_mean]), torch.cat([self.variance, self.new_variance])
+
+    def fill(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
+        """Set the batches that were `seen`; after surgery the new ones alone."""
+        old_mean, old_variance = self.parts()
+        first = 0 if self.new_mean is None else len(self.mean)
+        mean = torch.where(seen, mean.to(old_mean), old_mean)[first:]
+        variance = torch.where(seen, variance.to(old_variance), old_variance)[first:]
+        prefix = "new_" if first else ""
+        setattr(self, f"{prefix}mean", mean)
+        setattr(self, f"{prefix}variance", variance)
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        self.settle()
+        if n := len(new.get("batch", ())):
+            mean, variance = self.parts()
+            self.new_mean, self.new_variance = mean.new_zeros(n), variance.new_ones(n)
+
+    def settle(self) -> None:
+        self.mean, self.variance = self.parts()
+        self.new_mean = self.new_variance = None
+
+
+class Dispersion(ConditionRows):
+    """log theta of each gene in each category. A new category starts at the mean of the known ones and trains.
+
+    (scvi-tools draws it at random and freezes it.)
+    """
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        values = new.get(self.covariate, ())
+        if values:
+            mean_G = self.table().detach().mean(0)
+            self.append(values, lambda _: mean_G)
+
+
+class Scvi(nn.Module):
+    """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
+
+    name: ClassVar[str] = "scvi"
+    obsm_key: ClassVar[str] = "X_scVI"
+
+    class Config(Section):
+        """Architecture of scVI. Defaults are those of scvi-tools."""
+
+        n_hidden: int = Field(128, ge=1, le=65536, description="units of each hidden layer")
+        n_latent: int = Field(10, ge=1, le=4096, description="dimensions of the latent space")
+        n_layers: int = Field(1, ge=1, le=64, description="hidden layers of the encoder and of the decoder")
+        dropout_rate: float = Field(0.1, ge=0, lt=1, description="dropout in the encoder")
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = Field(
+            "gene", description="what has an inverse dispersion (or standard deviation) of its own"
+        )
+        gene_likelihood: Family = Field("zinb", description="distribution of a count given the latent")
+        latent_distribution: Literal["normal", "ln"] = Field(
+            "normal", description="ln: the latent is the softmax of a normal variable"
+        )
+        log_variational: bool = Field(True, description="the encoder sees log(1 + counts)")
+        encode_covariates: bool = Field(
+            False, description="the encoder sees batch and covariates; surgery needs it to move cells"
+        )
+        deeply_inject_covariates: bool = Field(True, description="conditions enter every layer, not the first alone")
+        use_batch_norm: Where = Field("both", description="batch normalisation")
+        use_layer_norm: Where = Field("none", description="layer normalisation")
+        use_observed_lib_size: bool = Field(
+            True, description="library size is the sum of a cell's counts; else it is inferred"
+        )
+        likelihood_path: Path = Field(
+            "auto", description="how the likelihood is computed; eager is the plain formula, all agree to 1e-5"
+        )
+
+    def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
+        """The first weights are a pure function of (config, schema sizes, seed).
+
+        Raises:
+            UsageError: the configuration needs something that the schema does not have.
+        """
+        super().__init__()
+        self.config = config
+        self.schema = schema
+        self.query_mode: Literal["eval", "train"] | None = None  # set by surgery
+        if config.dispersion == "gene-label" and not schema.n_labels:
+            raise UsageError("dispersion gene-label needs labels: the data have no label column (--label-key)")
+        generator = seeded("scvi", seed)
+        sizes = {"batch": len(schema.batch)} | {f"categorical_{i}": len(c) for i, c in enumerate(schema.categorical)}
+        n_continuous = len(schema.continuous)
+        encoded = config.encode_covariates
+
+        def trunk(n_in: int, n_layers: int, part: Literal["encoder", "decoder"]) -> FullyConnected:
+            conditions = sizes if part == "decoder" or encoded else {}
+            return FullyConnected(
+                n_in + (n_continuous if part == "decoder" or encoded else 0),
+                config.n_hidden,
+                n_layers,
+                conditions,
+                inject=config.deeply_inject_covariates,
+                dropout_rate=config.dropout_rate if part == "encoder" else 0.0,
+                batch_norm=config.use_batch_norm in (part, "both"),
+                layer_norm=config.use_layer_norm in (part, "both"),
+                generator=generator,
+            )
+
+        hidden, genes = config.n_hidden, schema.n_genes
+        self.encoder = Encoder(trunk(genes, config.n_layers, "encoder"), hidden, config.n_latent, generator)
+        self.decoder = trunk(config.n_latent, config.n_layers, "decoder")
+        self.scale = Linear(hidden, genes, generator)
+        self.dropout = Linear(hidden, genes, generator) if config.gene_likelihood == "zinb" else None
+        self.theta = self._dispersion(generator)
+        self.library: Encoder | None = None
+        self.library_prior: LibraryPrior | None = None
+        if self.latent_library:
+            self.library = Encoder(trunk(genes, 1, "encoder"), hidden, 1, generator)
+            self.library_prior = LibraryPrior(len(schema.batch))
+
+    def _dispersion(self, generator: torch.Generator) -> nn.Module | None:
+        """One row of log theta, or one for each category, or a head for `gene-cell`; first values N(0, 1)."""
+        kind, genes = self.config.dispersion, self.schema.n_genes
+        if self.config.gene_likelihood == "poisson":
+            return None
+        if kind == "gene-cell":
+            return Linear(self.config.n_hidden, genes, generator)
+        # gene-label has one row more, for the cells without a label
+        rows = {"gene": 1, "gene-batch": len(self.schema.batch), "gene-label": self.schema.n_labels + 1}[kind]
+        table = Dispersion(kind.removeprefix("gene-"), rows, genes)
+        if not table.rows.is_meta:
+            with torch.no_grad():
+                table.rows.normal_(generator=generator)
+        return table
+
+    @property
+    def latent_library(self) -> bool:
+        """Whether the library size is inferred: a size factor always takes its place."""
+        return not self.config.use_observed_lib_size and self.schema.size_factor is None
+
+    @property
+    def surgery_notice(self) -> str | None:
+        """What to tell before training and before mapping, if surgery cannot move this model's cells."""
+        if self.config.encode_covariates:
+            return None
+        return (
+            "the encoder of this model does not see the batch (encode_covariates = false), so surgery trains the "
+            "decoder alone and does not move the latent of mapped cells; train the reference with "
+            "--recipe scarches to change that"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.scale.weight.device
+
+    def train(self, mode: bool = True) -> Self:
+        """In query mode "eval" surgery trains as scvi-tools does: no dropout, running batch statistics."""
+        return super().train(mode and self.query_mode != "eval")
+
+    def forward(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """`losses`, as the call that distributed data parallel synchronises."""
+        return self.losses(batch, step, noise)
+
+    def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """Negative ELBO of each cell: reconstruction + w * KL(z) + KL(library), spec of scvi-tools' VAE.loss.
+
+        With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1.
+        """
+        x_BG = batch.counts.dense(self.device)
+        q = self.encode(x_BG, batch, noise)
+        z_BL = draw(q.mean_BL, q.variance_BL, noise)
+        log_library_B1 = q.log_library_B1
+        if q.library_variance_B1 is not None:
+            log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise)
+        p = self.decode(self.shape_latent(z_BL), log_library_B1, batch)
+
+        reconstruction_B = -self.log_likelihood(x_BG, p)
+        kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
+        kl_library_B = self.library_kl(q, batch)
+        terms = {"reconstruction": reconstruction_B, "kl": kl_B}
+        if self.latent_library:
+            terms["kl_library"] = kl_library_B
+        terms["elbo"] = reconstruction_B + kl_B + kl_library_B
+        return Losses(reconstruction_B + step.kl_weight * kl_B + kl_library_B, terms)
+
+    def encode(self, x_BG: Tensor, batch: Batch, noise: Noise | None = None) -> Posterior:
+        """The posterior of each cell; `noise` is used for dropout, in training mode only."""
+        codes = self.codes(batch)
+        library_B1 = x_BG.sum(-1, keepdim=True)
+        x_BI = torch.log1p(x_BG) if self.config.log_variational else x_BG
+        if self.config.encode_covariates and batch.continuous is not None:
+            x_BI = torch.cat([x_BI, batch.continuous], -1)
+        mean_BL, variance_BL = self.encoder(x_BI, codes, noise)
+        if self.library is not None:
+            return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
+        if self.schema.size_factor is not None:
+            if batch.size_factor is None:
+                raise CategoryError(f"the model needs the size factor '{self.schema.size_factor}' of every cell")
+            library_B1 = batch.size_factor[:, None]
+        # an empty cell has log library -inf and rate 0
+        return Posterior(mean_BL, variance_BL, library_B1.log())
+
+    def decode(self, z_BL: Tensor, log_library_B1: Tensor, batch: Batch, transform_batch: int | None = None) -> Decoded:
+        """The likelihood's parameters; with `transform_batch` as if every cell were of that batch."""
+        codes = self.codes(batch, transform_batch)
+        if batch.continuous is not None:
+            z_BL = torch.cat([z_BL, batch.continuous], -1)
+        h_BH = self.decoder(z_BL, codes, None)
+        log_theta: Tensor | None = None
+        if isinstance(self.theta, Dispersion):
+            log_theta = (
+                self.theta.rows[0] if self.theta.covariate == "gene" else self.theta(codes[self.theta.covariate])
+            )
+        elif self.theta is not None:
+            log_theta = self.theta(h_BH)
+        dropout_BG = None if self.dropout is None else self.dropout(h_BH)
+        return Decoded(self.scale(h_BH), log_library_B1, log_theta, dropout_BG, self.schema.size_factor is not None)
+
+    def codes(self, batch: Batch, transform_batch: int | None = None) -> dict[str, Tensor]:
+        """The codes of every covariate; an unlabelled cell has the code after the last label."""
+        codes = {"batch": batch.batch, "label": torch.where(batch.labels < 0, self.schema.n_labels, batch.labels)}
+        if transform_batch is not None:
+            codes["batch"] = torch.full_like(batch.batch, transform_batch)
+        if batch.categorical is not None:
+            codes |= {f"categorical_{i}": code_B for i, code_B in enumerate(batch.categorical.unbind(-1))}
+        return codes
+
+    def shape_latent(self, z_BL: Tensor) -> Tensor:
+        """The latent as the decoder and the users see it: its softmax if `latent_distribution` is "ln"."""
+        return torch.softmax(z_BL, -1) if self.config.latent_distribution == "ln" else z_BL
+
+    def log_likelihood(self, x_BG: Tensor, p: Decoded) -> Tensor:
+        """log p(x | z) of each cell, (B,)."""
+        return log_likelihood(
+            self.config.gene_likelihood, x_BG, p.rate_BG, p.log_theta, p.dropout_BG, path=self.config.likelihood_path
+        )
+
+    def library_kl(self, q: Posterior, batch: Batch) -> Tensor:
+        """KL(q(log library) || prior of the cell's batch), (B,); 0 unless the library size is latent."""
+        if self.library_prior is None or q.library_variance_B1 is None:
+            return torch.zeros_like(q.log_library_B1[:, 0])
+        mean_K, variance_K = self.library_prior.parts()
+        prior = mean_K[batch.batch], variance_K[batch.batch]
+        return kl_normal(q.log_library_B1[:, 0], q.library_variance_B1[:, 0], *prior)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent, (B, L) each. Of "ln" they are estimated from 1,000 draws.
+
+        The draws are the same for every cell, so that a cell's latent does not depend on its batch of cells.
+        """
+        q = self.encode(batch.counts.dense(self.device), batch)
+        if self.config.latent_distribution == "normal":
+            return q.mean_BL, q.variance_BL
+        noise_SL = torch.randn(1000, self.config.n_latent, generator=seeded("ln")).to(self.device)
+        total_BL, squares_BL = torch.zeros_like(q.mean_BL), torch.zeros_like(q.mean_BL)
+        for noise_L in noise_SL:
+            z_BL = torch.softmax(q.mean_BL + q.variance_BL.sqrt() * noise_L, -1)
+            total_BL += z_BL
+            squares_BL += z_BL**2
+        mean_BL = total_BL / len(noise_SL)
+        return mean_BL, (squares_BL / len(noise_SL) - mean_BL**2).clamp_(min=0)
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` must be called once before training."""
+        return self.library_prior is not None
+
+    @torch.no_grad()
+    def observe(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
+        """One pass over the data for what depends on all of it: the library size of each batch.
+
+        Args:
+            total: adds a tensor up over all workers.
+        """
+        if self.library_prior is None:
+            return
+        mean_K, _ = self.library_prior.parts()
+        sums_K3 = torch.zeros(len(mean_K), 3, dtype=torch.float64)  # cells, sum of log, sum of squared log
+        for batch in batches:
+            library_B = batch.counts.dense(torch.device("cpu")).sum(-1).double()
+            log_B = torch.where(library_B > 0, library_B.log(), 0.0)
+            sums_K3.index_add_(0, batch.batch.cpu(), torch.stack([torch.ones_like(log_B), log_B, log_B**2], -1))
+        n_K, log_K, squares_K = total(sums_K3.to(self.device)).cpu().unbind(-1)
+        mean_K = log_K / n_K.clamp(min=1)
+        variance_K = (squares_K / n_K.clamp(min=1) - mean_K**2).clamp(min=0)
+        self.library_prior.fill(mean_K.to(self.device), variance_K.to(self.device), (n_K > 0).to(self.device))
+
+    def after_step(self, step: Step) -> None:
+        """Nothing to do after an update."""
+
+
+RECIPES: dict[str, dict[str, object]] = {
+    "scvi": {},
+    # what architecture surgery wants: Lotfollahi et al. 2022, and the scArches tutorials of scvi-tools
+    "scarches": {
+        "n_layers": 2,
+        "dropout_rate": 0.2,
+        "encode_covariates": True,
+        "deeply_inject_covariates": True,
+        "use_layer_norm": "both",
+        "use_batch_norm": "none",
+        "gene_likelihood": "nb",
+    },
+}
+"""Named settings of `Scvi.Config` (``--recipe``)."""
