@@ -1,0 +1,316 @@
+"""Opens an atlas store and reads from it: rows, codes, names, keys; every byte that is read is checked.
+
+A store is a zarr v3 AnnData group that `anndata.read_zarr` opens (see `scarcade.dataloaders.writer`). What is
+held in memory for each cell is the number of its counts as a small integer; everything else is read when asked.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader, read_checked
+from scarcade.dataloaders.writer import (
+    FORMAT,
+    PROTEIN_COUNTS,
+    PROTEIN_MEASURED,
+    CellBlock,
+    StoreWriter,
+    smallest_codes,
+)
+from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.errors import CategoryError, CorruptError, CsrError, LimitError, OpenError, UsageError
+from scarcade.engine.folder import MANIFEST, problems, read_manifest
+
+if TYPE_CHECKING:
+    import anndata as ad
+
+__all__ = ["CellBlock", "Store", "StoreWriter", "open_store"]
+
+LIMIT_CELLS, LIMIT_GENES = 1 << 36, 1 << 22
+_COARSE = 1024  # cells between two remembered places in X
+
+
+def open_store(path: str | Path) -> "Store":
+    """The store at `path`, its manifest, sizes and schema checked (its shards are checked as they are read).
+
+    Raises:
+        OpenError: not a store of ours, or of a newer format. CorruptError, MissingChunkError: files that are not
+        those of the manifest. CsrError: row pointers that do not ascend. LimitError: impossible sizes.
+    """
+    return Store(Path(path))
+
+
+class Store:
+    """Cells of an atlas on disk, in the order of their keys. Use `open_store`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise OpenError(f"{path}: there is no such folder; a store is made by `scarcade ingest` or `simulate`")
+        self._files = LocalFiles(self.path)
+        self._manifest = read_manifest(self.path)
+        if self._manifest.get("kind") != "store":
+            raise OpenError(f"{path}: {MANIFEST} is not that of a store")
+        if self._manifest.get("format") != FORMAT:
+            raise OpenError(f"{path}: format {self._manifest.get('format')}, this version reads {FORMAT}; ingest again")
+        found = problems(self.path, deep=False)
+        if found:
+            self._raise(found)
+        ours = {name: self._element(f"uns/scarcade/{name}") for name in ("schema", "seed", "sources")}
+        self.schema = Schema.from_dict(json.loads(ours["schema"]))
+        self.seed = int(ours["seed"])
+        self.sources: list[dict[str, Any]] = json.loads(ours["sources"])
+        self.fingerprint: str = hashlib.sha256(json.dumps(self._manifest, sort_keys=True).encode()).hexdigest()
+        self._indices = ArrayReader(self._files, "X/indices", self._manifest)
+        self._data = ArrayReader(self._files, "X/data", self._manifest)
+        self._keys = ArrayReader(self._files, "uns/scarcade/keys", self._manifest)
+        self.n_cells, self.n_genes = len(self._keys), self.schema.n_genes
+        self.nnz = len(self._data)
+        self._check_sizes()
+        self._load_lengths()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path}: {self.n_cells} cells x {self.n_genes} genes>"
+
+    def _raise(self, found: Sequence[str]) -> None:
+        from scarcade.engine.errors import MissingChunkError
+
+        kind = MissingChunkError if any(problem.endswith(": missing") for problem in found) else CorruptError
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise kind(f"{self.path}: {'; '.join(found[:3])}{more}")
+
+    def _check_sizes(self) -> None:
+        declared = tuple(self._manifest.get(name) for name in ("n_cells", "n_genes", "nnz"))
+        if self.n_cells > LIMIT_CELLS or self.n_genes > LIMIT_GENES:
+            raise LimitError(f"{self.path}: {self.n_cells} cells x {self.n_genes} genes are beyond any real atlas")
+        if declared != (self.n_cells, self.n_genes, self.nnz) or len(self._indices) != self.nnz:
+            raise CorruptError(
+                f"{self.path}: the manifest speaks of {declared} cells, genes and counts; the arrays hold "
+                f"{(self.n_cells, self.n_genes, self.nnz)} and {len(self._indices)} column indices"
+            )
+        if self._indices.chunk_rows != self._data.chunk_rows and self._indices.dtype.itemsize == (
+            self._data.dtype.itemsize
+        ):
+            raise CorruptError(f"{self.path}: X/indices and X/data are cut differently")
+
+    def _load_lengths(self) -> None:
+        """Counts per cell (smallest type), and the place in X of every 1024th cell."""
+        indptr = ArrayReader(self._files, "X/indptr", self._manifest)
+        if len(indptr) != self.n_cells + 1:
+            raise CorruptError(f"{self.path}: X/indptr has {len(indptr)} entries for {self.n_cells} cells")
+        pieces, before, largest, coarse, row = [], 0, 0, [], 0
+        for piece in indptr.pieces():
+            steps = np.diff(piece, prepend=before)
+            if (row == 0 and piece[0] != 0) or steps.min() < 0 or steps.max() > self.n_genes:
+                raise CsrError(f"{self.path}: X/indptr does not ascend from 0 by at most {self.n_genes} a cell")
+            coarse.append(piece[(-row) % _COARSE :: _COARSE])
+            largest = max(largest, int(steps.max()))
+            pieces.append(steps[1:] if row == 0 else steps)
+            pieces[-1] = pieces[-1].astype(np.uint16 if self.n_genes < 1 << 16 else np.uint32)
+            before, row = int(piece[-1]), row + len(piece)
+        if before != self.nnz:
+            raise CsrError(f"{self.path}: X/indptr ends at {before}, there are {self.nnz} counts")
+        self.lengths = np.concatenate(pieces)
+        self._coarse = np.concatenate(coarse).astype(np.int64)
+
+    def start_of(self, row: int) -> int:
+        """Where the counts of `row` begin in X/data (`n_cells`: where they end)."""
+        block = row // _COARSE
+        return int(self._coarse[block]) + int(self.lengths[block * _COARSE : row].sum(dtype=np.int64))
+
+    def _element(self, name: str) -> Any:
+        """A small element (var, schema, truth) by anndata, its bytes checked before."""
+        import anndata as ad
+        import zarr
+
+        files = [file for file in self._manifest["files"] if file.startswith(f"{name}/")]
+        if not files:
+            raise CorruptError(f"{self.path}: {name} is not in the manifest")
+        for file in files:
+            read_checked(self._files, file, self._manifest)
+        return ad.io.read_elem(zarr.open(self.path / name, mode="r"))
+
+    # ---- rows
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64, gene index, count) of the rows [start, stop), checked.
+
+        Raises:
+            MissingChunkError, CorruptError: what is on disk is not what was written. CsrError: a column beyond
+            the genes.
+        """
+        self._check_range(start, stop)
+        indptr = np.zeros(stop - start + 1, np.int64)
+        np.cumsum(self.lengths[start:stop], out=indptr[1:])
+        first = self.start_of(start)
+        indices = self._indices.rows(first, first + int(indptr[-1]))
+        data = self._data.rows(first, first + int(indptr[-1]))
+        if len(indices) and int(indices.max()) >= self.n_genes:
+            raise CsrError(f"{self.path}: rows {start} to {stop} name gene {indices.max()} of {self.n_genes}")
+        return indptr, indices, data
+
+    def proteins(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(counts, measured) of the rows [start, stop), each (n, P); None in a store without proteins."""
+        self._check_range(start, stop)
+        if not self._manifest.get("proteins"):
+            return None
+        counts = ArrayReader(self._files, f"obsm/{PROTEIN_COUNTS}", self._manifest)
+        measured = ArrayReader(self._files, f"obsm/{PROTEIN_MEASURED}", self._manifest)
+        wanted = (self.n_cells, len(self.schema.proteins))
+        if counts.shape != wanted or measured.shape != wanted:
+            raise CorruptError(f"{self.path}: proteins of shape {counts.shape}, {wanted} were declared")
+        return counts.rows(start, stop), measured.rows(start, stop)
+
+    def _check_range(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_cells:
+            raise UsageError(f"{self.path}: rows {start} to {stop} were asked for, there are {self.n_cells}")
+
+    def keys(self, start: int, stop: int) -> np.ndarray:
+        """uint64 keys of the rows [start, stop), ascending."""
+        self._check_range(start, stop)
+        return self._keys.rows(start, stop)
+
+    def n_before(self, fraction: float) -> int:
+        """Number of rows with key < fraction * 2**64: the validation prefix."""
+        if not 0.0 <= fraction <= 1.0:
+            raise UsageError(f"a fraction of {fraction} of the cells; it must lie in 0 .. 1")
+        if fraction == 1.0:
+            return self.n_cells
+        bound = np.uint64(fraction * 2.0**64)
+        low, high = 0, self.n_cells  # bisection by pieces: a few chunks are read, however many cells there are
+        while high - low > 4096:
+            middle = (low + high) // 2
+            if self._keys.rows(middle, middle + 1)[0] < bound:
+                low = middle
+            else:
+                high = middle
+        return low + int(np.searchsorted(self._keys.rows(low, high), bound, side="left"))
+
+    # ---- obs
+
+    def _column_names(self) -> list[str]:
+        meta = json.loads(read_checked(self._files, "obs/zarr.json", self._manifest))
+        return list(meta["attributes"]["column-order"])
+
+    def _is_categorical(self, column: str) -> bool:
+        return f"obs/{column}/codes/zarr.json" in self._manifest["files"]
+
+    def _categories(self, column: str) -> list[str]:
+        reader = StringReader(self._files, f"obs/{column}/categories", self._manifest)
+        return [str(value) for value in reader.rows(0, len(reader))]
+
+    def codes(self, column: str) -> np.ndarray:
+        """A column for every cell (n_cells,): the schema's codes in the smallest integer type, -1 where the value
+        is missing or not one of the schema's; a column without categories as float32.
+
+        Raises:
+            CategoryError: there is no such column, or a cell without a batch.
+        """
+        if not self._is_categorical(column):
+            if f"obs/{column}/zarr.json" not in self._manifest["files"]:
+                raise CategoryError(f"{self.path}: no obs column '{column}'; there are {self._column_names()}")
+            reader = ArrayReader(self._files, f"obs/{column}", self._manifest)
+            return np.concatenate([piece.astype(np.float32) for piece in reader.pieces()])
+        ours = self._schema_column(column)
+        stored = self._categories(column)
+        values = ours.codes() if ours is not None else {value: code for code, value in enumerate(stored)}
+        table = np.array([values.get(value, -1) for value in stored] + [-1], smallest_codes(len(values)))
+        reader = ArrayReader(self._files, f"obs/{column}/codes", self._manifest)
+        if len(reader) != self.n_cells:
+            raise CorruptError(f"{self.path}: obs/{column} has {len(reader)} values for {self.n_cells} cells")
+        parts = []
+        for piece in reader.pieces():
+            if len(piece) and (piece.min() < -1 or piece.max() >= len(stored)):
+                raise CorruptError(f"{self.path}: obs/{column} has codes beyond its {len(stored)} categories")
+            parts.append(table[piece])
+        codes = np.concatenate(parts)
+        if ours is not None and ours not in self.schema.labels and (codes < 0).any():
+            cell = int(np.argmax(codes < 0))
+            raise CategoryError(f"{self.path}: cell {cell} has no known value in '{column}'")
+        return codes
+
+    def _schema_column(self, column: str) -> Categories | None:
+        columns = (self.schema.batch, *self.schema.labels, *self.schema.categorical)
+        return next((c for c in columns if c.name == column), None)
+
+    def names(self, start: int, stop: int) -> np.ndarray:
+        """Names of the cells [start, stop), an object array of str."""
+        self._check_range(start, stop)
+        return StringReader(self._files, "obs/_index", self._manifest).rows(start, stop)
+
+    def obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
+        """obs of the rows [start, stop) as it was written; index: the cells' names."""
+        stop = self.n_cells if stop is None else stop
+        columns: dict[str, Any] = {}
+        for name in self._column_names():
+            if self._is_categorical(name):
+                codes = ArrayReader(self._files, f"obs/{name}/codes", self._manifest).rows(start, stop)
+                columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(self._categories(name)))
+            else:
+                meta = json.loads(read_checked(self._files, f"obs/{name}/zarr.json", self._manifest))
+                kind = StringReader if meta["data_type"] == "string" else ArrayReader
+                columns[name] = kind(self._files, f"obs/{name}", self._manifest).rows(start, stop)
+        return pd.DataFrame(columns, index=pd.Index(self.names(start, stop).astype(str), dtype=object))
+
+    def var(self) -> pd.DataFrame:
+        """var as it was written; index: the genes."""
+        frame: pd.DataFrame = self._element("var")
+        return frame
+
+    def truth(self) -> Mapping[str, Any] | None:
+        """What made data were made from (`simulate`); None for real data."""
+        if not any(file.startswith("uns/scarcade/truth/") for file in self._manifest["files"]):
+            return None
+        truth: Mapping[str, Any] = self._element("uns/scarcade/truth")
+        return truth
+
+    def verify(self) -> list[str]:
+        """Every byte against the manifest; [] if the store is intact, else what is wrong with which file."""
+        return problems(self.path)
+
+    def to_anndata(self, batches: Sequence[str] | None = None) -> "ad.AnnData":
+        """The cells of some batches (or all) in memory as an AnnData with float32 CSR counts.
+
+        Raises:
+            CategoryError: a batch that the store does not have.
+        """
+        import anndata as ad
+        import scipy.sparse as sp
+
+        known = self.schema.batch.codes()
+        for value in batches or ():
+            if value not in known:
+                raise CategoryError(f"{self.path}: no batch '{value}'; there are {', '.join(known)}")
+        wanted = None if batches is None else [known[value] for value in batches]
+        keep = np.ones(self.n_cells, bool) if wanted is None else np.isin(self.codes(self.schema.batch.name), wanted)
+        matrices, frames, proteins = [], [], []
+        for start in range(0, self.n_cells, 1 << 16):
+            stop = min(start + (1 << 16), self.n_cells)
+            mask = keep[start:stop]
+            if not mask.any():
+                continue
+            indptr, indices, data = self.read(start, stop)
+            block = sp.csr_matrix(
+                (data.astype(np.float32), indices.astype(np.int32), indptr), (stop - start, self.n_genes)
+            )
+            matrices.append(block[mask])
+            frames.append(self.obs(start, stop)[mask])
+            both = self.proteins(start, stop)
+            if both is not None:
+                proteins.append((both[0][mask], both[1][mask]))
+        if not matrices:
+            raise CategoryError(f"{self.path}: no cell in the batches {batches}")
+        out = ad.AnnData(sp.vstack(matrices, format="csr"), obs=pd.concat(frames), var=self.var())
+        if proteins:
+            names = list(self.schema.proteins)
+            out.obsm[PROTEIN_COUNTS] = pd.DataFrame(np.concatenate([c for c, _ in proteins]), out.obs_names, names)
+            out.obsm[PROTEIN_MEASURED] = pd.DataFrame(np.concatenate([m for _, m in proteins]), out.obs_names, names)
+        return out
