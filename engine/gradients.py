@@ -1,0 +1,143 @@
+"""Sums the gradients of all workers, in buckets, while the backward pass is still at work.
+
+DistributedDataParallel does the same, and three things that training here cannot have. It lays its buckets
+out anew after the first step of a process, so a run that was killed adds in another order than one that was
+not, and ends with other bits on three workers and more. It takes the mean over workers, where batches that
+differ by a cell want the sum. And it does not carry the loss, a request to stop, or the running statistics
+of batch norm, each of which would be a collective of its own. Here the layout is fixed by the order of the
+parameters, and those few numbers ride in the tail of the last bucket. (Decision 002.)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from scarcade.engine.world import World
+
+BUCKET_BYTES = 25 << 20
+
+
+class _Bucket:
+    """A flat buffer, and the parameters whose gradients lie in it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], n_tail: int) -> None:
+        self.parameters = parameters
+        first = parameters[0]
+        sizes = [p.numel() for p in parameters]
+        self.flat = torch.zeros(sum(sizes) + n_tail, dtype=first.dtype, device=first.device)
+        pieces = self.flat.split([*sizes, n_tail] if n_tail else sizes)
+        self.views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=False)]
+        self.tail = pieces[-1] if n_tail else self.flat[:0]
+        self.filled = [False] * len(parameters)
+        self.pending: Any = None
+
+
+class GradientSum:
+    """Makes ``.grad`` of every parameter the sum over all workers; in a world of one it does nothing.
+
+    Args:
+        model: whose trainable parameters are summed, and whose batch norm statistics are averaged.
+        signals: how many float32 numbers are summed with them in each step.
+    """
+
+    def __init__(self, model: nn.Module, world: World, signals: int, *, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self._world = world
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._signals = signals
+        self._statistics = [
+            buffer
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
+        self._buckets: list[_Bucket] = []
+        self._hooks: list[Any] = []
+        self._next = 0
+        if world.size > 1:
+            self._lay_out(bucket_bytes)
+
+    def _lay_out(self, bucket_bytes: int) -> None:
+        """Buckets in the order in which a backward pass reaches them: from the last parameter to the first."""
+        groups: list[list[nn.Parameter]] = [[]]
+        room = bucket_bytes
+        for parameter in reversed(self._parameters):
+            size = parameter.numel() * parameter.element_size()
+            if groups[-1] and (size > room or parameter.dtype != groups[-1][-1].dtype):
+                groups.append([])
+                room = bucket_bytes
+            groups[-1].append(parameter)
+            room -= size
+        tail = self._signals + sum(buffer.numel() for buffer in self._statistics)
+        for group in groups:
+            self._buckets.append(_Bucket(group, tail if group is groups[-1] else 0))
+        for number, bucket in enumerate(self._buckets):
+            for place, parameter in enumerate(bucket.parameters):
+                self._hooks.append(
+                    parameter.register_post_accumulate_grad_hook(
+                        lambda p, number=number, place=place: self._arrived(p, number, place)
+                    )
+                )
+
+    def _arrived(self, parameter: Tensor, number: int, place: int) -> None:
+        bucket = self._buckets[number]
+        assert parameter.grad is not None
+        bucket.views[place].copy_(parameter.grad)
+        parameter.grad = bucket.views[place]
+        bucket.filled[place] = True
+        self._send(len(self._buckets) - 1)  # the last bucket waits for its tail
+
+    def _send(self, stop: int) -> None:
+        """Begin the sums of full buckets, always in the same order: collectives must meet on all workers."""
+        while self._next < stop and all(self._buckets[self._next].filled):
+            bucket = self._buckets[self._next]
+            bucket.pending = self._world.sum_later(bucket.flat)
+            self._next += 1
+
+    def finish(self, signals: Tensor, share: float) -> Tensor:
+        """Complete the sums after ``backward()``.
+
+        A parameter that the batch did not touch gets a gradient of zeros, on one worker as on many.
+
+        Args:
+            signals: float32 (signals,), this worker's.
+            share: this worker's share of the cells of the global batch; batch norm statistics weigh so.
+
+        Returns:
+            The signals summed over all workers, on their device.
+        """
+        if self._world.size == 1:
+            for parameter in self._parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            return signals
+        for bucket in self._buckets:
+            for place, (parameter, view) in enumerate(zip(bucket.parameters, bucket.views, strict=True)):
+                if not bucket.filled[place]:
+                    view.zero_()
+                    parameter.grad = view
+                    bucket.filled[place] = True
+        last = self._buckets[-1]
+        pieces = [signals, *(buffer.flatten() * share for buffer in self._statistics)]
+        last.tail.copy_(torch.cat(pieces))
+        self._send(len(self._buckets))
+        for bucket in self._buckets:
+            if bucket.pending is not None:
+                bucket.pending.wait()
+            bucket.pending = None
+            bucket.filled = [False] * len(bucket.filled)
+        self._next = 0
+        start = self._signals
+        for buffer in self._statistics:
+            buffer.copy_(last.tail[start : start + buffer.numel()].view_as(buffer))
+            start += buffer.numel()
+        return last.tail[: self._signals]
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

@@ -1,0 +1,410 @@
+"""`fit`: the one training loop, on one process or many, resumable between any two steps.
+
+What a step does is a function of (weights, moments, seed, position): the loader gives the cells of a
+position, `Noise.of_step` their noise, and `TrainingState` is all that the loop itself remembers. So a run
+that is killed anywhere and continued from a checkpoint ends with the same bits.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scarcade.engine.contracts import Batch, Loader, Losses, Model, Noise, Step
+from scarcade.engine.errors import NonFiniteError, UsageError
+from scarcade.engine.gradients import GradientSum
+from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, Sums, means
+from scarcade.engine.optim import (
+    OptimConfig,
+    Patience,
+    adam,
+    default_epochs,
+    kl_weight,
+    lower_on_plateau,
+    moments,
+    restore_moments,
+    stop_early,
+)
+from scarcade.engine.readback import Readback
+from scarcade.engine.world import World
+
+FitConfig = OptimConfig
+_VALIDATION = 0x76616C  # a seed word that keeps the noise of validation apart from that of training
+_OPTIMISER = "optimiser:"
+_WEIGHTS = "model:"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands between two steps; with weights and moments all that a checkpoint needs."""
+
+    lr: float
+    epoch: int = 0
+    in_epoch: int = 0  # steps taken of this epoch
+    step: int = 0
+    cells: int = 0
+    since_line: tuple[dict[str, float], int] = field(default_factory=lambda: ({}, 0))  # sums, cells
+    since_epoch: tuple[dict[str, float], int] = field(default_factory=lambda: ({}, 0))
+    plateau: Patience = field(default_factory=Patience)
+    stopping: Patience = field(default_factory=Patience)
+    stopped: str = ""  # why the run is over: "epochs", "steps" or "early"
+    history: list[Line] = field(default_factory=list)  # one line for each epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "plateau": self.plateau.to_dict(), "stopping": self.stopping.to_dict()}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "TrainingState":
+        values = dict(raw)
+        for name in ("since_line", "since_epoch"):
+            sums, cells = values[name]
+            values[name] = (dict(sums), int(cells))
+        for name in ("plateau", "stopping"):
+            values[name] = Patience.from_dict(values[name])
+        return cls(**values)
+
+
+class Checkpointing(Protocol):
+    """Where `fit` keeps its state (`engine.checkpoint.Checkpoints`)."""
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The newest intact (state, tensors), or None if there is none; asked on rank 0."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save; asked on rank 0 before each step."""
+        ...
+
+    def save(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Commit; called on every rank with the same values, written by rank 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended. `stopped`: "epochs", "steps", "early", or "interrupted" (to be continued)."""
+
+    history: list[Line]
+    steps: int
+    epochs: int
+    cells: int
+    stopped: str
+
+
+def fit(
+    model: nn.Module,
+    train: Loader,
+    validation: Loader | None,
+    config: OptimConfig,
+    *,
+    world: World | None = None,
+    seed: int = 0,
+    checkpoints: Checkpointing | None = None,
+    metrics: MetricsFile | None = None,
+    progress: Report | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> FitResult:
+    """Train `model`, from the newest checkpoint if there is one.
+
+    Only parameters with ``requires_grad`` move. The loss is the mean over the cells of the global batch,
+    whatever the number of workers. The model is left in eval mode.
+
+    Args:
+        train, validation: this worker's loaders (``world.shard``) of the same store.
+        checkpoints: where to commit and resume; none: nothing is kept.
+        metrics: where lines of metrics go, written by rank 0. `progress` is given the same lines.
+        stop: asked in each step; once it says True on any worker, all of them stop together, commit a
+            checkpoint and return "interrupted".
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; the update was not made.
+        UsageError: nothing trains, or the monitored term is not one of the model's.
+    """
+    world = world or World()
+    run = _Run(model.to(world.device), train, validation, config, world, seed)
+    run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
+    run.begin()
+    try:
+        state = run.state
+        while not state.stopped:
+            if not run.epoch():
+                return run.result("interrupted")
+        run.save()
+        return run.result(state.stopped)
+    finally:
+        run.gradients.close()
+        model.eval()
+
+
+class _Run:
+    """The state of one `fit`: model, optimiser, position."""
+
+    checkpoints: Checkpointing | None = None
+    metrics: MetricsFile | None = None
+    progress: Report | None = None
+    stop: Callable[[], bool] | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Loader,
+        validation: Loader | None,
+        config: OptimConfig,
+        world: World,
+        seed: int,
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation
+        self.config, self.world, self.seed = config, world, seed
+        self.contract = cast(Model, model)
+        self.n_cells = train.n_cells + (validation.n_cells if validation else 0)
+        self.epochs = config.epochs or default_epochs(self.n_cells)
+        self.optimiser, self.names = adam(model, config)
+        self.parameters: list[nn.Parameter] = self.optimiser.param_groups[0]["params"]
+        self.gradients = GradientSum(model, world, signals=3)
+        self.readback: Readback[tuple[int, np.ndarray]] = Readback(world.device)
+        self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
+        self.sums = Sums()
+        self.state = TrainingState(lr=config.lr)
+        self.saved_step = -1
+        self.clock = Clock(train.waited, 0)
+
+    # beginning
+
+    def begin(self) -> None:
+        """Take up the newest checkpoint, or the first weights of rank 0; then all ranks agree."""
+        found = self.checkpoints.load() if self.checkpoints is not None and self.world.first else None
+        if self.world.say({"found": found is not None})["found"]:
+            self._resume(*(found or ({}, {})))
+        else:
+            if getattr(self.model, "observes", False):
+                batches = chain(self.train.epoch(0), self.validation.epoch(0) if self.validation else ())
+                cast(Any, self.model).observe(batches, total=self.world.sum)
+            self.world.from_first(list(self.model.state_dict().values()))
+        if self.metrics is not None and self.world.first:
+            self.metrics.rewind(self.state.step)
+        state = self.state
+        over = state.stopped == "early" or state.epoch >= self.epochs or self._at_last_step()
+        if state.stopped and not over:
+            state.stopped = ""  # more epochs or steps were asked for
+        elif over and not state.stopped:
+            state.stopped = "steps" if self._at_last_step() else "epochs"
+        self.clock = Clock(self.train.waited, state.cells)
+
+    def _resume(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        shared = self.world.say({"state": state, "moments": any(k.startswith(_OPTIMISER) for k in tensors)})
+        if tensors:  # rank 0
+            self.model.load_state_dict(
+                {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
+            )
+            saved = {k.removeprefix(_OPTIMISER): v for k, v in tensors.items() if k.startswith(_OPTIMISER)}
+            restore_moments(self.optimiser, self.names, saved)
+        elif shared["moments"]:
+            blank = {}
+            for name, p in zip(self.names, self.parameters, strict=True):
+                blank |= {f"{name}/exp_avg": torch.zeros_like(p), f"{name}/exp_avg_sq": torch.zeros_like(p)}
+                blank[f"{name}/step"] = torch.zeros(())
+            restore_moments(self.optimiser, self.names, blank)
+        self.world.from_first([*self.model.state_dict().values(), *moments(self.optimiser, self.names).values()])
+        self.state = TrainingState.from_dict(shared["state"])
+        self.optimiser.param_groups[0]["lr"] = self.state.lr
+        self.saved_step = self.state.step
+
+    # running
+
+    def epoch(self) -> bool:
+        """The rest of the current epoch; False if the run was asked to stop in it."""
+        state, steps = self.state, self.train.steps_per_epoch
+        self.model.train(self.config.mode == "train")
+        if state.in_epoch < steps and not self._at_last_step():
+            for batch in self.train.epoch(state.epoch, state.in_epoch):
+                save, interrupted = self._step(batch)
+                at_end = state.in_epoch == steps
+                if interrupted:
+                    self.save()
+                    return False
+                if self._at_last_step():
+                    break
+                if save and not at_end:
+                    self.save()
+                if state.step % self.config.log_every == 0 and not at_end:
+                    self._line()
+        self._check(self.readback.drain())
+        if state.in_epoch == steps:
+            self._end_of_epoch()
+        if self._at_last_step():
+            state.stopped = state.stopped or "steps"
+        elif state.epoch >= self.epochs:
+            state.stopped = state.stopped or "epochs"
+        return True
+
+    def _at_last_step(self) -> bool:
+        return self.config.max_steps is not None and self.state.step >= self.config.max_steps
+
+    def _step(self, batch: Batch) -> tuple[bool, bool]:
+        """One update. Returns (whether to save, whether to stop), the same on all ranks."""
+        state, world, device = self.state, self.world, self.world.device
+        where = Step(
+            state.step,
+            state.epoch,
+            state.cells,
+            kl_weight(self.config, epoch=state.epoch, step=state.step, cells=state.cells),
+        )
+        batch = batch.to(device)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
+        loss = losses.minimise.sum() / batch.n_global
+        if losses.penalty is not None:
+            loss = loss + losses.penalty / world.size
+        loss.backward()
+        asked = (
+            float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
+            float(self.stop is not None and self.stop()),
+        )
+        own = torch.cat([loss.detach().reshape(1), torch.tensor(asked, device=device)])
+        shared = self.gradients.finish(own, len(batch) / batch.n_global)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        numbers = torch.cat([(shared[0] + norm).reshape(1), shared[1:]])
+        if self.readback.deferred:
+            # the update of a step that is not finite, and of those after it, is left out on the device
+            self.bad = torch.maximum(self.bad, (~numbers[0].isfinite()).float())
+            cast(Any, self.optimiser).found_inf = self.bad
+        asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+        self.optimiser.step()
+        self.contract.after_step(where)
+        self.sums.add(losses)
+        state.step += 1
+        state.in_epoch += 1
+        state.cells += batch.n_global
+        return asked_of
+
+    def _check(self, read: tuple[list[float], tuple[int, np.ndarray]] | None) -> tuple[bool, bool]:
+        """Raise if the step that was read was not finite; else (save, stop)."""
+        if read is None:
+            return False, False
+        (finite, save, stop), (step, rows) = read
+        if not np.isfinite(finite):
+            shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+            raise NonFiniteError(
+                f"step {step}: the loss or its gradient is not finite, and the update was not made "
+                f"(epoch {self.state.epoch}, rows {shown} of the store); lower --optim.lr or set --optim.clip, "
+                "and check these cells"
+            )
+        return save > 0, stop > 0
+
+    # what is read back now and then
+
+    def _gather(self) -> None:
+        """Bring the device's sums, over all ranks, into the state."""
+        sums, cells = self.sums.merged(self.world)
+        state = self.state
+        for name in ("since_line", "since_epoch"):
+            old, n = getattr(state, name)
+            setattr(state, name, ({k: old.get(k, 0.0) + sums.get(k, 0.0) for k in {**old, **sums}}, n + cells))
+
+    def _line(self) -> None:
+        """A line of metrics within an epoch."""
+        self._gather()
+        self._write({**self._where("steps"), **means(*self.state.since_line, "train")})
+        self.state.since_line = ({}, 0)
+
+    def _end_of_epoch(self) -> None:
+        state, config = self.state, self.config
+        self._gather()
+        line = {**self._where("epoch"), **means(*state.since_epoch, "train")}
+        if self.validation is not None and config.validate_every and (state.epoch + 1) % config.validate_every == 0:
+            found = validate(self.model, self.validation, self._now(), seed=self.seed, world=self.world)
+            line |= found
+            self._watch(found)
+        state.since_line = state.since_epoch = ({}, 0)
+        state.history.append(line)
+        state.epoch, state.in_epoch = state.epoch + 1, 0
+        self._write(line)
+
+    def _watch(self, found: Mapping[str, float]) -> None:
+        """Plateau and early stopping, on a validation."""
+        state, config = self.state, self.config
+        if not (config.plateau or config.early_stopping):
+            return
+        name = f"validation/{config.monitor}"
+        if name not in found:
+            names = ", ".join(k.removeprefix("validation/") for k in found)
+            raise UsageError(f"--optim.monitor {config.monitor}: the model has no such term; it has {names}")
+        if config.plateau:
+            state.lr = lower_on_plateau(state.lr, found[name], state.plateau, config)
+            self.optimiser.param_groups[0]["lr"] = state.lr
+        if config.early_stopping and stop_early(found[name], state.stopping, config):
+            state.stopped = "early"
+
+    def _now(self) -> Step:
+        """Where training stands in its last step."""
+        state = self.state
+        step, cells = max(state.step - 1, 0), max(state.cells - 1, 0)
+        weight = kl_weight(self.config, epoch=state.epoch, step=step, cells=cells)
+        return Step(step, state.epoch, cells, weight)
+
+    def _where(self, of: str) -> Line:
+        state = self.state
+        return {
+            "time": round(time.time(), 3),
+            "step": state.step,
+            "epoch": state.epoch,
+            "cells": state.cells,
+            **self.clock.read(self.train.waited, state.cells),
+            "of": of,
+            "lr": state.lr,
+            "kl_weight": self._now().kl_weight,
+        }
+
+    def _write(self, line: Line) -> None:
+        if not self.world.first:
+            return
+        if self.metrics is not None:
+            self.metrics.write(line)
+        if self.progress is not None:
+            self.progress({**line, "epochs": self.epochs, "steps_per_epoch": self.train.steps_per_epoch})
+
+    def save(self) -> None:
+        """Commit where the run stands."""
+        if self.checkpoints is None:
+            return
+        self._check(self.readback.drain())
+        self._gather()
+        tensors = {f"{_WEIGHTS}{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"{_OPTIMISER}{k}": v for k, v in moments(self.optimiser, self.names).items()}
+        self.checkpoints.save(self.state.step, self.state.to_dict(), tensors)
+
+    def result(self, stopped: str) -> FitResult:
+        state = self.state
+        return FitResult(list(state.history), state.step, state.epoch, state.cells, stopped)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, loader: Loader, step: Step, *, seed: int, world: World) -> dict[str, float]:
+    """``validation/...``: the mean over all cells of `loader`, over all ranks, of each term of the loss.
+
+    In eval mode, with noise that is the same at every call, so that curves do not tremble.
+
+    Raises:
+        NonFiniteError: a mean is not finite.
+    """
+    training = model.training
+    model.eval()
+    sums = Sums()
+    for number, batch in enumerate(loader.epoch(0)):
+        batch = batch.to(world.device)
+        noise = Noise([((seed, number, lane, _VALIDATION), n) for lane, n in batch.lanes], world.device)
+        sums.add(cast(Model, model).losses(batch, step, noise))
+    model.train(training)
+    found = means(*sums.merged(world), "validation")
+    for name, value in found.items():
+        if not np.isfinite(value):
+            raise NonFiniteError(f"{name} is not finite after step {step.step}; lower --optim.lr or set --optim.clip")
+    return found

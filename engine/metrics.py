@@ -1,0 +1,131 @@
+"""Running means that cost no synchronisation, and the file of JSON lines that they end in."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scarcade.engine.contracts import Losses
+from scarcade.engine.errors import StorageError
+from scarcade.engine.folder import write_bytes
+from scarcade.engine.world import World
+
+Line = dict[str, Any]
+Report = Callable[[Mapping[str, Any]], None]
+"""Takes one line of metrics as it is written, to show it."""
+
+
+class Sums:
+    """Sums over cells of named terms and the number of cells, held in float64 where the model is.
+
+    Nothing is read back before `merged`, so a GPU is never waited for. Sums and counts, not means, are
+    merged over workers, so batches of unlike size weigh by their cells.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._cells = 0
+
+    @torch.no_grad()
+    def add(self, losses: Losses) -> None:
+        """Take in a batch: each term, and what is minimised under the name ``loss``."""
+        terms = {"loss": losses.minimise, **losses.terms}
+        if self._sums is None:
+            self._names = list(terms)
+            self._sums = torch.zeros(len(terms), dtype=torch.float64, device=losses.minimise.device)
+        self._sums += torch.stack([terms[name].detach() for name in self._names]).sum(1, dtype=torch.float64)
+        self._cells += len(losses.minimise)
+
+    def merged(self, world: World) -> tuple[dict[str, float], int]:
+        """(sums, cells) over all workers; this worker's sums begin anew."""
+        if self._sums is None:
+            return {}, 0
+        count = torch.tensor([self._cells], dtype=torch.float64, device=self._sums.device)
+        *sums, cells = world.sum(torch.cat([self._sums, count])).tolist()
+        self._sums.zero_()
+        self._cells = 0
+        return dict(zip(self._names, sums, strict=True)), int(cells)
+
+
+def means(sums: Mapping[str, float], cells: int, prefix: str) -> Line:
+    """``{"train/loss": ...}`` from sums and the number of cells."""
+    return {f"{prefix}/{name}": value / max(cells, 1) for name, value in sums.items()}
+
+
+class Clock:
+    """Cells per second and the share of time spent waiting for data, since it was last read."""
+
+    def __init__(self, waited: float, cells: int) -> None:
+        self._last = (time.perf_counter(), waited, cells)
+
+    def read(self, waited: float, cells: int) -> Line:
+        now = time.perf_counter()
+        then, waited_then, cells_then = self._last
+        self._last = (now, waited, cells)
+        elapsed = max(now - then, 1e-9)
+        return {
+            "cells_per_s": round((cells - cells_then) / elapsed, 1),
+            "wait": round(min(max((waited - waited_then) / elapsed, 0.0), 1.0), 4),
+        }
+
+
+class MetricsFile:
+    """``metrics.jsonl`` of a run: one object a line, only ever appended to, rewound when a run resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append `line`; a number that is not finite stands as null.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(clean, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines beyond `step`, and a last line that was cut by a kill."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self.read() if line.get("step", 0) <= step]
+        write_bytes(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept).encode())
+
+    def read(self) -> Iterator[Line]:
+        """The lines that are whole."""
+        if not self.path.exists():
+            return
+        with open(self.path, encoding="utf-8") as file:
+            for text in file:
+                if text.endswith("\n"):
+                    yield json.loads(text)
+
+    def follow(self, offset: int) -> tuple[list[Line], int]:
+        """Whole lines written beyond byte `offset`, and the new offset: how a driver watches its workers."""
+        try:
+            size = os.path.getsize(self.path)
+        except OSError:
+            return [], 0
+        if size <= offset:
+            return [], min(offset, size)
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            content = file.read(size - offset)
+        whole = content[: content.rfind(b"\n") + 1]
+        return [json.loads(text) for text in whole.splitlines()], offset + len(whole)
+
+
+def epoch_lines(lines: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """The lines that stand for a whole epoch."""
+    return [dict(line) for line in lines if line.get("of") == "epoch"]

@@ -1,0 +1,123 @@
+"""Who we are among the workers, and the few collectives that training needs.
+
+Rank and size become plain numbers once; everything above takes a `World` as an argument, and a world of
+one does nothing at all. This is the only file that speaks to torch.distributed.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scarcade.engine.contracts import Shard
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, number of workers and device of this process; the default is one process on the CPU."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def joined(cls, device: torch.device | None = None) -> "World":
+        """The world of the process group that is already there (Ray Train makes it), or a world of one."""
+        device = device or torch.device("cpu")
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(device=device)
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.rank, self.size)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one worker that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def sum_later(self, values: Tensor) -> dist.Work | None:
+        """Begin to sum `values` in place; ``wait()`` on what is returned (None in a world of one)."""
+        return dist.all_reduce(values, async_op=True) if self.size > 1 else None
+
+    def from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite `tensors` in place with those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def say(self, value: Mapping[str, Any] | None) -> Any:
+        """What rank 0 gave as `value` (anything JSON can hold), on every worker."""
+        if self.size == 1:
+            return value
+        content = json.dumps(value).encode() if self.first else b""
+        length = torch.tensor([len(content)], dtype=torch.int64, device=self.device)
+        dist.broadcast(length, src=0)
+        buffer = torch.zeros(int(length.item()), dtype=torch.uint8, device=self.device)
+        if self.first:
+            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(buffer, src=0)
+        return json.loads(bytes(buffer.cpu().numpy()))
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        if self.size > 1:
+            self.sum(torch.zeros(1, device=self.device))
+
+
+@contextmanager
+def gathered(rank: int, size: int, meeting: Path, *, timeout_s: float = 60) -> Iterator[World]:
+    """A gloo process group of `size` processes that meet over the file `meeting`: workers without Ray.
+
+    For benchmarks and tests; jobs get their group from `launch.py`.
+    """
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+    )
+    try:
+        yield World.joined()
+    finally:
+        dist.destroy_process_group()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, which only the initialisation of a model draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def use_threads(n: int) -> None:
+    """Let torch and numba compute with `n` threads in this process.
+
+    More threads than free cores spin and cost a factor of sixty, so every worker is held to its grant.
+    """
+    n = max(1, n)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(n)  # for libraries that are loaded later, and for child processes
+    torch.set_num_threads(n)
+    import numba
+
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
