@@ -132,17 +132,37 @@ class ConditionalLinear(nn.Module):
             table.settle()
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm with the numbers of scvi-tools, and no count of the batches it has seen.
+class BatchNorm(nn.Module):
+    """Batch norm with the numbers of scvi-tools: eps 1e-3, momentum 0.01.
 
-    The count is not used, and would change a frozen reference.
+    Not torch's module, because that counts the batches it has seen, which would change a frozen reference.
     """
 
     MOMENTUM = 0.01
+    EPS = 1e-3
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, n_hidden: int) -> None:
-        super().__init__(n_hidden, eps=1e-3, momentum=self.MOMENTUM)
-        self.num_batches_tracked = None
+        super().__init__()
+        self.momentum = self.MOMENTUM
+        self.weight = nn.Parameter(torch.ones(n_hidden))
+        self.bias = nn.Parameter(torch.zeros(n_hidden))
+        self.register_buffer("running_mean", torch.zeros(n_hidden))
+        self.register_buffer("running_var", torch.ones(n_hidden))
+
+    def forward(self, x_BH: Tensor) -> Tensor:
+        """(B, H). In training mode with the statistics of this batch, which needs two cells."""
+        return F.batch_norm(
+            x_BH,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.EPS,
+        )
 
 
 class FullyConnected(nn.Module):

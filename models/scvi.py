@@ -130,6 +130,10 @@ class Scvi(nn.Module):
 
     name: ClassVar[str] = "scvi"
     obsm_key: ClassVar[str] = "X_scVI"
+    fingerprint: str | None = None
+    """sha256 over the model's files, of a model that was read from disk."""
+    record: Mapping[str, object] | None = None
+    """The content of its ``model.json``."""
 
     class Config(Section):
         """Architecture of scVI. Defaults are those of scvi-tools."""

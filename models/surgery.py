@@ -111,6 +111,7 @@ def settled(model: M) -> M:
             module.momentum = BatchNorm.MOMENTUM
     plain.requires_grad_(True)
     plain.query_mode = None
+    plain.fingerprint = plain.record = None  # it is no longer what was read
     return plain
 
 

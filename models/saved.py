@@ -1,0 +1,346 @@
+"""Models and deltas on disk: weights as safetensors, everything else as JSON, a manifest over both.
+
+A model folder is data and never a program: no pickle is written, and none is read. Every byte is checked
+against the manifest before a tensor is made, the model is built without memory first, and takes the file's
+tensors only where name, shape and type agree.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import scarcade
+from scarcade.engine.config import Section
+from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, UnsafeFileError, UsageError
+from scarcade.engine.folder import MANIFEST, committed, read_manifest, sha256, write_bytes
+from scarcade.models import MODELS, Scvi
+from scarcade.models.surgery import apply_delta, settled
+from scarcade.models.surgery import delta as delta_of
+
+FORMAT = 1
+JSON_LIMIT = 256 << 20  # bytes; the names of a million genes are 20 MB
+MODEL, DELTA = "model", "delta"
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy")
+
+
+class ModelRecord(Section):
+    """The content of ``model.json``."""
+
+    format: int
+    kind: str
+    model: str = Field(max_length=64)
+    config: dict[str, Any]
+    schema_: dict[str, Any] = Field(alias="schema")
+    training: dict[str, Any]
+    data_fingerprint: str | None
+    parent: str | None  # fingerprint of the reference that this model was grown from
+    scarcade_version: str
+
+
+def save(
+    model: Scvi,
+    folder: Path,
+    *,
+    training: Mapping[str, Any],
+    data_fingerprint: str | None,
+    parent: str | None = None,
+    replace: bool = False,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Write `model` to `folder`, complete or not at all. Rows that surgery added become rows like any other.
+
+    Args:
+        training: what is worth knowing about the training; JSON.
+        data_fingerprint: of the store or the loader that the model was trained on.
+        parent: fingerprint of the reference, for a model that was grown from one.
+        beside: is given the unfinished folder, to write more files that are to stand in its manifest.
+
+    Raises:
+        StorageError: the folder exists and `replace` is not set, or cannot be written.
+        ModelFileError: a weight is not finite.
+    """
+    plain = settled(model)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in plain.state_dict().items()}
+    _finite(tensors, folder)
+    record = {
+        "format": FORMAT,
+        "kind": MODEL,
+        "model": plain.name,
+        "config": plain.config.model_dump(mode="json"),
+        "schema": plain.schema.to_dict(),
+        "training": dict(training),
+        "data_fingerprint": data_fingerprint,
+        "parent": parent,
+        "scarcade_version": scarcade.__version__,
+    }
+    _write(folder, MODEL, tensors, record, _model_card(plain, record), replace=replace, beside=beside)
+
+
+def read(folder: str | Path) -> Scvi:
+    """The model in `folder`, in evaluation mode, with its `fingerprint` and `record`.
+
+    Raises:
+        UnsafeFileError: a pickle, which could run code (`scarcade import` reads those of scvi-tools safely).
+        OpenError: not a folder of ours. CorruptError: a byte differs from what was written.
+        ModelFileError: intact, but of another version or class, or tensors that do not fit.
+    """
+    folder = Path(folder)
+    tensors, raw, fingerprint = _read(folder, MODEL)
+    try:
+        record = ModelRecord.model_validate(raw)
+    except ValidationError as error:
+        raise ModelFileError(f"{folder}: model.json is not a model's: {_reasons(error)}") from error
+    _known(folder, record.format, record.model)
+    kind = MODELS[record.model]
+    try:
+        config = kind.Config.model_validate(record.config)
+    except ValidationError as error:
+        raise ModelFileError(f"{folder}: the architecture in model.json is not valid: {_reasons(error)}") from error
+    schema = Schema.from_dict(record.schema_)
+    check_schema(schema, str(folder))
+    with torch.device("meta"):  # sizes in a file cost nothing until they are known to agree with its tensors
+        try:
+            model = kind(config, schema)
+        except (UsageError, RuntimeError) as error:
+            raise ModelFileError(f"{folder}: {error}") from error
+    _fits(folder, tensors, model.state_dict())
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model.requires_grad_(True)
+    model.eval()
+    model.fingerprint = fingerprint
+    model.record = record.model_dump(by_alias=True)
+    return model
+
+
+def save_delta(model: Scvi, folder: Path, *, parent: str, training: Mapping[str, Any], replace: bool = False) -> None:
+    """Write what surgery added to the reference with fingerprint `parent`: kilobytes.
+
+    Raises:
+        StorageError, ModelFileError: as `save`.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in delta_of(model).items()}
+    _finite(tensors, folder)
+    record = {
+        "format": FORMAT,
+        "kind": DELTA,
+        "model": model.name,
+        "parent": parent,
+        # the genes and labels are the reference's
+        "batch": {"name": model.schema.batch.name, "values": model.schema.batch.values},
+        "categorical": [{"name": c.name, "values": c.values} for c in model.schema.categorical],
+        "training": dict(training),
+        "scarcade_version": scarcade.__version__,
+    }
+    card = (
+        f"# What a query added to a {model.name} reference\n\nOnly the rows of the query's new conditions. Apply it "
+        f"with `scarcade.models.saved.read_delta(folder, reference)` on the reference with fingerprint `{parent}`.\n"
+    )
+    _write(folder, DELTA, tensors, record, card, replace=replace)
+
+
+def read_delta(folder: str | Path, reference: Scvi) -> Scvi:
+    """`reference` with the rows of the delta in `folder`, frozen, in evaluation mode.
+
+    Raises:
+        ModelFileError: the delta belongs to another reference. Else as `read`.
+    """
+    folder = Path(folder)
+    tensors, raw, fingerprint = _read(folder, DELTA)
+    try:
+        _known(folder, raw["format"], raw["model"])
+        if raw["parent"] != reference.fingerprint:
+            raise ModelFileError(
+                f"{folder}: was made on the reference {raw['parent']}, the one given is {reference.fingerprint}"
+            )
+
+        def categories(one: Mapping[str, Any]) -> Categories:
+            return Categories(str(one["name"]), tuple(map(str, one["values"])))
+
+        batch, categorical = categories(raw["batch"]), [categories(one) for one in raw["categorical"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{folder}: delta.json is not a delta's ({error!r})") from error
+    whole = reference.schema.to_dict() | {
+        "batch": {"name": batch.name, "values": batch.values},
+        "categorical": [{"name": c.name, "values": c.values} for c in categorical],
+    }
+    schema = Schema.from_dict(whole)
+    check_schema(schema, str(folder))
+    grown = apply_delta(reference, tensors, schema)
+    grown.fingerprint = fingerprint
+    return grown
+
+
+def fingerprint(folder: str | Path) -> str:
+    """sha256 over weights and JSON of the model or delta in `folder`, as its manifest gives it.
+
+    Raises:
+        OpenError, CorruptError: there is no manifest of ours.
+    """
+    value = read_manifest(Path(folder)).get("fingerprint")
+    if not isinstance(value, str):
+        raise ModelFileError(f"{folder}: its {MANIFEST} names no fingerprint; it is not a model or delta of ours")
+    return value
+
+
+def kind_of(folder: str | Path) -> str | None:
+    """ "model" or "delta" by the files in `folder`, or None."""
+    for kind in (MODEL, DELTA):
+        if (Path(folder) / f"{kind}.json").is_file():
+            return kind
+    return None
+
+
+def check_schema(schema: Schema, where: str) -> None:
+    """Names of genes, and values of every covariate, are there and unique.
+
+    Raises:
+        ModelFileError: they are not.
+    """
+    columns = [("genes", schema.genes)]
+    columns += [(c.name, c.values) for c in (schema.batch, *schema.categorical, *schema.labels)]
+    for name, values in columns:
+        if len(set(values)) != len(values):
+            raise ModelFileError(f"{where}: the values of {name} are not unique")
+    if not schema.genes or not schema.batch.values:
+        raise ModelFileError(f"{where}: a model needs at least one gene and one batch")
+
+
+def _write(
+    folder: Path,
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    card: str,
+    *,
+    replace: bool,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    folder = Path(folder)
+    content = (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    extra: dict[str, Any] = {"kind": kind}
+    with committed(folder, extra=extra, replace=replace) as work:
+        save_file(dict(tensors), work / f"{kind}.safetensors")
+        write_bytes(work / f"{kind}.json", content)
+        write_bytes(work / "README.md", card.encode())
+        if beside is not None:
+            beside(work)
+        extra["fingerprint"] = _fingerprint(work, kind)
+
+
+def _fingerprint(folder: Path, kind: str) -> str:
+    names = (f"{kind}.safetensors", f"{kind}.json")
+    return hashlib.sha256("".join(f"{name} {sha256(folder / name)}\n" for name in names).encode()).hexdigest()
+
+
+def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, JSON and fingerprint of a folder whose every byte is as it was written."""
+    if not (folder / MANIFEST).is_file():
+        candidates = [folder] if folder.is_file() else sorted(folder.glob("*"))
+        if found := [path for path in candidates if path.suffix.lower() in PICKLES]:
+            raise UnsafeFileError(
+                f"{found[0]}: is a pickle, which can run code when it is read; convert a model of scvi-tools or "
+                f"scArches with `scarcade import {folder} --out MODEL`"
+            )
+    if not folder.is_dir():
+        raise OpenError(f"{folder}: not a {kind} folder ({'a file' if folder.exists() else 'no such folder'})")
+    names = (f"{kind}.safetensors", f"{kind}.json")
+    manifest = read_manifest(folder)
+    if lacking := [name for name in names if name not in manifest["files"]]:
+        raise ModelFileError(f"{folder}: not a {kind} folder (its manifest has no {lacking[0]})")
+    # what lies beside the model (a latent store of gigabytes) is checked by who reads it
+    wanted = {**manifest, "files": {name: manifest["files"][name] for name in names}}
+    if wrong := _problems(folder, wanted):
+        raise CorruptError(f"{folder}: {'; '.join(wrong)}")
+    found_fingerprint = _fingerprint(folder, kind)
+    if manifest.get("fingerprint") != found_fingerprint:
+        raise CorruptError(f"{folder}: its fingerprint differs from the one in {MANIFEST}")
+    path = folder / names[1]
+    if path.stat().st_size > JSON_LIMIT:
+        raise ModelFileError(f"{path}: larger than {JSON_LIMIT} bytes")
+    try:
+        raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict):
+            raise ModelFileError(f"{path}: not a JSON object")
+        tensors = load_file(folder / names[0])
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: not JSON ({error})") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{folder / names[0]}: not safetensors ({error})") from error
+    _finite(tensors, folder)
+    return tensors, raw, found_fingerprint
+
+
+def _problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, wanted in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name}: missing")
+        elif path.stat().st_size != wanted["bytes"] or sha256(path) != wanted["sha256"]:
+            found.append(f"{name}: its content is not what was written")
+    return found
+
+
+def _known(folder: Path, version: Any, model: Any) -> None:
+    if version != FORMAT:
+        raise ModelFileError(
+            f"{folder}: has format {version!r}, this version of scarcade reads format {FORMAT}; "
+            + ("update scarcade" if isinstance(version, int) and version > FORMAT else "save it again")
+        )
+    if model not in MODELS:
+        raise ModelFileError(f"{folder}: is a model of the class {model!r}; known are {', '.join(MODELS)}")
+
+
+def _fits(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    if tensors.keys() != wanted.keys():
+        missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+        raise ModelFileError(f"{folder}: weights do not fit model.json: missing {missing}, not expected {surplus}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise ModelFileError(
+                f"{folder}: weight {name} is {tuple(tensor.shape)} {tensor.dtype}, model.json asks for "
+                f"{tuple(wanted[name].shape)} {wanted[name].dtype}"
+            )
+
+
+def _finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelFileError(f"{folder}: weight {name} is not finite")
+
+
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+
+
+def _model_card(model: Scvi, record: Mapping[str, Any]) -> str:
+    schema = model.schema
+    lines = [
+        "---",
+        "library_name: scarcade",
+        "tags: [biology, genomics, single-cell]",
+        "---",
+        f"# A {model.name} model of {schema.n_genes:,} genes and {len(schema.batch):,} batches",
+        "",
+        f"Trained with scarcade {record['scarcade_version']}. Map new cells onto it with `scarcade map`.",
+        "",
+        f"- batches: `{schema.batch.name}` ({len(schema.batch):,} values)",
+    ]
+    for labels in schema.labels:
+        lines.append(f"- labels: `{labels.name}` ({len(labels):,} values)")
+    if schema.categorical or schema.continuous:
+        lines.append(f"- covariates: {', '.join([c.name for c in schema.categorical] + list(schema.continuous))}")
+    if model.surgery_notice:
+        lines += ["", f"Note: {model.surgery_notice}."]
+    for title, values in (("Architecture", record["config"]), ("Training", record["training"])):
+        lines += ["", f"## {title}", "", "```json", json.dumps(values, indent=1, sort_keys=True), "```"]
+    return "\n".join(lines) + "\n"
