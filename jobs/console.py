@@ -1,0 +1,143 @@
+"""What a person sees: progress and warnings on stderr, results on stdout.
+
+On a terminal progress is a bar that redraws itself; in a log it is a plain line every few seconds, with cells per
+second and the time left. Nothing of other libraries' chatter reaches a user unless --debug asks for it.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY = 5.0  # seconds between two lines of progress in a log
+
+
+def seconds(value: float) -> str:
+    """``47 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = max(0, round(value))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Bar:
+    """Progress of one piece of work, counted in cells (or another `unit`).
+
+    ``bar(done, total)`` from wherever the work is done; safe to call often. Use as a context manager.
+    """
+
+    def __init__(self, title: str, *, unit: str = "cells", stream: TextIO | None = None) -> None:
+        self.title = title
+        self.unit = unit
+        self._stream = stream or sys.stderr
+        self._began = self._told = time.monotonic()
+        self._first: int | None = None
+        self._live: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            self._live = Progress(*columns, console=Console(file=self._stream), transient=True)
+            self._task = self._live.add_task(self.title, total=None, text="")
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, done: int, total: int | None = None, text: str = "") -> None:
+        now = time.monotonic()
+        if self._first is None:  # work that was resumed does not count for the speed
+            self._first, self._began = done, now
+        speed = (done - self._first) / max(now - self._began, 1e-9)
+        rate = f"{speed:,.0f} {self.unit}/s" if done > self._first else ""
+        if self._live is not None:
+            shown = ", ".join(part for part in (rate, text) if part)
+            self._live.update(self._task, completed=done, total=total, text=shown)
+            return
+        if now - self._told < LINE_EVERY and done != total:
+            return
+        self._told = now
+        of = f" of {total:,}" if total else ""
+        left = f"{seconds((total - done) / speed)} left" if total and speed > 0 and done < total else ""
+        parts = [f"{done:,}{of} {self.unit}", rate, left, text]
+        self.line(f"{self.title}: {', '.join(part for part in parts if part)}")
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar where there is one."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Plain columns, numbers to the right: read by people, cut by awk, pasted into a letter."""
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(head), *cells]) for i in range(len(head))]
+    numeric = [bool(cells) and all(_numeric(row[i]) for row in cells) for i in range(len(head))]
+
+    def told(line: Sequence[str]) -> str:
+        padded = (
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(line, widths, numeric, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([told(head), told(["-" * width for width in widths]), *map(told, cells)])
+
+
+def _numeric(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("-", "").replace("%", "").isdigit() or text in ("", "nan")
+
+
+def record(values: Mapping[str, Any]) -> str:
+    """``name  value`` lines."""
+    width = max((len(name) for name in values), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in values.items())
+
+
+def only_our_warnings(debug: bool) -> None:
+    """Show warnings that our own code gives, as one line each; drop those of other libraries unless `debug`."""
+    if debug:
+        return
+    home = Path(__file__).resolve().parents[1]
+    ours = [home / floor for floor in ("engine", "dataloaders", "models", "jobs")]
+
+    def show(  # noqa: PLR0917  (the signature of warnings.showwarning)
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, UserWarning) and any(Path(filename).resolve().is_relative_to(one) for one in ours):
+            note(f"warning: {message}")
+
+    warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.showwarning = show
