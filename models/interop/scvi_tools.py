@@ -1,0 +1,269 @@
+"""SCVI models of scvi-tools: their files to our models, and our weights in their layout.
+
+One-hot columns of every injected layer become rows of embedding tables (`from_state`), and back
+(`to_state`). The file is read by `interop.pickles`, so nothing of it is run. Layouts: ``model.pt`` (since
+0.15) and the three files before it (``model_params.pt``, ``attr.pkl``, ``var_names.csv``).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.errors import ModelFileError, OpenError, UsageError
+from scarcade.models.interop.pickles import read_pickle
+from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Linear
+from scarcade.models.saved import check_schema
+from scarcade.models.scvi import Dispersion, LibraryPrior, Scvi
+
+PREFIXES = {
+    "encoder.trunk": "z_encoder.encoder",
+    "encoder.mean": "z_encoder.mean_encoder",
+    "encoder.variance": "z_encoder.var_encoder",
+    "library.trunk": "l_encoder.encoder",
+    "library.mean": "l_encoder.mean_encoder",
+    "library.variance": "l_encoder.var_encoder",
+    "decoder": "decoder.px_decoder",
+    "scale": "decoder.px_scale_decoder.0",
+    "dropout": "decoder.px_dropout_decoder",
+    "theta": "decoder.px_r_decoder",
+}
+OLD_KEYS = {
+    "batch_indices": "batch",
+    "cat_covs": "extra_categorical_covs",
+    "cont_covs": "extra_continuous_covs",
+    "protein_expression": "proteins",
+}
+DROPPED = {"use_cuda", "use_gpu", "var_activation", "batch_representation", "use_size_factor_key"}
+
+
+def read_scvi_tools(path: str | Path) -> Scvi:
+    """The SCVI model in a ``model.pt``, or in a folder that holds one (or the three older files).
+
+    The result is in evaluation mode; ``record`` says which version of scvi-tools wrote it.
+
+    Raises:
+        OpenError: there is no such model. UnsafeFileError: the file names more than a model needs.
+        ModelFileError: not an SCVI model, or its tensors do not fit what it says of itself.
+    """
+    path = Path(path)
+    state, names, attributes = _read(path)
+    registry = attributes.get("registry_") or _old_registry(attributes.get("scvi_setup_dict_") or {})
+    name = registry.get("model_name", "SCVI")
+    if name != "SCVI":
+        raise ModelFileError(f"{path}: is a {name} model of scvi-tools; SCVI can be imported so far")
+    try:
+        schema = _schema(registry, names)
+        config = _config(attributes.get("init_params_") or {}, state, schema)
+        model = Scvi(config, schema)
+        model.load_state_dict(from_state(model, state))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelFileError(f"{path}: not laid out as a model of scvi-tools ({error!r})") from error
+    except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    check_schema(schema, str(path))
+    model.eval()
+    model.record = {"imported_from": "scvi-tools", "version": registry.get("scvi_version"), "model": name}
+    return model
+
+
+def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Their state dict as that of `model`. Tensors that the model does not use (l_encoder, ...) are left out.
+
+    Raises:
+        ModelFileError: a tensor is missing or has another shape.
+    """
+    out: dict[str, Tensor] = {}
+
+    def put(name: str, foreign: str, value: np.ndarray | None = None) -> None:
+        value = _tensor(state, foreign) if value is None else value
+        out[name] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
+
+    for path, module in model.named_modules():
+        theirs = foreign_name(path)
+        if isinstance(module, ConditionalLinear):
+            weight = _tensor(state, f"{theirs}.weight")
+            start = module.weight.shape[1]
+            put(f"{path}.weight", theirs, weight[:, :start])
+            put(f"{path}.bias", f"{theirs}.bias")
+            for covariate, table in module.conditions.items():
+                assert isinstance(table, ConditionRows)
+                stop = start + len(table.table())
+                put(f"{path}.conditions.{covariate}.rows", theirs, weight[:, start:stop].T)
+                start = stop
+            if weight.shape[1] != start:
+                raise ModelFileError(f"{theirs}.weight has {weight.shape[1]} columns, {start} were expected")
+        elif isinstance(module, BatchNorm):
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                put(f"{path}.{part}", f"{theirs}.{part}")
+        elif isinstance(module, Linear):
+            put(f"{path}.weight", f"{theirs}.weight")
+            put(f"{path}.bias", f"{theirs}.bias")
+        elif isinstance(module, Dispersion):
+            rows = np.atleast_2d(_tensor(state, "px_r").T)
+            if module.covariate == "label":  # ours has one row more, for cells without a label
+                rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
+            put(f"{path}.rows", "px_r", rows)
+        elif isinstance(module, LibraryPrior):
+            put(f"{path}.mean", "library_log_means", _tensor(state, "library_log_means")[0])
+            put(f"{path}.variance", "library_log_vars", _tensor(state, "library_log_vars")[0])
+    return out
+
+
+def to_state(model: Scvi, tensors: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `from_state`: rows are joined to one-hot columns again, grown ones after the others.
+
+    Args:
+        tensors: what to convert, by our names; the model's state dict if not given. Missing ones (the
+            gradients of frozen parameters) count as zero.
+    """
+    given = model.state_dict() if tensors is None else tensors
+    shapes = model.state_dict()
+
+    def get(name: str) -> np.ndarray:
+        return (given[name] if name in given else torch.zeros_like(shapes[name])).detach().cpu().numpy()
+
+    def rows(path: str) -> np.ndarray:
+        parts = [get(f"{path}.rows")] + ([get(f"{path}.new")] if f"{path}.new" in shapes else [])
+        return np.concatenate(parts)
+
+    out: dict[str, np.ndarray] = {}
+    for path, module in model.named_modules():
+        theirs = foreign_name(path)
+        if isinstance(module, ConditionalLinear):
+            tables = [rows(f"{path}.conditions.{covariate}").T for covariate in module.conditions]
+            out[f"{theirs}.weight"] = np.concatenate([get(f"{path}.weight"), *tables], axis=1)
+            out[f"{theirs}.bias"] = get(f"{path}.bias")
+        elif isinstance(module, BatchNorm):
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                out[f"{theirs}.{part}"] = get(f"{path}.{part}")
+        elif isinstance(module, Linear):
+            out[f"{theirs}.weight"], out[f"{theirs}.bias"] = get(f"{path}.weight"), get(f"{path}.bias")
+        elif isinstance(module, Dispersion):
+            table = rows(path)
+            table = table[:-1] if module.covariate == "label" else table
+            out["px_r"] = table[0] if module.covariate == "gene" else np.ascontiguousarray(table.T)
+        elif isinstance(module, LibraryPrior):
+            mean, variance = module.parts()
+            out["library_log_means"] = mean.cpu().numpy()[None]
+            out["library_log_vars"] = variance.cpu().numpy()[None]
+    return out
+
+
+def foreign_name(path: str) -> str:
+    """Our module's path in their state dict: "decoder.linear.0" -> "decoder.px_decoder.fc_layers.Layer 0.0"."""
+    for ours, theirs in PREFIXES.items():
+        if path == ours or path.startswith((f"{ours}.linear.", f"{ours}.norm.")):
+            parts = path.removeprefix(ours).strip(".").split(".")
+            if parts == [""]:
+                return theirs
+            return f"{theirs}.fc_layers.Layer {parts[1]}.{0 if parts[0] == 'linear' else 1}"
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """State dict, gene names and attributes, from either layout."""
+    if path.is_file():
+        content = read_pickle(path)
+    elif len(found := sorted(path.glob("*model.pt"))) == 1:
+        content = read_pickle(found[0])
+    elif (path / "attr.pkl").is_file() and (path / "var_names.csv").is_file():
+        names = (path / "var_names.csv").read_text().split("\n")
+        state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
+        content = {
+            "model_state_dict": state,
+            "var_names": [name.strip() for name in names if name.strip()],
+            "attr_dict": attributes,
+        }
+    else:
+        raise OpenError(f"{path}: no model of scvi-tools: wanted one model.pt, or attr.pkl with model_params.pt")
+    try:
+        state, names, attributes = content["model_state_dict"], content["var_names"], content["attr_dict"]
+    except (KeyError, TypeError) as error:
+        raise ModelFileError(f"{path}: not a model of scvi-tools (no {error})") from error
+    if not isinstance(state, dict) or not isinstance(names, list) or not isinstance(attributes, dict):
+        raise ModelFileError(f"{path}: not a model of scvi-tools that can be imported")
+    return {k: v for k, v in state.items() if isinstance(v, np.ndarray)}, list(map(str, names)), attributes
+
+
+def _old_registry(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """The registry of today from the setup dictionary of versions before 0.15."""
+    fields: dict[str, Any] = {}
+    for key, where in (setup.get("data_registry") or {}).items():
+        column = setup.get("categorical_mappings", {}).get(where["attr_key"], {})
+        state = {"categorical_mapping": column["mapping"], "original_key": column["original_key"]} if column else {}
+        fields[OLD_KEYS.get(key, key)] = {"state_registry": state}
+    if extra := setup.get("extra_categoricals"):
+        fields["extra_categorical_covs"] = {"state_registry": extra | {"field_keys": extra["keys"]}}
+    if continuous := setup.get("extra_continuous_keys"):
+        fields["extra_continuous_covs"] = {"state_registry": {"columns": list(continuous)}}
+    return {"scvi_version": setup.get("scvi_version"), "field_registries": fields}
+
+
+def _schema(registry: Mapping[str, Any], names: list[str]) -> Schema:
+    fields = registry["field_registries"]
+    arguments = registry.get("setup_args") or {}
+
+    def state(key: str) -> Mapping[str, Any]:
+        return dict(fields.get(key, {}).get("state_registry") or {})
+
+    def categories(key: str) -> Categories | None:
+        found = state(key)
+        if "categorical_mapping" not in found:
+            return None
+        original = str(found.get("original_key", key)).removeprefix("_scvi_")
+        return Categories(original, tuple(str(value) for value in found["categorical_mapping"]))
+
+    labels = categories("labels")
+    if labels is not None and len(labels) == 1 and labels.name == "labels":
+        labels = None  # no label column was registered
+    extra = state("extra_categorical_covs")
+    mappings = extra.get("mappings", extra.get("mapping", {}))
+    return Schema(
+        genes=tuple(names),
+        batch=categories("batch") or Categories("batch", ("0",)),
+        labels=() if labels is None else (labels,),
+        categorical=tuple(
+            Categories(str(key), tuple(str(v) for v in mappings[key])) for key in extra.get("field_keys", ())
+        ),
+        continuous=tuple(map(str, state("extra_continuous_covs").get("columns", ()))),
+        size_factor=arguments.get("size_factor_key"),
+        counts_from=f"layers/{arguments['layer']}" if arguments.get("layer") else "X",
+    )
+
+
+def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema) -> Scvi.Config:
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in ("kwargs", "model_kwargs") and isinstance(value, dict):
+            for name, inner in value.items():
+                flat |= inner if isinstance(inner, dict) and key == "kwargs" else {name: inner}
+        elif key == "non_kwargs":
+            flat |= value
+        else:
+            flat[key] = value
+    if flat.get("batch_representation", "one-hot") != "one-hot":
+        raise ModelFileError("batches are embedded (batch_representation='embedding'); only one-hot can be imported")
+    if flat.get("var_activation") is not None:
+        raise ModelFileError("a var_activation of its own cannot be imported")
+    flat = {key: value for key, value in flat.items() if key not in DROPPED}
+    for key in ("use_batch_norm", "use_layer_norm"):
+        if isinstance(flat.get(key), bool):  # until 0.9
+            flat[key] = "both" if flat[key] else "none"
+    # without its priors a latent library (versions before 0.9) leaves nothing to compute it with
+    flat.setdefault("use_observed_lib_size", "library_log_means" not in state)
+    if "library_log_means" not in state and schema.size_factor is None:
+        flat["use_observed_lib_size"] = True
+    return Scvi.Config.model_validate(flat)
+
+
+def _tensor(state: Mapping[str, Any], name: str) -> np.ndarray:
+    value = state.get(name)
+    if not isinstance(value, np.ndarray):
+        raise ModelFileError(f"tensor {name} is missing")
+    return value
