@@ -28,7 +28,7 @@ class _Bucket:
         first = parameters[0]
         sizes = [p.numel() for p in parameters]
         self.flat = torch.zeros(sum(sizes) + n_tail, dtype=first.dtype, device=first.device)
-        pieces = self.flat.split([*sizes, n_tail] if n_tail else sizes)
+        pieces = torch.split(self.flat, [*sizes, n_tail] if n_tail else sizes)
         self.views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=False)]
         self.tail = pieces[-1] if n_tail else self.flat[:0]
         self.filled = [False] * len(parameters)
@@ -77,7 +77,7 @@ class GradientSum:
         for number, bucket in enumerate(self._buckets):
             for place, parameter in enumerate(bucket.parameters):
                 self._hooks.append(
-                    parameter.register_post_accumulate_grad_hook(
+                    parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                         lambda p, number=number, place=place: self._arrived(p, number, place)
                     )
                 )

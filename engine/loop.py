@@ -126,16 +126,17 @@ def fit(
         UsageError: nothing trains, or the monitored term is not one of the model's.
     """
     world = world or World()
-    run = _Run(model.to(world.device), train, validation, config, world, seed)
+    run = _Run(model.to(world.device), train, validation, config, world=world, seed=seed)
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     run.begin()
     try:
-        state = run.state
-        while not state.stopped:
+        if run.state.stopped:  # a finished run that was started again
+            return run.result(run.state.stopped)
+        while not run.state.stopped:
             if not run.epoch():
                 return run.result("interrupted")
         run.save()
-        return run.result(state.stopped)
+        return run.result(run.state.stopped)
     finally:
         run.gradients.close()
         model.eval()
@@ -155,6 +156,7 @@ class _Run:
         train: Loader,
         validation: Loader | None,
         config: OptimConfig,
+        *,
         world: World,
         seed: int,
     ) -> None:
@@ -170,7 +172,6 @@ class _Run:
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
         self.sums = Sums()
         self.state = TrainingState(lr=config.lr)
-        self.saved_step = -1
         self.clock = Clock(train.waited, 0)
 
     # beginning
@@ -204,7 +205,7 @@ class _Run:
             saved = {k.removeprefix(_OPTIMISER): v for k, v in tensors.items() if k.startswith(_OPTIMISER)}
             restore_moments(self.optimiser, self.names, saved)
         elif shared["moments"]:
-            blank = {}
+            blank: dict[str, Tensor] = {}
             for name, p in zip(self.names, self.parameters, strict=True):
                 blank |= {f"{name}/exp_avg": torch.zeros_like(p), f"{name}/exp_avg_sq": torch.zeros_like(p)}
                 blank[f"{name}/step"] = torch.zeros(())
@@ -212,7 +213,6 @@ class _Run:
         self.world.from_first([*self.model.state_dict().values(), *moments(self.optimiser, self.names).values()])
         self.state = TrainingState.from_dict(shared["state"])
         self.optimiser.param_groups[0]["lr"] = self.state.lr
-        self.saved_step = self.state.step
 
     # running
 
@@ -260,7 +260,7 @@ class _Run:
         loss = losses.minimise.sum() / batch.n_global
         if losses.penalty is not None:
             loss = loss + losses.penalty / world.size
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         asked = (
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
             float(self.stop is not None and self.stop()),

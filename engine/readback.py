@@ -38,7 +38,7 @@ class Readback(Generic[T]):
         before = self._pending
         host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         host.copy_(numbers, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._pending = _Pending(host, copied, tag)
         return before.read() if before else None

@@ -115,7 +115,7 @@ def use_threads(n: int) -> None:
     torch.set_num_threads(n)
     import numba
 
-    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def cores() -> int:
