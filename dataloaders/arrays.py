@@ -23,11 +23,12 @@ import numcodecs.vlen
 import numpy as np
 from numcodecs import blosc
 
-from scarcade.engine.errors import CorruptError, LimitError, MissingChunkError, OpenError, StorageError
+from scarcade.engine.errors import CorruptError, CsrError, LimitError, MissingChunkError, OpenError, StorageError
 
 blosc.use_threads = False  # we decode in threads of our own; blosc then also releases the interpreter lock
 
 CHUNK_BYTES = 1 << 17  # of a chunk, decoded: in the second-level cache when it is checked and copied
+COUNTS_PER_CHUNK = 1 << 16  # of X, the same for indices and data
 CHUNKS_PER_SHARD = 256
 STRINGS_PER_CHUNK = 1 << 16
 LIMIT_CHUNK_BYTES = 1 << 26  # a chunk that claims more is refused unread
@@ -143,7 +144,13 @@ class ArrayWriter:
     """Appends rows of one numeric type, (n,) or (n, width), to a sharded array; memory of one chunk."""
 
     def __init__(
-        self, folder: Path, dtype: Any, *, width: int | None = None, attributes: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        dtype: Any,
+        *,
+        width: int | None = None,
+        chunk_rows: int | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
         self.n = 0
@@ -151,7 +158,7 @@ class ArrayWriter:
         self._row = () if width is None else (width,)
         self._attributes = dict(attributes or {"encoding-type": "array", "encoding-version": "0.2.0"})
         row_bytes = self.dtype.itemsize * max(1, width or 1)
-        self._chunk = np.zeros((max(1, CHUNK_BYTES // row_bytes), *self._row), self.dtype)
+        self._chunk = np.zeros((chunk_rows or max(1, CHUNK_BYTES // row_bytes), *self._row), self.dtype)
         self._filled = 0
         self._index: list[tuple[int, int]] = []
         self._file: BinaryIO | None = None
@@ -359,15 +366,16 @@ class ArrayReader:
             have = self._scratch.bytes = memoryview(bytearray(n_bytes + (n_bytes >> 2)))
         return have[:n_bytes]
 
-    def decode(self, first: int, last: int, out: np.ndarray) -> None:
+    def decode(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> None:
         """Decode the chunks [first, last) one behind the other into `out` (contiguous, of this dtype).
 
         Raises:
+            CsrError: a value that is not `below`.
             MissingChunkError, CorruptError: naming store, array, shard and chunk. Nothing else is raised for
             bytes that were changed on disk.
         """
         target = out.view(np.uint8).reshape(-1)
-        step = self.chunk_bytes
+        step, size = self.chunk_bytes, self.dtype.itemsize
         if len(target) != (last - first) * step or last > self.n_chunks:
             raise IndexError(f"{self.name}: chunks {first} to {last} of {self.n_chunks} into {len(target)} bytes")
         chunk = first
@@ -395,6 +403,8 @@ class ArrayReader:
                     blosc.decompress(body, target[at : at + step])
                 except (RuntimeError, ValueError) as error:
                     raise CorruptError(f"{where}: blosc cannot decode it ({error})") from error
+                if below is not None and int(out[at // size : (at + step) // size].max()) >= below:
+                    raise CsrError(f"{where}: a column index that is not below the {below} genes")
                 position += length
             chunk += count
 

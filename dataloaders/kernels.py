@@ -27,3 +27,45 @@ def check_rows(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> tuple[i
                 return BAD_ORDER, row
             before = column
     return OK, -1
+
+
+@njit(nogil=True, cache=True)
+def scatter(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
+    """Dense float32 rows (n, n_genes) of the cells whose counts begin at `starts`; `out` is overwritten."""
+    for i in range(len(starts)):
+        row = out[i]
+        row[:] = 0.0
+        for k in range(starts[i], starts[i] + lengths[i]):
+            row[indices[k]] = data[k]
+
+
+@njit(nogil=True, cache=True)
+def gather(  # noqa: PLR0917 - compiled code takes values
+    indices: np.ndarray,
+    data: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    out_indices: np.ndarray,
+    out_data: np.ndarray,
+) -> None:
+    """The cells one behind the other: CSR without its row pointers."""
+    at = 0
+    for i in range(len(starts)):
+        start = starts[i]
+        for k in range(lengths[i]):
+            out_indices[at + k] = indices[start + k]
+            out_data[at + k] = data[start + k]
+        at += lengths[i]
+
+
+@njit(nogil=True, cache=True)
+def place(  # noqa: PLR0917 - compiled code takes values
+    row_lengths: np.ndarray, first: int, begins: int, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray
+) -> None:
+    """Where the counts of consecutive cells stand: the first is row `first`, its counts begin at `begins`."""
+    at = begins
+    for i in range(len(row_lengths)):
+        starts[i] = at
+        lengths[i] = row_lengths[i]
+        rows[i] = first + i
+        at += row_lengths[i]

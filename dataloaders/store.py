@@ -66,11 +66,11 @@ class Store:
         self.seed = int(ours["seed"])
         self.sources: list[dict[str, Any]] = json.loads(ours["sources"])
         self.fingerprint: str = hashlib.sha256(json.dumps(self._manifest, sort_keys=True).encode()).hexdigest()
-        self._indices = ArrayReader(self._files, "X/indices", self._manifest)
-        self._data = ArrayReader(self._files, "X/data", self._manifest)
+        self.x_indices = ArrayReader(self._files, "X/indices", self._manifest)
+        self.x_data = ArrayReader(self._files, "X/data", self._manifest)
         self._keys = ArrayReader(self._files, "uns/scarcade/keys", self._manifest)
         self.n_cells, self.n_genes = len(self._keys), self.schema.n_genes
-        self.nnz = len(self._data)
+        self.nnz = len(self.x_data)
         self._check_sizes()
         self._load_lengths()
 
@@ -91,15 +91,13 @@ class Store:
         declared = tuple(self._manifest.get(name) for name in ("n_cells", "n_genes", "nnz"))
         if self.n_cells > LIMIT_CELLS or self.n_genes > LIMIT_GENES:
             raise LimitError(f"{self.path}: {self.n_cells} cells x {self.n_genes} genes are beyond any real atlas")
-        if declared != (self.n_cells, self.n_genes, self.nnz) or len(self._indices) != self.nnz:
+        if declared != (self.n_cells, self.n_genes, self.nnz) or len(self.x_indices) != self.nnz:
             raise CorruptError(
                 f"{self.path}: the manifest speaks of {declared} cells, genes and counts; the arrays hold "
-                f"{(self.n_cells, self.n_genes, self.nnz)} and {len(self._indices)} column indices"
+                f"{(self.n_cells, self.n_genes, self.nnz)} and {len(self.x_indices)} column indices"
             )
-        if self._indices.chunk_rows != self._data.chunk_rows and self._indices.dtype.itemsize == (
-            self._data.dtype.itemsize
-        ):
-            raise CorruptError(f"{self.path}: X/indices and X/data are cut differently")
+        if self.x_indices.dtype.kind != "u" or self.x_indices.chunk_rows != self.x_data.chunk_rows:
+            raise CorruptError(f"{self.path}: X/indices is not unsigned, or cut differently from X/data")
 
     def _load_lengths(self) -> None:
         """Counts per cell (smallest type), and the place in X of every 1024th cell."""
@@ -151,8 +149,8 @@ class Store:
         indptr = np.zeros(stop - start + 1, np.int64)
         np.cumsum(self.lengths[start:stop], out=indptr[1:])
         first = self.start_of(start)
-        indices = self._indices.rows(first, first + int(indptr[-1]))
-        data = self._data.rows(first, first + int(indptr[-1]))
+        indices = self.x_indices.rows(first, first + int(indptr[-1]))
+        data = self.x_data.rows(first, first + int(indptr[-1]))
         if len(indices) and int(indices.max()) >= self.n_genes:
             raise CsrError(f"{self.path}: rows {start} to {stop} name gene {indices.max()} of {self.n_genes}")
         return indptr, indices, data

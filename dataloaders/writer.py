@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from scarcade.dataloaders import kernels
-from scarcade.dataloaders.arrays import ArrayWriter, StringWriter
+from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, StringWriter
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed
@@ -156,8 +156,8 @@ class StoreWriter:
             ),
         ):
             _group(self._folder / name, kind, version, **attributes)
-        self._indices = ArrayWriter(self._folder / "X" / "indices", self._types[0])
-        self._data = ArrayWriter(self._folder / "X" / "data", self._types[1])
+        self._indices = ArrayWriter(self._folder / "X" / "indices", self._types[0], chunk_rows=COUNTS_PER_CHUNK)
+        self._data = ArrayWriter(self._folder / "X" / "data", self._types[1], chunk_rows=COUNTS_PER_CHUNK)
         self._indptr = ArrayWriter(self._folder / "X" / "indptr", np.int64)
         self._indptr.append(np.zeros(1, np.int64))
         self._keys = ArrayWriter(self._folder / "uns" / "scarcade" / "keys", np.uint64)

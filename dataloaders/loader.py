@@ -1,0 +1,242 @@
+"""Batches of cells with their position: source + plan + prefetch.
+
+`stream` reads a store, `in_memory` reads arrays; the same cells give the same batches from both. A window of
+cells is decoded in a thread while the one before is consumed; batches are views into it.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
+from scarcade.dataloaders.prefetch import Prefetch
+from scarcade.dataloaders.sources import Columns, MemorySource, Source, StoreSource
+from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.superbatch import DenseRing, PackedCounts, Superbatch
+from scarcade.engine.config import Section
+from scarcade.engine.contracts import UNLABELLED, Batch, Position, Schema, Shard
+from scarcade.engine.errors import UsageError
+
+__all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "stream"]
+
+Split = Literal["train", "validation", "all"]
+_BYTES_PER_COUNT = 4  # decoded: gene index and value
+_WINDOWS_HELD = 2  # one is consumed, the next is filled
+
+
+class LoaderConfig(Section):
+    """How cells are read."""
+
+    batch_size: int = Field(128, ge=1, description="cells of a global batch, over all workers")
+    validation: float = Field(0.1, ge=0, lt=1, description="fraction of the cells that is held out, by their keys")
+    window: int = Field(32768, ge=1, description="cells that are shuffled among each other, over all workers")
+    lanes: int | None = Field(None, ge=1, description="stretches read in turn; fixed for a run (8, or more workers)")
+    memory: int = Field(1 << 30, ge=1 << 20, description="bytes of decoded cells; the window shrinks to fit them")
+    read_ahead: bool = Field(True, description="decode the next window in a thread of its own")
+
+
+def stream(
+    store: Store,
+    split: Split,
+    config: LoaderConfig,
+    *,
+    seed: int,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
+    lanes: int | None = None,
+    shuffle: bool = True,
+) -> "CellLoader":
+    """Batches of a split of `store`. The validation split is the prefix of rows with small keys.
+
+    ``shuffle=False`` with ``lanes=1`` gives the rows as they lie on disk.
+
+    Raises:
+        UsageError: a split without cells, or fewer lanes than workers.
+    """
+    held_out = store.n_before(config.validation)
+    return _loader(StoreSource(store), split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
+
+
+def in_memory(
+    counts: Any,
+    columns: Columns,
+    schema: Schema,
+    config: LoaderConfig,
+    *,
+    seed: int,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
+    lanes: int | None = None,
+    shuffle: bool = True,
+    keys: np.ndarray | None = None,
+    split: Split = "all",
+) -> "CellLoader":
+    """Batches of cells in memory: a scipy matrix, a dense array or (indptr, indices, data), cells x genes.
+
+    With the `keys` (uint64) of a store's cells these are the batches that the store would give; without, keys
+    are drawn from `seed`. `Batch.rows` are places in `counts`. ``shuffle=False, lanes=1`` keeps the given order.
+
+    Raises:
+        CsrError, CategoryError: structure or codes that do not fit `schema`.
+    """
+    if keys is None and not shuffle and split == "all":
+        keys = np.arange(np.shape(counts)[0] if not isinstance(counts, tuple) else len(counts[0]) - 1, dtype=np.uint64)
+    source = MemorySource(counts, columns, schema, keys, seed)
+    held_out = source.n_before(config.validation)
+    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
+
+
+def _loader(
+    source: Source,
+    split: Split,
+    n_validation: int,
+    config: LoaderConfig,
+    *,
+    seed: int,
+    shard: Shard,
+    lanes: int | None,
+    shuffle: bool,
+) -> "CellLoader":
+    ranges = {"train": (n_validation, source.n_cells), "validation": (0, n_validation), "all": (0, source.n_cells)}
+    if split not in ranges:
+        raise UsageError(f"no split '{split}'; there are train, validation and all")
+    first, last = ranges[split]
+    if first >= last:
+        raise UsageError(
+            f"the {split} split has no cells: {n_validation} of {source.n_cells} cells are held out by "
+            f"--data.validation {config.validation}"
+        )
+    # from facts of the data alone, so that every worker and every later run has the same windows
+    per_cell = max(1, _BYTES_PER_COUNT * source.nnz // source.n_cells)
+    window = max(config.batch_size, min(config.window, config.memory // (_WINDOWS_HELD * per_cell)))
+    lanes = lanes or config.lanes or lanes_for(shard.size)
+    plan = Plan(last - first, config.batch_size, lanes=lanes, window=window, seed=seed, shuffle=shuffle)
+    if not 0 <= shard.rank < shard.size <= lanes:
+        raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
+    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead)
+
+
+class CellLoader:
+    """Batches of one split, for one worker (`scarcade.engine.contracts.Loader`)."""
+
+    def __init__(self, source: Source, plan: Plan, first: int, shard: Shard, *, read_ahead: bool = True) -> None:
+        self.schema = source.schema
+        self.plan = plan
+        self.shard = shard
+        self._source = source
+        self._first = first
+        self._ahead = read_ahead
+        self._waited = 0.0
+        self._rings: list[DenseRing] = []
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of this split, over all workers."""
+        return self.plan.n_cells
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same on every worker."""
+        return self.plan.steps
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the consumer has waited for data so far."""
+        return self._waited
+
+    def fingerprint(self) -> str:
+        """Of the cells and their order on disk, and of which of them are in this split."""
+        what = f"{self._source.fingerprint} {self._first} {self.plan.n_cells}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from step `start` on; over all workers every cell of the split once.
+
+        Raises:
+            MissingChunkError, CorruptError, CsrError: when the cells that are wanted cannot be trusted.
+        """
+        if epoch < 0 or not 0 <= start <= self.plan.steps:
+            raise UsageError(f"epoch {epoch}, step {start}: an epoch has steps 0 to {self.plan.steps}")
+        if start == self.plan.steps:
+            return
+        windows = self._windows(epoch, start)
+        ring = self._rings.pop() if self._rings else DenseRing()
+        prefetch = Prefetch(windows) if self._ahead else None
+        try:
+            while True:
+                began = time.perf_counter()
+                window = next(prefetch if prefetch is not None else windows, None)
+                self._waited += time.perf_counter() - began
+                if window is None:
+                    return
+                yield from self._batches(*window, epoch=epoch, start=start, ring=ring)
+                del window  # or it would be held until the next one is there
+        finally:
+            if prefetch is not None:
+                prefetch.close()
+            self._rings.append(ring)
+
+    def _windows(self, epoch: int, start: int) -> Iterator[tuple[WindowPlan, Superbatch, dict[str, Tensor]]]:
+        blocks = self.plan.blocks(epoch)
+        for number in range(self.plan.window_of(start), self.plan.n_windows):
+            planned = self.plan.window_plan(epoch, number, self.shard, blocks)
+            runs = [(self._first + a, self._first + b) for a, b in planned.runs]
+            loaded = self._source.load(runs)
+            proteins = self._source.proteins(loaded, runs)
+            loaded.ordered(planned.order)
+            small = self._columns(loaded.rows)
+            if proteins is not None:
+                small["proteins"] = torch.from_numpy(proteins[0][planned.order].astype(np.float32))
+                small["proteins_measured"] = torch.from_numpy(proteins[1][planned.order].astype(bool))
+            yield planned, loaded, small
+            del loaded, small, proteins  # the consumer alone decides how long they live
+
+    def _columns(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The small tensors of a window's cells."""
+        columns = self._source.columns
+
+        def codes(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values[rows].astype(np.int64))
+
+        unlabelled = torch.full((len(rows),), UNLABELLED, dtype=torch.int64)
+        small = {
+            "batch": codes(columns.batch),
+            "labels": unlabelled if columns.labels is None else codes(columns.labels),
+        }
+        if columns.categorical:
+            small["categorical"] = torch.stack([codes(values) for values in columns.categorical], dim=1)
+        if columns.continuous:
+            stacked = np.stack([values[rows] for values in columns.continuous], axis=1)
+            small["continuous"] = torch.from_numpy(stacked.astype(np.float32))
+        if columns.size_factor is not None:
+            small["size_factor"] = torch.from_numpy(columns.size_factor[rows].astype(np.float32))
+        return small
+
+    def _batches(
+        self,
+        planned: WindowPlan,
+        loaded: Superbatch,
+        small: dict[str, Tensor],
+        *,
+        epoch: int,
+        start: int,
+        ring: DenseRing,
+    ) -> Iterator[Batch]:
+        ends = np.concatenate([[0], np.cumsum(planned.counts.sum(axis=1))]).tolist()
+        counts = planned.counts.tolist()
+        n_genes, steps = self.schema.n_genes, self.plan.steps
+        for k in range(max(0, start - planned.first_step), len(counts)):
+            step = planned.first_step + k
+            a, b = ends[k], ends[k + 1]
+            yield Batch(
+                counts=PackedCounts(loaded, a, b, n_genes, ring),
+                rows=loaded.rows[a:b],
+                position=Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0),
+                lanes=tuple(zip(planned.lanes, counts[k], strict=True)),
+                n_global=self.plan.cells_before(step + 1) - self.plan.cells_before(step),
+                **{name: tensor[a:b] for name, tensor in small.items()},
+            )

@@ -1,0 +1,77 @@
+"""Makes the next items of an iterator in a thread while the consumer works on this one.
+
+How far it runs ahead is bounded: an item is begun only when the consumer has taken the one `ahead` before it.
+Errors of the thread are raised where the item was wanted. Closing stops the thread and waits for it.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Prefetch(Generic[T]):
+    """An iterator over `source`, which runs in a thread of its own, at most `ahead` items in advance."""
+
+    def __init__(self, source: Iterator[T], ahead: int = 1) -> None:
+        self.waited = 0.0  # seconds
+        self._items: queue.SimpleQueue[tuple[bool, object]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(ahead)
+        self._stop = threading.Event()
+        self._over = False
+        self._thread = threading.Thread(
+            target=_produce, args=(source, self._items, self._room, self._stop), name="scarcade-prefetch", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> "Prefetch[T]":
+        return self
+
+    def __next__(self) -> T:
+        if self._over:
+            raise StopIteration
+        began = time.perf_counter()
+        made, item = self._items.get()
+        self.waited += time.perf_counter() - began
+        if made:
+            self._room.release()
+            return item  # type: ignore[return-value]
+        self.close()
+        if item is None:
+            raise StopIteration
+        raise item  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Stop the thread and wait until it has ended; what it had made is dropped."""
+        self._over = True
+        self._stop.set()
+        self._room.release()
+        self._thread.join()
+        while not self._items.empty():
+            self._items.get()
+
+
+def _produce(
+    source: Iterator[object],
+    items: "queue.SimpleQueue[tuple[bool, object]]",
+    room: threading.Semaphore,
+    stop: threading.Event,
+) -> None:
+    """Holds no reference to the `Prefetch`, so that one that is forgotten can be collected."""
+    try:
+        while True:
+            room.acquire()
+            if stop.is_set():
+                return
+            try:
+                item = next(source)
+            except StopIteration:
+                items.put((False, None))
+                return
+            items.put((True, item))
+            del item  # the consumer alone decides how long it lives
+    except BaseException as error:  # noqa: BLE001 - raised in the consumer
+        items.put((False, error))

@@ -1,0 +1,181 @@
+"""Where a loader's cells come from: a store on disk, or arrays in memory. Both give the same superbatches."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+from scarcade.dataloaders import kernels
+from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.superbatch import BufferPool, Superbatch
+from scarcade.engine.contracts import UNLABELLED, Schema
+from scarcade.engine.errors import CategoryError, CsrError
+
+Runs = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What stands beside the counts of n cells, as codes of the schema."""
+
+    batch: np.ndarray  # (n,) integers
+    labels: np.ndarray | None = None  # (n,) integers, -1: unlabelled
+    categorical: tuple[np.ndarray, ...] = ()  # each (n,) integers
+    continuous: tuple[np.ndarray, ...] = ()  # each (n,) float32
+    size_factor: np.ndarray | None = None  # (n,) float32
+    proteins: np.ndarray | None = None  # (n, P)
+    proteins_measured: np.ndarray | None = None  # bool (n, P)
+
+
+class Source(Protocol):
+    """The cells that a loader draws from."""
+
+    schema: Schema
+    n_cells: int
+    nnz: int
+    columns: Columns
+    fingerprint: str
+
+    def load(self, runs: Runs) -> Superbatch:
+        """The cells of some ranges of rows, in that order."""
+        ...
+
+    def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
+        """(counts, measured) of the cells of `runs`, in the order of `runs`; None without proteins."""
+        ...
+
+
+class StoreSource:
+    """Cells of a store. Decodes chunks straight into reused buffers; checks every byte and every column index."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.schema, self.n_cells, self.nnz = store.schema, store.n_cells, store.nnz
+        self.fingerprint = store.fingerprint
+        schema = store.schema
+        continuous = tuple(store.codes(name) for name in schema.continuous)
+        size_factor = store.codes(schema.size_factor) if schema.size_factor else None
+        self.columns = Columns(
+            batch=store.codes(schema.batch.name),
+            labels=store.codes(schema.labels[0].name) if schema.labels else None,
+            categorical=tuple(store.codes(column.name) for column in schema.categorical),
+            continuous=continuous,
+            size_factor=size_factor,
+        )
+        check_columns(self.columns, schema, self.n_cells, str(store.path))
+        self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype)
+
+    def load(self, runs: Runs) -> Superbatch:
+        store, step = self.store, self.store.x_indices.chunk_rows
+        n = sum(stop - start for start, stop in runs)
+        places = [(store.start_of(start), store.start_of(stop)) for start, stop in runs]
+        chunks = [(begin // step, -(-end // step) if end > begin else begin // step) for begin, end in places]
+        indices, data = self._pool.lend(step * sum(last - first for first, last in chunks))
+        starts, lengths, rows = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
+        loaded = Superbatch(indices, data, starts=starts, lengths=lengths, rows=rows, release=self._pool.give_back)
+        cell = at = 0
+        for (start, stop), (begin, _), (first, last) in zip(runs, places, chunks, strict=True):
+            size = step * (last - first)
+            store.x_indices.decode(first, last, indices[at : at + size], below=store.n_genes)
+            store.x_data.decode(first, last, data[at : at + size])
+            cells = slice(cell, cell + stop - start)
+            kernels.place(
+                store.lengths[start:stop], start, at + begin - first * step, starts[cells], lengths[cells], rows[cells]
+            )
+            cell, at = cells.stop, at + size
+        return loaded
+
+    def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
+        parts = [both for start, stop in runs if (both := self.store.proteins(start, stop)) is not None]
+        if not parts:
+            return None
+        return np.concatenate([counts for counts, _ in parts]), np.concatenate([measured for _, measured in parts])
+
+
+class MemorySource:
+    """Cells in memory, taken in the order of their keys, as a store of the same cells would have them."""
+
+    def __init__(self, counts: Any, columns: Columns, schema: Schema, keys: np.ndarray | None, seed: int) -> None:
+        self.schema, self.columns = schema, columns
+        self.indptr, self.indices, self.data = _csr(counts)
+        self.n_cells, self.nnz = len(self.indptr) - 1, len(self.data)
+        wrong, row = kernels.check_rows(self.indptr, self.indices, schema.n_genes)
+        if wrong or len(self.indices) != len(self.data):
+            raise CsrError(f"counts in memory: row {row} has columns out of order or beyond {schema.n_genes} genes")
+        check_columns(columns, schema, self.n_cells, "columns in memory")
+        if keys is None:
+            keys = np.random.Philox(np.random.SeedSequence((seed, self.n_cells))).random_raw(self.n_cells)
+        if len(keys) != self.n_cells:
+            raise CsrError(f"{len(keys)} keys for {self.n_cells} cells in memory")
+        self.place = np.argsort(keys, kind="stable")
+        self.sorted_keys = np.asarray(keys, np.uint64)[self.place]
+        digest = hashlib.sha256(schema.fingerprint().encode())
+        arrays = [getattr(columns, field.name) for field in fields(columns)]
+        for array in (self.indptr, self.indices, self.data, self.place, *arrays):
+            for part in array if isinstance(array, tuple) else (array,):
+                digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def n_before(self, fraction: float) -> int:
+        """As `Store.n_before`."""
+        if fraction >= 1.0:
+            return self.n_cells
+        return int(np.searchsorted(self.sorted_keys, np.uint64(fraction * 2.0**64), side="left"))
+
+    def load(self, runs: Runs) -> Superbatch:
+        rows = np.concatenate([self.place[start:stop] for start, stop in runs])
+        starts = self.indptr[rows]
+        lengths = (self.indptr[rows + 1] - starts).astype(np.int32)
+        return Superbatch(self.indices, self.data, starts=starts, lengths=lengths, rows=rows)
+
+    def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
+        counts, measured = self.columns.proteins, self.columns.proteins_measured
+        if counts is None:
+            return None
+        rows = np.concatenate([self.place[start:stop] for start, stop in runs])
+        return counts[rows], np.ones((len(rows), counts.shape[1]), bool) if measured is None else measured[rows]
+
+
+def _csr(counts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(indptr, indices, data) of a scipy matrix, a dense array or such a triple; rows sorted by column."""
+    if isinstance(counts, tuple):
+        indptr, indices, data = counts
+    else:
+        import scipy.sparse as sp
+
+        matrix = sp.csr_matrix(counts)
+        if not matrix.has_sorted_indices:
+            matrix = matrix.sorted_indices()
+        indptr, indices, data = matrix.indptr, matrix.indices, matrix.data
+    return np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(indices), np.ascontiguousarray(data)
+
+
+def check_columns(columns: Columns, schema: Schema, n_cells: int, where: str) -> None:
+    """Every column has `n_cells` entries, every code is one of the schema's, every number is finite.
+
+    Raises:
+        CategoryError: naming the column.
+    """
+    categorical = [
+        (schema.batch, columns.batch, 0),
+        *((c, v, 0) for c, v in zip(schema.categorical, columns.categorical, strict=False)),
+    ]
+    if columns.labels is not None and schema.labels:
+        categorical.append((schema.labels[0], columns.labels, UNLABELLED))
+    for wanted, codes, least in categorical:
+        if len(codes) != n_cells or (n_cells and (codes.min() < least or codes.max() >= len(wanted))):
+            raise CategoryError(f"{where}: '{wanted.name}' is not {n_cells} codes from {least} to {len(wanted) - 1}")
+    numbers = list(zip(schema.continuous, columns.continuous, strict=False))
+    if columns.size_factor is not None:
+        numbers.append((schema.size_factor or "size factor", columns.size_factor))
+    for name, values in numbers:
+        if len(values) != n_cells or not np.isfinite(values).all():
+            raise CategoryError(f"{where}: '{name}' is not {n_cells} finite numbers")
+    for given, wanted_n, name in (
+        (columns.categorical, len(schema.categorical), "categorical"),
+        (columns.continuous, len(schema.continuous), "continuous"),
+    ):
+        if len(given) != wanted_n:
+            raise CategoryError(f"{where}: {len(given)} {name} covariates where the schema has {wanted_n}")

@@ -1,0 +1,123 @@
+"""The decoded cells of one window, and batches as views into them.
+
+A superbatch owns two large buffers. They go back to their pool when the last batch that looks into them is
+dropped, so a batch that is kept stays right, and a loop that drops its batches reuses the same memory.
+"""
+
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scarcade.dataloaders import kernels
+
+
+class BufferPool:
+    """Buffers of gene indices and values, lent and taken back. A fresh one costs its page faults."""
+
+    def __init__(self, index_dtype: np.dtype, value_dtype: np.dtype) -> None:
+        self._types = index_dtype, value_dtype
+        self._free: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def lend(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two buffers of at least `n` entries."""
+        for k, pair in enumerate(self._free):
+            if len(pair[0]) >= n:
+                return self._free.pop(k)
+        self._free.clear()  # all too small: they would never be used again
+        room = n + (n >> 4)
+        return np.empty(room, self._types[0]), np.empty(room, self._types[1])
+
+    def give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:
+        self._free.append(pair)
+
+
+class Superbatch:
+    """Counts of the cells of a window: cell i has ``lengths[i]`` counts from ``starts[i]`` on."""
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        data: np.ndarray,
+        *,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        rows: np.ndarray,
+        release: Callable[[tuple[np.ndarray, np.ndarray]], None] | None = None,
+    ) -> None:
+        self.indices, self.data = indices, data
+        self.starts, self.lengths, self.rows = starts, lengths, rows
+        if release is not None:
+            weakref.finalize(self, release, (indices, data)).atexit = False
+
+    def ordered(self, order: np.ndarray) -> None:
+        """Put the cells into `order` (their counts stay where they are)."""
+        self.starts, self.lengths, self.rows = self.starts[order], self.lengths[order], self.rows[order]
+
+
+class DenseRing:
+    """Two float32 buffers used in turn: a fresh one for each batch costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[Tensor, np.ndarray] | None] = [None, None]
+        self.turn = 0
+
+    def rows(self, slot: int, n: int, n_genes: int) -> tuple[Tensor, np.ndarray]:
+        """The first `n` rows of a buffer, as a tensor and as an array on the same memory."""
+        have = self._buffers[slot]
+        if have is None or have[0].shape[0] < n or have[0].shape[1] != n_genes:
+            array = np.empty((n, n_genes), np.float32)
+            have = self._buffers[slot] = torch.from_numpy(array), array
+        return have[0][:n], have[1][:n]
+
+
+class PackedCounts:
+    """Counts of a batch, packed until a device wants them (`scarcade.engine.contracts.Counts`)."""
+
+    __slots__ = ("_n_genes", "_ring", "_slot", "_start", "_stop", "_superbatch")
+
+    def __init__(self, superbatch: Superbatch, start: int, stop: int, n_genes: int, ring: DenseRing) -> None:
+        self._superbatch = superbatch
+        self._start, self._stop = start, stop
+        self._n_genes = n_genes
+        self._ring = ring
+        self._slot = ring.turn
+        ring.turn ^= 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._stop - self._start, self._n_genes
+
+    def dense(self, device: torch.device) -> Tensor:
+        """float32 (B, G); on the CPU a buffer that is reused from the next batch but one on."""
+        one = self._superbatch
+        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
+        if device.type == "cpu":
+            tensor, array = self._ring.rows(self._slot, len(starts), self._n_genes)
+            kernels.scatter(one.indices, one.data, starts, lengths, array)
+            return tensor
+        return self.unpacked(device)
+
+    def unpacked(self, device: torch.device) -> Tensor:
+        """float32 (B, G), made dense on `device`: only the counts that are there cross the bus."""
+        indptr, indices, data = self.csr()
+        columns = torch.from_numpy(indices.astype(np.int64)).to(device)
+        values = torch.from_numpy(data.astype(np.float32)).to(device)
+        lengths = torch.from_numpy(np.diff(indptr)).to(device)
+        rows = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(indices))
+        out = torch.zeros(self.shape, device=device)
+        out.view(-1)[rows * self._n_genes + columns] = values
+        return out
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64 (B + 1,), gene index, value), the caller's own."""
+        one = self._superbatch
+        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        indices = np.empty(indptr[-1], one.indices.dtype)
+        data = np.empty(indptr[-1], one.data.dtype)
+        kernels.gather(one.indices, one.data, starts, lengths, indices, data)
+        return indptr, indices, data
