@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import scarcade
+from scarcade import __version__
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, UnsafeFileError, UsageError
@@ -80,7 +80,7 @@ def save(
         "training": dict(training),
         "data_fingerprint": data_fingerprint,
         "parent": parent,
-        "scarcade_version": scarcade.__version__,
+        "scarcade_version": __version__,
     }
     _write(folder, MODEL, tensors, record, _model_card(plain, record), replace=replace, beside=beside)
 
@@ -138,7 +138,7 @@ def save_delta(model: Scvi, folder: Path, *, parent: str, training: Mapping[str,
         "batch": {"name": model.schema.batch.name, "values": model.schema.batch.values},
         "categorical": [{"name": c.name, "values": c.values} for c in model.schema.categorical],
         "training": dict(training),
-        "scarcade_version": scarcade.__version__,
+        "scarcade_version": __version__,
     }
     card = (
         f"# What a query added to a {model.name} reference\n\nOnly the rows of the query's new conditions. Apply it "

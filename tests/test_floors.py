@@ -101,7 +101,8 @@ def test_ray_stands_at_the_rim() -> None:
 
 @pytest.mark.parametrize("name", ["pickle", "cloudpickle", "dill", "joblib", "torch.load", "torch.save"])
 def test_nothing_is_pickled(name: str) -> None:
-    assert users(name) == set()
+    # one file knows the format: the restricted unpickler of foreign models, which runs in a process of its own
+    assert users(name) <= ({"models/interop/unpickle.py"} if name == "pickle" else set())
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:
