@@ -52,28 +52,38 @@ def read_scvi_tools(path: str | Path) -> Scvi:
         ModelFileError: not an SCVI model, or its tensors do not fit what it says of itself.
     """
     path = Path(path)
-    state, names, attributes = _read(path)
+    return build(*_read(path), where=str(path))
+
+
+def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping[str, Any], *, where: str) -> Scvi:
+    """The model of a state dict, gene names and the attributes that scvi-tools saves beside them.
+
+    Raises:
+        ModelFileError: as `read_scvi_tools`; its message begins with `where`.
+    """
     registry = attributes.get("registry_") or _old_registry(attributes.get("scvi_setup_dict_") or {})
     name = registry.get("model_name", "SCVI")
     if name != "SCVI":
-        raise ModelFileError(f"{path}: is a {name} model of scvi-tools; SCVI can be imported so far")
+        raise ModelFileError(f"{where}: is a {name} model of scvi-tools; SCVI can be imported so far")
     try:
         schema = _schema(registry, names)
         config = _config(attributes.get("init_params_") or {}, state, schema)
         model = Scvi(config, schema)
         model.load_state_dict(from_state(model, state))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelFileError(f"{path}: not laid out as a model of scvi-tools ({error!r})") from error
+        raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
-        raise ModelFileError(f"{path}: {error}") from error
-    check_schema(schema, str(path))
+        raise ModelFileError(f"{where}: {error}") from error
+    check_schema(schema, where)
     model.eval()
     model.record = {"imported_from": "scvi-tools", "version": registry.get("scvi_version"), "model": name}
     return model
 
 
 def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Their state dict as that of `model`. Tensors that the model does not use (l_encoder, ...) are left out.
+    """Their state dict as that of `model`, which may be a grown one: its new rows are the last columns of a block.
+
+    Tensors that the model does not use (l_encoder, ...) are left out.
 
     Raises:
         ModelFileError: a tensor is missing or has another shape.
@@ -83,6 +93,11 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
     def put(name: str, foreign: str, value: np.ndarray | None = None) -> None:
         value = _tensor(state, foreign) if value is None else value
         out[name] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
+
+    def put_table(path: str, table: ConditionRows, foreign: str, rows: np.ndarray) -> None:
+        put(f"{path}.rows", foreign, rows[: len(table.rows)])
+        if table.new is not None:
+            put(f"{path}.new", foreign, rows[len(table.rows) :])
 
     for path, module in model.named_modules():
         theirs = foreign_name(path)
@@ -94,7 +109,7 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
             for covariate, table in module.conditions.items():
                 assert isinstance(table, ConditionRows)
                 stop = start + len(table.table())
-                put(f"{path}.conditions.{covariate}.rows", theirs, weight[:, start:stop].T)
+                put_table(f"{path}.conditions.{covariate}", table, theirs, weight[:, start:stop].T)
                 start = stop
             if weight.shape[1] != start:
                 raise ModelFileError(f"{theirs}.weight has {weight.shape[1]} columns, {start} were expected")
@@ -108,10 +123,13 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
             rows = np.atleast_2d(_tensor(state, "px_r").T)
             if module.covariate == "label":  # ours has one row more, for cells without a label
                 rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
-            put(f"{path}.rows", "px_r", rows)
+            put_table(path, module, "px_r", rows)
         elif isinstance(module, LibraryPrior):
-            put(f"{path}.mean", "library_log_means", _tensor(state, "library_log_means")[0])
-            put(f"{path}.variance", "library_log_vars", _tensor(state, "library_log_vars")[0])
+            for part, foreign in (("mean", "library_log_means"), ("variance", "library_log_vars")):
+                values = _tensor(state, foreign)[0]
+                put(f"{path}.{part}", foreign, values[: len(module.mean)])
+                if module.new_mean is not None:
+                    put(f"{path}.new_{part}", foreign, values[len(module.mean) :])
     return out
 
 
