@@ -42,7 +42,7 @@ def explained(error: BaseException) -> tuple[int, str]:  # noqa: PLR0911  (a tab
     if isinstance(error, Terminated):
         return 143, STOPPED
     if isinstance(error, KeyboardInterrupt):
-        return 130, STOPPED
+        return 130, str(error) or STOPPED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 5, "out of memory: lower --batch-size or the number of --workers, or use a machine with more"
     if isinstance(error, OSError) and error.errno is not None:

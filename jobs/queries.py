@@ -40,11 +40,12 @@ class Task:
         """Changes with any byte of the query.
 
         Raises:
-            OpenError: it cannot be read.
+            OpenError, LimitError: it cannot be read.
         """
         if isinstance(self.source, str | Path):
             try:
-                return AnnDataFile(self.source).content_hash()[1]
+                with AnnDataFile(self.source) as file:
+                    return file.content_hash()[1]
             except OSError as error:
                 raise OpenError(f"{self.source}: cannot be read ({error.strerror})") from error
         return _hash_of(self.source)

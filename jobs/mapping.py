@@ -1,0 +1,164 @@
+"""Maps many queries onto a reference, each on its own: validate, plan, map, commit, summarise.
+
+A query that fails is set aside with its reason and the others go on. What is done stays done: results are committed
+one query at a time, and the same call again maps only what is not there yet.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scarcade.engine.config import checked
+from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError
+from scarcade.engine.folder import sweep
+from scarcade.jobs.one_query import load_reference
+from scarcade.jobs.projection import how_to_project, project
+from scarcade.jobs.queries import Task, tasks_of
+from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
+from scarcade.jobs.results import Record, Results
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """What `map_queries` returns: the folder and a record of each query, in the order of the queries."""
+
+    out: Path
+    reference: str
+    queries: tuple[Record, ...]
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.queries if record["state"] == "failed")
+
+    def raise_if_failed(self) -> None:
+        """Raise for what failed, so that a command can end with its exit code.
+
+        Raises:
+            PartialError: some queries failed. InputError, SurroundingsError: none could be mapped.
+        """
+        if not self.failed:
+            return
+        reasons = "; ".join(f"{record['name']}: {record['reason']}" for record in self.failed[:3])
+        more = f" (and {len(self.failed) - 3} more, see summary.csv)" if len(self.failed) > 3 else ""
+        text = f"{len(self.failed)} of {len(self.queries)} queries could not be mapped: {reasons}{more}"
+        if len(self.failed) < len(self.queries):
+            raise PartialError(text)
+        raise (SurroundingsError if self.failed[0]["exit_code"] == 5 else InputError)(text)
+
+
+def map_queries(
+    reference: str | Path,
+    queries: Any,
+    out: str | Path,
+    *,
+    batch_key: str | None = None,
+    label_key: Sequence[str] | None = None,
+    layer: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    told: Told | None = None,
+    **settings: Any,
+) -> MapResult:
+    """Map `queries` onto the model in the folder `reference`, and write results, summary and report to `out`.
+
+    Args:
+        queries: paths, folders, globs or AnnData objects; one, several, or a mapping from names to them.
+        batch_key: column of obs with the batch of each cell; without it a query is one batch, named after its file.
+        label_key: columns of the queries with labels that are known, in the order of the reference's label columns
+            (default: columns of the same names). They are for scoring; training does not see them.
+        layer: where the counts are: X, raw, or the name of a layer; default: found out.
+        epochs, batch_size, workers, threads: short for `settings` of optim, data and scale.
+        settings: sections of `MapConfig` as dictionaries: ``optim={"lr": 1e-3}``.
+        told: is told how it goes.
+
+    Returns:
+        What became of each query. Failures are in it (`MapResult.raise_if_failed`), and raise nothing here.
+
+    Raises:
+        UsageError: settings that cannot be meant. OpenError, ModelFileError: the reference cannot be used.
+        StorageError: `out` cannot be written.
+    """
+    config = config_of(settings, epochs=epochs, batch_size=batch_size, seed=seed, workers=workers, threads=threads)
+    tasks = tasks_of(queries, batch_key=batch_key, label_keys=label_key, layer=layer)
+    loaded = load_reference(reference, config.transfer, seed=config.seed)
+    _prepare(Path(out))
+    projection = None
+    if loaded.latent is not None and len(loaded.latent):
+        projection = project(loaded.latent.mean, how_to_project(config.report.picture), seed=config.seed)
+    job = Job(loaded, config, Results(Path(out)), projection)
+    say = told or (lambda name, line: None)
+    records: dict[str, Record] = {}
+    try:
+        keys = _validated(job, tasks, records, say)
+        for name, record in _mapped(job, [task for task in tasks if task.name in keys], keys, say):
+            records[name] = record
+            say(name, {"state": record["state"], "reason": record.get("reason")})
+    finally:  # also when it is stopped: what is done is told
+        ordered = [records.get(task.name) or skipped(task, loaded.schema) for task in tasks]
+        job.results.write_summary(loaded.fingerprint, ordered)
+    from scarcade.jobs.report import write_report  # matplotlib takes a second to import
+
+    write_report(job.results, loaded, ordered, projection)
+    return MapResult(job.results.out, loaded.fingerprint, tuple(ordered))
+
+
+def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:
+    """`MapConfig` from sections and direct options; a direct one goes before the section's field."""
+    tree: dict[str, Any] = {name: dict(v) if isinstance(v, Mapping) else v for name, v in settings.items()}
+    places = {"epochs": "optim", "batch_size": "data", "workers": "scale", "threads": "scale"}
+    for name, value in direct.items():
+        if value is None:
+            continue
+        if name in places:
+            tree.setdefault(places[name], {})[name] = value
+        else:
+            tree[name] = value
+    return checked(MapConfig, tree)
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
+    sweep(out)
+
+
+def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say: Told) -> dict[str, str]:
+    """Name -> key of the queries that are to be mapped. Those that are done, or cannot be, are put into `records`.
+
+    Every query is read and checked before the first is trained: a wrong --batch-key shows at once.
+    """
+    keys: dict[str, str] = {}
+    for task in tasks:
+        began = time.monotonic()
+        try:
+            key = key_of(task, task.content_hash(), job.reference, job.config)
+            done = job.results.record(task.name, key)
+            if done is not None:
+                records[task.name] = done
+                say(task.name, {"state": "done", "reason": "was done already"})
+                continue
+            read_task(job, task)
+            keys[task.name] = key
+        except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
+            record = records[task.name] = failed(task, job.reference.schema, error, time.monotonic() - began)
+            job.results.write_record(record)
+            say(task.name, {"state": "failed", "reason": record["reason"]})
+    return keys
+
+
+def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told) -> Iterator[tuple[str, Record]]:
+    """(name, record) of each query as it is done; in this process, or in Ray tasks."""
+    if tasks and job.config.scale.workers > 0:
+        from scarcade.jobs.ray_tasks import map_on_ray
+
+        yield from map_on_ray(job, tasks, keys)
+        return
+    for task in tasks:
+        yield task.name, map_task(job, task, keys[task.name], say)

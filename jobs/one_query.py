@@ -1,0 +1,232 @@
+"""One query onto one reference: grow, train the growth, embed, transfer labels; all but the files it ends in.
+
+It is a function of (reference, query, settings) alone: a query comes out the same in any company.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from scarcade.dataloaders.loader import LoaderConfig, in_memory
+from scarcade.dataloaders.schema import Query
+from scarcade.engine.config import Section
+from scarcade.engine.contracts import Schema
+from scarcade.engine.errors import ModelFileError
+from scarcade.engine.loop import fit
+from scarcade.engine.optim import OptimConfig
+from scarcade.engine.scores import label_accuracy
+from scarcade.engine.world import World
+from scarcade.jobs.embed import batch_columns, latent_of
+from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
+from scarcade.jobs.latent import Latent, read_latent
+from scarcade.models.saved import read
+from scarcade.models.scvi import Scvi
+from scarcade.models.surgery import SurgeryConfig, additions, grow
+
+LATENT = "latent.zarr"
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class QueryOptim(OptimConfig):
+    """As in training, with the numbers for surgery of scvi-tools' tutorials."""
+
+    epochs: int | None = Field(200, ge=1, description="Passes over the query's cells.")
+    weight_decay: float = Field(0.0, ge=0, description="L2 term added to the gradient (not decoupled).")
+
+
+class QueryData(LoaderConfig):
+    """How a query's cells are dealt out."""
+
+    validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
+
+
+class TransferConfig(Section):
+    """How labels are carried over."""
+
+    k: int = Field(50, ge=1, description="Neighbours in the reference that vote.")
+    weights: Weights = Field("gaussian", description="gaussian: as scArches; distance: as scikit-learn.")
+
+
+class QuerySurgery(SurgeryConfig):
+    """How the reference is grown and trained."""
+
+    train_decoder: bool = Field(
+        False, description="Train new rows even where they cannot move cells (encode_covariates = false)."
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model to map onto, with the latent of its own cells where it carries one."""
+
+    path: Path
+    model: Scvi
+    latent: Latent | None
+    transfer: LabelTransfer | None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.model.fingerprint or ""
+
+    @property
+    def schema(self) -> Schema:
+        return self.model.schema
+
+
+def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -> Reference:
+    """The model in the folder `path`, and what its ``latent.zarr`` says of its cells.
+
+    Raises:
+        OpenError, CorruptError, ModelFileError: the folder is no intact model; the latent is not that of the model.
+    """
+    path = Path(path)
+    model = read(path)
+    if not (path / LATENT).is_dir():
+        return Reference(path, model, None, None)
+    latent = read_latent(path / LATENT)
+    if latent.mean.shape[1] != model.config.n_latent:
+        raise ModelFileError(
+            f"{path / LATENT}: has {latent.mean.shape[1]} dimensions, the model {model.config.n_latent}: not its own"
+        )
+    columns = []
+    for wanted in model.schema.labels:
+        found = latent.column(wanted.name)
+        if found is None or found[0].values != wanted.values:
+            raise ModelFileError(f"{path / LATENT}: its column {wanted.name!r} is not that of the model")
+        columns.append(found)
+    return Reference(path, model, latent, LabelTransfer(latent.mean, columns, config.k, config.weights, seed))
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What became of a query: results of its n cells, and the model grown for it."""
+
+    model: Scvi
+    mean: np.ndarray  # float32 (n, L)
+    variance: np.ndarray  # float32 (n, L)
+    predictions: list[Prediction]
+    distance: np.ndarray | None  # float32 (n,), 1: the edge of the reference
+    history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    new: dict[str, tuple[str, ...]] = field(default_factory=dict)  # covariate -> categories that surgery added
+    notes: tuple[str, ...] = ()
+
+
+def grown_schema(reference: Schema, query: Query) -> Schema:
+    """The reference's schema with the query's new batches (and covariates' values) behind the old ones."""
+    return replace(
+        reference,
+        batch=reference.batch.extended(list(query.batch)),
+        categorical=tuple(
+            column.extended(list(values))
+            for column, values in zip(reference.categorical, query.categorical, strict=True)
+        ),
+    )
+
+
+def map_query(
+    reference: Reference,
+    query: Query,
+    *,
+    optim: QueryOptim,
+    data: QueryData,
+    surgery: QuerySurgery,
+    seed: int,
+    world: World | None = None,
+    progress: Report | None = None,
+) -> Mapped:
+    """Place the cells of `query` in the latent space of `reference`.
+
+    New batches become rows that alone are trained. A batch that the reference knows keeps the reference's rows; a
+    query of known batches alone is not trained at all.
+
+    Raises:
+        CategoryError, GenesError: the query does not fit. NonFiniteError: its training or latent is not finite.
+    """
+    schema = grown_schema(reference.schema, query)
+    new = {name: values for name, values in additions(reference.schema, schema).items() if values}
+    grown = grow(reference.model, schema, seed=seed, config=SurgeryConfig(**_common(surgery)))
+    codes = schema.batch.codes()
+    columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
+    notes, history, steps = list(_notes(reference, query, new, surgery)), [], 0
+    world = world or World()
+    if query.n_cells and new and (reference.model.surgery_notice is None or surgery.train_decoder):
+        train = in_memory(query.counts, columns, schema, data, seed=seed, split="train")
+        held_out = data.validation > 0 and train.n_cells < query.n_cells
+        validation = in_memory(query.counts, columns, schema, data, seed=seed, split="validation") if held_out else None
+        result = fit(grown, train, validation, optim, world=world, seed=seed, progress=progress)
+        history, steps = list(result.history), result.steps
+    mean, variance = _embedded(grown.to(world.device), query, columns, schema, data)
+    transfer = reference.transfer
+    return Mapped(
+        model=grown.to("cpu"),
+        mean=mean,
+        variance=variance,
+        predictions=transfer.predict(mean) if transfer else [],
+        distance=transfer.distance(mean) if transfer else None,
+        history=history,
+        steps=steps,
+        new=new,
+        notes=tuple(notes),
+    )
+
+
+def known_accuracy(reference: Schema, query: Query, predictions: list[Prediction]) -> dict[str, dict[str, float]]:
+    """``accuracy, macro_f1, n_cells, n_unknown`` of each predicted column for which the query has labels of its own.
+
+    Scored are the cells whose own label the reference has too; `n_unknown` counts those whose label it has not.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    places = {column.name: place for place, column in enumerate(reference.labels)}
+    for prediction in predictions:
+        place = places[prediction.column.name]
+        truth = query.labels[place]
+        known = int((truth >= 0).sum())
+        if known:
+            named = sum(value is not None for value in query.label_text[place])
+            scores[prediction.column.name] = {
+                **label_accuracy(truth, prediction.codes),
+                "n_cells": known,
+                "n_unknown": named - known,
+            }
+    return scores
+
+
+def _embedded(
+    model: Scvi, query: Query, columns: Any, schema: Schema, data: LoaderConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of every cell, in the query's order."""
+    width = model.config.n_latent
+    mean, variance = (np.empty((query.n_cells, width), np.float32) for _ in range(2))
+    if query.n_cells:
+        config = LoaderConfig(batch_size=max(1024, data.batch_size), validation=0.0, memory=data.memory)
+        model.eval()
+        for batch in in_memory(query.counts, columns, schema, config, seed=0, lanes=1, shuffle=False).epoch(0):
+            mean[batch.rows], variance[batch.rows] = latent_of(model, batch)
+    return mean, variance
+
+
+def _notes(reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]], surgery: QuerySurgery) -> list[str]:
+    """What a user should know of how this query was mapped."""
+    notes = list(query.warnings)
+    known = sorted(set(query.batch) & set(reference.schema.batch.values))
+    if known:
+        shown = ", ".join(map(repr, known[:5])) + (", ..." if len(known) > 5 else "")
+        notes.append(f"batch {shown} is the reference's own: its rows were used as they are")
+    if query.n_cells and not new:
+        notes.append("the query has no new batch: nothing was trained")
+    if new and (told := reference.model.surgery_notice):
+        notes.append(told if surgery.train_decoder else f"{told}; the decoder was left alone (--surgery.train-decoder)")
+    if reference.transfer is None:
+        notes.append(f"{reference.path / LATENT} is not there: no labels were transferred")
+    elif reference.transfer.skipped:
+        notes.append(f"no cell of the reference has a label in {', '.join(reference.transfer.skipped)}")
+    return notes
+
+
+def _common(surgery: QuerySurgery) -> dict[str, Any]:
+    return {name: getattr(surgery, name) for name in SurgeryConfig.model_fields}
