@@ -1,0 +1,127 @@
+"""Protein counts of CITE-seq cells from obsm, with a mask of what was measured: a zero there is never made up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scarcade.dataloaders.counts import MAX_COUNT, Place
+from scarcade.dataloaders.schema import column_of
+from scarcade.dataloaders.source import AnnDataFile, Source, blocks, piece
+from scarcade.engine.errors import CategoryError, CountsError, GenesError, OpenError
+
+_ROWS = 1 << 16
+
+
+def spill_proteins(
+    file: Source, obs: pd.DataFrame, key: str | None, measured_key: str | None, folder: Path
+) -> tuple[str, ...]:
+    """Write ``proteins.npy`` uint32 (cells, P) and ``measured.npy`` bool into `folder`; the proteins' names.
+
+    A cell's protein counts as not measured where it is NaN, and where the obs column `measured_key` says so; a file
+    without obsm[key] has none (an empty tuple).
+
+    Raises:
+        CountsError: values that are not counts. CategoryError: `measured_key` is not a column of yes and no.
+    """
+    if key is None:
+        return ()
+    found = protein_pieces(file, key)
+    if found is None:
+        return ()
+    names, pieces = found
+    if len(set(names)) < len(names):
+        raise GenesError(f"{file.where}: obsm[{key!r}] names a protein twice")
+    said = _said(obs, measured_key, file.where)
+    shape = (len(obs), len(names))
+    counts = np.lib.format.open_memmap(folder / "proteins.npy", "w+", np.uint32, shape)
+    measured = np.lib.format.open_memmap(folder / "measured.npy", "w+", np.bool_, shape)
+    row = 0
+    for values in pieces:
+        here = slice(row, row + len(values))
+        own = np.isfinite(values) & said[here, None]
+        wrong = own & ~((values >= 0) & (values <= MAX_COUNT) & (values == np.floor(values)))
+        wrong |= np.isinf(values) & said[here, None]
+        if wrong.any():
+            place = Place(f"{file.where}: obsm[{key!r}]", list(obs.index), names, row)
+            at = np.argwhere(wrong)
+            shown = ", ".join(place.at(int(r), int(c), values[r, c]) for r, c in at[:10])
+            raise CountsError(f"{place.where}: {len(at)} values are not counts of a protein: {shown}")
+        counts[here] = np.where(own, values, 0).astype(np.uint32)
+        measured[here] = own
+        row += len(values)
+    if row != len(obs):
+        raise OpenError(f"{file.where}: obsm[{key!r}] has {row} cells where obs has {len(obs)}")
+    return tuple(names)
+
+
+def protein_pieces(file: Source, key: str) -> tuple[list[str], Iterator[np.ndarray]] | None:
+    """(names, float64 (rows, P) in runs of cells) of obsm[key]; None where the file has no such key."""
+    if not isinstance(file, AnnDataFile):
+        if key not in file.adata.obsm:
+            return None
+        return _from_value(file, key, file.adata.obsm[key])
+    if "obsm" not in file.root or key not in file.root["obsm"]:
+        return None
+    node = file.root["obsm"][key]
+    where = f"{file.where}: obsm[{key!r}]"
+    if hasattr(node, "shape") and node.dtype.names is None:
+        if len(node.shape) != 2:
+            raise OpenError(f"{where}: has {len(node.shape)} axes; wanted cells x proteins")
+        rows = (
+            piece(node, start, min(start + _ROWS, node.shape[0]), where).astype(np.float64)
+            for start in range(0, node.shape[0], _ROWS)
+        )
+        return _names(file, key, node.shape[1]), rows
+    if dict(node.attrs).get("encoding-type") in {"csr_matrix", "csc_matrix"}:
+        matrix = file.stored_matrix(f"obsm/{key}", where)
+        return _names(file, key, matrix.shape[1]), (
+            _dense(csr, matrix.shape[1]) for _, csr in blocks(matrix, Place(where))
+        )
+    return _from_value(file, key, file.element(f"obsm/{key}"))
+
+
+def _from_value(file: Source, key: str, value: Any) -> tuple[list[str], Iterator[np.ndarray]]:
+    try:
+        if isinstance(value, pd.DataFrame):
+            names, dense = [str(name) for name in value.columns], value.to_numpy(dtype=np.float64, na_value=np.nan)
+        else:
+            dense = np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float64)
+            names = _names(file, key, dense.shape[1])
+    except (TypeError, ValueError, IndexError) as error:
+        raise OpenError(f"{file.where}: obsm[{key!r}] is not a table of numbers ({error})") from error
+    return names, iter([dense])
+
+
+def _names(file: Source, key: str, n: int) -> list[str]:
+    """Names of an array's columns from uns[key + "_names"] or uns["protein_names"], else protein_0, protein_1, ..."""
+    for candidate in (f"{key}_names", "protein_names"):
+        if isinstance(file, AnnDataFile):
+            there = "uns" in file.root and candidate in file.root["uns"]
+        else:
+            there = candidate in file.adata.uns
+        if there:
+            values = file.element(f"uns/{candidate}") if isinstance(file, AnnDataFile) else file.adata.uns[candidate]
+            if np.size(values) == n:
+                return [str(one) for one in np.asarray(values).ravel()]
+    return [f"protein_{i}" for i in range(n)]
+
+
+def _dense(csr: Any, n: int) -> np.ndarray:
+    out = np.zeros((csr.n_cells, n))
+    out[np.repeat(np.arange(csr.n_cells), np.diff(csr.indptr)), csr.indices] = csr.data
+    return out
+
+
+def _said(obs: pd.DataFrame, key: str | None, where: str) -> np.ndarray:
+    if key is None:
+        return np.ones(len(obs), bool)
+    column = column_of(obs, key, where, "--protein-measured-key")
+    values = column.astype(str).str.strip().str.lower()
+    known = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+    if not values.isin(known).all():
+        odd = sorted(set(values[~values.isin(known)]))[:5]
+        raise CategoryError(f"{where}: obs column {key!r} (--protein-measured-key) is not yes or no: {', '.join(odd)}")
+    return values.map(known).to_numpy(bool)

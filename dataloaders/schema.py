@@ -1,0 +1,257 @@
+"""Genes and categories of a file, compared with those of a store or model: what a query is before it is mapped.
+
+A query is never guessed into place: its batches, genes and counts are found out, and every decision is told.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scarcade.dataloaders.counts import Csr, Place, take_rows
+from scarcade.dataloaders.gene_names import Alignment, GeneNames, align
+from scarcade.dataloaders.layers import choose_layer
+from scarcade.dataloaders.source import Source, blocks, opened
+from scarcade.engine.contracts import UNLABELLED, Categories, Schema
+from scarcade.engine.errors import CategoryError, GenesError, UsageError
+
+__all__ = ["Alignment", "DataWarning", "GeneNames", "Query", "align", "read_query", "text_of"]
+
+FILE_COLUMN = "file"  # the obs column that holds the batch where no batch key is given
+_LOOK_ALIKES = {"unknown", "unlabelled", "unlabeled", "n/a", "na", "nan", "none", "null", "unassigned", "?", "-", ""}
+_MISSING = {"", "nan", "NaN", "None", "<NA>"}
+
+
+class DataWarning(UserWarning):
+    """Something about the user's data that should be seen, and that we can go on with."""
+
+
+def text_of(column: pd.Series) -> np.ndarray:
+    """A column's values as text (object array), None where they are missing; 1.0 and True become "1.0" and "True"."""
+    values = column.astype(object).where(column.notna(), None)
+    out = np.empty(len(values), object)
+    if isinstance(column.dtype, pd.CategoricalDtype):  # text is made once for each category, not for each cell
+        names = np.array([str(value) for value in column.cat.categories] + [None], dtype=object)
+        return names[column.cat.codes.to_numpy()]
+    text = column.astype(str).to_numpy(object)
+    out[:] = np.where(values.isna(), None, text)
+    return out
+
+
+def label_text(column: pd.Series, unlabelled: Sequence[str]) -> np.ndarray:
+    """`text_of` a label column, None also where it is empty or one of `unlabelled`."""
+    text = pd.Series(text_of(column), dtype=object)
+    text[text.isin({*unlabelled, *_MISSING})] = None
+    return text.to_numpy(object)
+
+
+def look_alikes(values: Sequence[str]) -> list[str]:
+    """Those label values that read like "no label" and were not named so."""
+    return sorted(value for value in values if value.strip().lower() in _LOOK_ALIKES)
+
+
+def column_of(obs: pd.DataFrame, key: str, where: str, option: str) -> pd.Series:
+    """An obs column.
+
+    Raises:
+        CategoryError: there is none of that name; says which there are.
+    """
+    if key not in obs.columns:
+        names = ", ".join(map(str, obs.columns)) or "none"
+        raise CategoryError(f"{where}: has no obs column {key!r} ({option}); it has {names}")
+    column = obs[key]
+    if not isinstance(column, pd.Series):
+        raise CategoryError(f"{where}: has several obs columns {key!r}")
+    return column
+
+
+def complete_text(obs: pd.DataFrame, key: str, where: str, option: str) -> np.ndarray:
+    """A column in which every cell must have a value.
+
+    Raises:
+        CategoryError: the column is not there or empty for some cells.
+    """
+    text = text_of(column_of(obs, key, where, option))
+    missing = np.flatnonzero(pd.Series(text, dtype=object).isna() | pd.Series(text, dtype=object).isin({"", "nan"}))
+    if len(missing):
+        shown = ", ".join(repr(str(name)) for name in obs.index[missing[:10]])
+        raise CategoryError(
+            f"{where}: obs column {key!r} ({option}) is empty for {len(missing)} of {len(obs)} cells: {shown}"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query's checked counts in a model's gene order, with what is known of its cells."""
+
+    name: str
+    where: str
+    counts: Csr  # genes that the query does not measure are absent, and listed in `alignment.missing`
+    obs: pd.DataFrame  # as in the file
+    batch_key: str
+    batch: np.ndarray  # text (n,)
+    labels: tuple[np.ndarray, ...]  # for each label column of the reference int32 (n,), UNLABELLED if not known to it
+    label_text: tuple[np.ndarray, ...]  # the same as text, None where there is none: for scoring
+    categorical: tuple[np.ndarray, ...]  # for each extra categorical covariate text (n,)
+    continuous: np.ndarray  # float32 (n, number of continuous covariates)
+    alignment: Alignment
+    counts_from: str
+    warnings: tuple[str, ...] = ()
+    size_factor: np.ndarray | None = None
+    var: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def n_cells(self) -> int:
+        return self.counts.n_cells
+
+
+def read_query(
+    source: Any,
+    reference: Schema,
+    *,
+    batch_key: str | None = None,
+    label_keys: Sequence[str] | None = None,
+    layer: str | None = None,
+    unlabelled: Sequence[str] = (),
+    name: str | None = None,
+    min_genes: float = 0.5,
+    allow_noninteger: bool = False,
+) -> Query:
+    """The cells of an .h5ad, a .zarr or an AnnData as a reference's model wants them.
+
+    `label_keys` name the query's columns for the reference's label columns (default: the same names, where there
+    are any). Fewer than `min_genes` of the reference's genes is an error, fewer than 0.8 a warning.
+
+    Raises:
+        OpenError, LimitError, CsrError, CountsError: the file cannot be used. GenesError: too few genes in common.
+        CategoryError: a batch or covariate that is missing. UsageError: too many label keys.
+    """
+    told: list[str] = []
+    with opened(source, name) as file:
+        obs = file.obs()
+        chosen = choose_layer(file, layer, integer=not allow_noninteger)
+        var = file.var(chosen.name)
+        genes = GeneNames.of(var, f"{file.where}: layer {chosen.name!r}")
+        alignment = align(genes, reference.genes, where=file.where)
+        _enough(alignment, reference, file.where, min_genes, told)
+        counts = _all_rows(file, chosen.name, alignment, reference, list(obs.index), genes, not allow_noninteger)
+        labels, texts = _labels(obs, reference, label_keys, unlabelled, file.where, told)
+        if batch_key is None:
+            batch = np.full(len(obs), name or file.name, object)
+        else:
+            batch = complete_text(obs, batch_key, file.where, "--batch-key")
+        return Query(
+            name=name or file.name,
+            where=file.where,
+            counts=counts,
+            obs=obs,
+            batch_key=batch_key or FILE_COLUMN,
+            batch=batch,
+            labels=labels,
+            label_text=texts,
+            categorical=tuple(
+                complete_text(obs, one.name, file.where, "a covariate of the model") for one in reference.categorical
+            ),
+            continuous=numbers(obs, reference.continuous, file.where),
+            size_factor=numbers(obs, [reference.size_factor], file.where)[:, 0] if reference.size_factor else None,
+            alignment=alignment,
+            counts_from=chosen.name,
+            warnings=tuple(told),
+            var=var,
+        )
+
+
+def numbers(obs: pd.DataFrame, keys: Sequence[str], where: str) -> np.ndarray:
+    """Columns as float32 (n, len(keys)).
+
+    Raises:
+        CategoryError: a column is missing, not numbers, or not finite.
+    """
+    out = np.empty((len(obs), len(keys)), np.float32)
+    for i, key in enumerate(keys):
+        column = column_of(obs, key, where, "a continuous covariate")
+        try:
+            out[:, i] = column.astype(np.float64)
+        except (ValueError, TypeError) as error:
+            raise CategoryError(f"{where}: obs column {key!r} is not numbers ({error})") from error
+        if not np.isfinite(out[:, i]).all():
+            raise CategoryError(f"{where}: obs column {key!r} is missing or not finite for some cells")
+    return out
+
+
+def _enough(alignment: Alignment, reference: Schema, where: str, least: float, told: list[str]) -> None:
+    share = alignment.share
+    missing = ", ".join(alignment.missing[:5]) + (", ..." if len(alignment.missing) > 5 else "")
+    line = f"{where}: {alignment.found} of the reference's {reference.n_genes} genes are there ({share:.0%})"
+    if share < least:
+        raise GenesError(f"{line}, fewer than {least:.0%} (--min-genes); missing are {missing}. {alignment.how}")
+    if alignment.missing:
+        text = f"{line}; the other {len(alignment.missing)} count as zeros, though they were not measured: {missing}"
+        told.append(text)
+        if share < 0.8:
+            warnings.warn(text, DataWarning, stacklevel=3)
+
+
+def _all_rows(
+    file: Source,
+    layer: str,
+    alignment: Alignment,
+    reference: Schema,
+    cells: list[str],
+    genes: GeneNames,
+    integer: bool,
+) -> Csr:
+    matrix = file.matrix(layer)
+    parts = []
+    for _, block in blocks(matrix, Place(matrix.where, cells, genes.index), integer=integer):
+        rows = np.arange(block.n_cells)
+        parts.append(take_rows(block, rows, alignment.columns, reference.n_genes))
+    indptr = np.zeros(matrix.shape[0] + 1, np.int64)
+    if parts:
+        np.cumsum(np.concatenate([np.diff(part.indptr) for part in parts]), out=indptr[1:])
+    empty_values = np.empty(0, np.uint32 if integer else np.float32)
+    return Csr(
+        indptr,
+        np.concatenate([part.indices for part in parts] or [np.empty(0, np.int32)]),
+        np.concatenate([part.data for part in parts] or [empty_values]),
+    )
+
+
+def _labels(
+    obs: pd.DataFrame,
+    reference: Schema,
+    keys: Sequence[str] | None,
+    unlabelled: Sequence[str],
+    where: str,
+    told: list[str],
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    if keys is not None and len(keys) > len(reference.labels):
+        raise UsageError(
+            f"--label-key was given {len(keys)} times, but the reference has {len(reference.labels)} label columns"
+        )
+    codes, texts = [], []
+    for i, known in enumerate(reference.labels):
+        given = keys[i] if keys is not None and i < len(keys) else None
+        if given is None and (known.name not in obs.columns or keys is not None):
+            text = np.full(len(obs), None, object)
+        else:
+            text = label_text(column_of(obs, given or known.name, where, "--label-key"), unlabelled)
+        code = code_of(text, known)
+        unseen = sorted({str(value) for value in text[(code == UNLABELLED) & (text != None)]})  # noqa: E711
+        if unseen:
+            told.append(
+                f"{where}: {len(unseen)} values of {given or known.name!r} are not in the reference and count as "
+                f"unlabelled: {', '.join(unseen[:10])}{', ...' if len(unseen) > 10 else ''}"
+            )
+        codes.append(code)
+        texts.append(text)
+    return tuple(codes), tuple(texts)
+
+
+def code_of(text: np.ndarray, known: Categories) -> np.ndarray:
+    """int32 codes of text values, -1 where missing or not known."""
+    return pd.Categorical(text, categories=list(known.values)).codes.astype(np.int32)
