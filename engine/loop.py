@@ -130,8 +130,8 @@ def fit(
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     run.begin()
     try:
-        if run.state.stopped:  # a finished run that was started again
-            return run.result(run.state.stopped)
+        if over := run.state.stopped:  # a finished run that was started again
+            return run.result(over)
         while not run.state.stopped:
             if not run.epoch():
                 return run.result("interrupted")

@@ -1,0 +1,142 @@
+"""A Ray session: the caller's own, a running cluster that was named, or a private one for this process alone.
+
+A private session is quiet, starts without a dashboard, lives in a temporary folder that only its owner can
+read, and asks for a token of everybody who speaks to it. It never attaches to a cluster that happens to run
+on the machine. Nothing of it outlives the driver, even if that is killed (`watchdog`).
+"""
+
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scarcade.engine import watchdog
+from scarcade.engine.errors import ClusterError, UsageError
+
+_PREFIX = "sc-ray-"
+_SOCKET_LIMIT = 107  # bytes in the path of a unix socket on Linux
+_SOCKET_TAIL = len("/s/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    # what each worker says of itself in its log file is no news to the user
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+_token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
+
+
+@contextmanager
+def cluster(
+    address: str | None = None, *, cpus: int | None = None, gpus: int | None = None, object_store_mb: int = 256
+) -> Iterator[None]:
+    """Ray is initialised within the block.
+
+    Args:
+        address: of a running cluster; default: RAY_ADDRESS, and without it a private session is started.
+        cpus, gpus: what a private session has to give; default: what the machine has.
+        object_store_mb: shared memory of a private session, in MB.
+
+    Raises:
+        ClusterError: no session could be had.
+    """
+    import ray
+
+    if ray.is_initialized():
+        if address is not None:
+            raise UsageError("--scale.address: this process is connected to a Ray cluster already")
+        yield
+        return
+    named = address or os.environ.get("RAY_ADDRESS")
+    with _environment(_QUIET):
+        if named:
+            _init(address=named)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+            return
+        with _private_folder() as folder, _environment(_secrets(folder)):
+            _init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                object_store_memory=object_store_mb << 20,
+                _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; ours around it stays shut
+            )
+            try:
+                yield
+            finally:
+                ray.shutdown()
+
+
+def _init(**options: Any) -> None:
+    """`ray.init` without its noise.
+
+    Raises:
+        ClusterError: with the address and Ray's reason.
+    """
+    import ray
+
+    where = options["address"]
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="scarcade", **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if where == "local":
+            raise ClusterError(
+                f"a local Ray session could not be started ({reason}); --workers 0 does without"
+            ) from error
+        raise ClusterError(f"--scale.address {where}: the Ray cluster could not be reached ({reason})") from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the time of the block; what the user has set goes first."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in values.items() if name not in before})
+    try:
+        yield
+    finally:
+        for name in (*values, "RAY_AUTH_MODE"):  # Ray sets the latter itself when it starts a local session
+            if name not in before:
+                os.environ.pop(name, None)
+
+
+def _secrets(folder: Path) -> dict[str, str]:
+    """A token that only this user can read. Ray asks for it in every session that it starts by itself.
+
+    (RAY_AUTH_MODE must not be set for that here: Ray reads it once, when it is imported.)
+    """
+    path = folder / "token"
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(_token)
+    return {"RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A temporary folder of mode 0700 whose path is short enough for the sockets in it."""
+    home = Path(tempfile.gettempdir())
+    if len(os.fsencode(home)) + len(_PREFIX) + 9 + _SOCKET_TAIL > _SOCKET_LIMIT:
+        home = Path("/tmp")
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=home))
+    # -I -S: neither the user's paths nor site packages, so that it starts in milliseconds
+    command = [sys.executable, "-I", "-S", str(Path(watchdog.__file__)), str(folder)]
+    dog = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield folder
+    finally:
+        dog.communicate()  # the end of its input: it cleans up and ends

@@ -1,0 +1,323 @@
+"""Runs a piece of training in this process, or on many workers of Ray Train: the only ray.train import.
+
+With no workers asked for it is a plain call and Ray is not even imported. With one or more, a TorchTrainer
+starts them and restarts them when one dies; what they do is the same function. An error of ours that a
+worker meets is raised in the driver as what it is, and not retried: a broken file does not mend.
+"""
+
+import importlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+
+from scarcade.engine import errors
+from scarcade.engine.cluster import cluster
+from scarcade.engine.config import Section
+from scarcade.engine.errors import ClusterError, ScarcadeError, UsageError
+from scarcade.engine.interrupts import Interrupts
+from scarcade.engine.mailbox import Mailbox
+from scarcade.engine.world import World, cores, use_threads
+
+Message = Mapping[str, Any]
+_POLL_S = 0.2
+_FATAL_S = 5.0  # how long a worker looks for the reason why another one went away
+
+
+class Scale(Section):
+    """How many workers train, and what each of them is given."""
+
+    workers: int = Field(0, ge=0, description="Ray Train workers; 0: train in this process, without Ray.")
+    min_workers: int | None = Field(None, ge=1, description="Elastic: go on with as few as this when nodes are lost.")
+    threads: int | None = Field(None, ge=1, description="Threads of each worker; default: its cores.")
+    cpus_per_worker: float | None = Field(None, gt=0, description="Cores reserved for each worker; default: its share.")
+    gpus: bool = Field(False, description="One GPU for each worker (nccl); without workers: use the GPU.")
+    address: str | None = Field(None, description="Running Ray cluster; default: RAY_ADDRESS, else a private session.")
+    max_failures: int = Field(3, ge=-1, description="Restarts after a worker was lost; -1: no limit.")
+    start_seconds: float = Field(120, gt=0, description="How long to wait for the cluster to give the workers.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Scale":
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is more than workers ({self.workers})")
+        return self
+
+    def grant(self, *, private: bool) -> tuple[float, int]:
+        """(cores reserved, threads) of each worker.
+
+        A private session shares out the cores of this machine; of a cluster one core each is asked for.
+        """
+        share = max(1, cores() // max(self.workers, 1)) if private else 1
+        cpus = self.cpus_per_worker or float(self.threads or share)
+        return cpus, self.threads or max(1, int(cpus))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a piece of training knows of the process that it runs in."""
+
+    world: World
+    tell: Callable[[Message], None]  # a message for the user, from rank 0
+    stop: Callable[[], bool]  # whether to stop between two steps
+    announce: Callable[[Path | None, int], None] | None = None  # a committed checkpoint, on every rank
+
+
+Work = Callable[[Worker, Mapping[str, Any]], dict[str, Any]]
+
+
+def run(
+    work: Work,
+    arguments: Mapping[str, Any],
+    scale: Scale,
+    place: str,
+    *,
+    tell: Callable[[Message], None],
+    interrupts: Interrupts,
+) -> dict[str, Any]:
+    """``work(worker, arguments)`` on every worker; what rank 0 returns.
+
+    Args:
+        work: a function at the top of a module, so that it can be named to the workers.
+        arguments: anything JSON can hold.
+        place: the run folder, or its URL, below which `work` commits ``checkpoints/``.
+        tell: is given, in this process, what rank 0 tells.
+
+    Raises:
+        ClusterError: the workers could not be had, or died more often than `scale.max_failures`.
+        ScarcadeError: what `work` raised, as the same class.
+    """
+    if scale.workers == 0:
+        with _threads(scale.threads):
+            return work(Worker(World(device=_own_device(scale)), tell, interrupts), arguments)
+    private = scale.address is None and not os.environ.get("RAY_ADDRESS")
+    cpus, threads = scale.grant(private=private)
+    needed = max(cores(), int(cpus * scale.workers + 0.999))
+    with _settings(scale), cluster(scale.address, cpus=needed):
+        grant = _Grant(cpus, threads, place, uuid.uuid4().hex)
+        attended = _Attended(_trainer(work, arguments, scale, grant), grant.launch)
+        returned = attended.result(tell, interrupts)
+    if attended.error is not None:
+        raise _explained(attended.error, scale, grant) from attended.error
+    if "error" in returned:
+        raise _revived(returned["error"])
+    return dict(returned["result"])
+
+
+def _own_device(scale: Scale) -> torch.device:
+    if not scale.gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("--scale.gpus: torch finds no GPU here")
+    return torch.device("cuda", 0)
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """This process computes with `n` threads within the block (default: one for each core that it may use)."""
+    before = torch.get_num_threads()
+    use_threads(n or cores())
+    try:
+        yield
+    finally:
+        use_threads(before)
+
+
+@contextmanager
+def _settings(scale: Scale) -> Iterator[None]:
+    """Ray Train's switches, which are environment variables of the driver.
+
+    The health check is also how often reports are taken: at its default of two seconds each report and each
+    end costs that much.
+    """
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(scale.start_seconds),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    mine = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            os.environ.pop(name, None)
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """What one launch asks of Ray."""
+
+    cpus: float
+    threads: int
+    place: str
+    launch: str
+
+
+def _trainer(work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Grant) -> Any:
+    """Ray's TorchTrainer for `work`."""
+    train: Any = importlib.import_module("ray.train")
+    torch_train: Any = importlib.import_module("ray.train.torch")
+    above, _, name = grant.place.rstrip("/").rpartition("/")
+    elastic = scale.min_workers is not None and scale.min_workers < scale.workers
+    return torch_train.TorchTrainer(
+        _entry,
+        train_loop_config={
+            "work": f"{work.__module__}:{work.__qualname__}",
+            "arguments": dict(arguments),
+            "grant": asdict(grant),
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=(scale.min_workers, scale.workers) if elastic else scale.workers,
+            use_gpu=scale.gpus,
+            resources_per_worker={"CPU": grant.cpus} | ({"GPU": 1.0} if scale.gpus else {}),
+        ),
+        torch_config=torch_train.TorchConfig(backend="nccl" if scale.gpus else "gloo"),
+        run_config=train.RunConfig(
+            name=name,
+            storage_path=above or "/",
+            failure_config=train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=1),
+            logging_config=train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+class _Attended:
+    """`TorchTrainer.fit` in a thread, while the thread that asked passes messages and signals on.
+
+    (From the main thread Ray would take SIGINT for itself.)
+    """
+
+    def __init__(self, trainer: Any, launch: str) -> None:
+        self._trainer = trainer
+        self._mailbox = Mailbox(launch)
+        self._result: Any = None
+        self.error: Exception | None = None
+
+    def _fit(self) -> None:
+        try:
+            self._result = self._trainer.fit()
+        except Exception as error:  # noqa: BLE001  (it is raised again in the thread that waits)
+            self.error = error
+
+    def result(self, tell: Callable[[Message], None], interrupts: Interrupts) -> dict[str, Any]:
+        """What rank 0 returned; empty if `error` is set."""
+        thread = threading.Thread(target=self._fit, daemon=True)
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            for message in self._mailbox.received():
+                tell(message)
+            if interrupts() and not asked:
+                asked = True
+                self._mailbox.post("stop", {"signal": interrupts.signal})
+        for message in self._mailbox.received():
+            tell(message)
+        self._mailbox.clear()
+        return {} if self.error is not None else dict(self._result.return_value)
+
+
+def _explained(error: Exception, scale: Scale, grant: _Grant) -> ScarcadeError:
+    """Ray's failure in the words of a user: the last line of each worker's own error."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    if failures:
+        told = [str(e).strip().splitlines() for e in failures.values()]
+        lines = sorted({said[-1].strip() for said in told if said})
+        return ClusterError(
+            f"workers failed more often than --scale.max_failures {scale.max_failures} allows "
+            f"({'; '.join(lines)[:2000]}); the same command continues from the last checkpoint"
+        )
+    if "timed out" in str(error).lower() or "StartupTimeout" in repr(error):
+        return ClusterError(
+            f"the cluster did not give {scale.workers} workers of {grant.cpus:g} cores"
+            f"{' and a GPU' if scale.gpus else ''} each within {scale.start_seconds:g} s; "
+            "lower --workers or --scale.cpus_per_worker, or set --scale.min_workers"
+        )
+    reason = str(error).strip().splitlines()
+    return ClusterError(f"Ray Train gave up: {reason[-1] if reason else type(error).__name__}")
+
+
+def _revived(told: Mapping[str, str]) -> ScarcadeError:
+    """The error that a worker met, as the class that it was."""
+    kind = getattr(errors, told["class"], ScarcadeError)
+    return kind(told["message"]) if issubclass(kind, ScarcadeError) else ScarcadeError(told["message"])
+
+
+# within a worker
+
+
+@dataclass
+class _Watch:
+    """Looks into the mailbox now and then, beside the training."""
+
+    mailbox: Mailbox
+    stop: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def look(self) -> None:
+        fatal_since: float | None = None
+        while not self.ended.wait(_POLL_S):
+            if self.mailbox.look("stop") is not None:
+                self.stop.set()
+            if self.mailbox.look("fatal") is not None:
+                fatal_since = fatal_since or time.monotonic()
+                if time.monotonic() - fatal_since > 2 * _FATAL_S:
+                    os._exit(1)  # stuck in a collective that will never end; the next attempt says why
+
+
+def _entry(config: dict[str, Any]) -> dict[str, Any]:
+    """What every worker of Ray Train runs."""
+    torch_train: Any = importlib.import_module("ray.train.torch")
+    grant = _Grant(**config["grant"])
+    use_threads(grant.threads)
+    mailbox = Mailbox(grant.launch)
+    if (fatal := mailbox.look("fatal")) is not None:
+        return {"error": fatal}
+    world = World.joined(torch_train.get_device())
+    attempt = str(world.say({"attempt": uuid.uuid4().hex})["attempt"])
+    watch = _Watch(mailbox)
+    threading.Thread(target=watch.look, daemon=True).start()
+    module, _, name = config["work"].partition(":")
+    worker = Worker(
+        world, lambda message: mailbox.send(attempt, message), watch.stop.is_set, partial(_announce, grant.place)
+    )
+    try:
+        return {"result": getattr(importlib.import_module(module), name)(worker, config["arguments"])}
+    except ScarcadeError as error:
+        told = {"class": type(error).__name__, "message": str(error)}
+        mailbox.post("fatal", told)
+        world.leave()
+        return {"error": told}
+    except RuntimeError:
+        deadline = time.monotonic() + _FATAL_S
+        while time.monotonic() < deadline:
+            if (fatal := mailbox.look("fatal")) is not None:
+                return {"error": fatal}
+            time.sleep(_POLL_S)
+        raise
+    finally:
+        watch.ended.set()
+
+
+def _announce(place: str, checkpoint: Path | None, step: int) -> None:
+    """Report a committed checkpoint to Ray, which is told where it lies and copies nothing.
+
+    Every rank must call it. Resuming never depends on it: the run's own folder is what is believed.
+    """
+    train: Any = importlib.import_module("ray.train")
+    train.report(
+        {"step": step},
+        checkpoint=None if checkpoint is None else train.Checkpoint(f"{place}/checkpoints/{checkpoint.name}"),
+        checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
+    )

@@ -1,0 +1,324 @@
+"""Trains a reference on a store: resolves the configuration, runs the loop, leaves a model. Resumes by itself."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from scarcade.dataloaders.loader import LoaderConfig, lanes_for, stream
+from scarcade.dataloaders.store import Store, open_store
+from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
+from scarcade.engine.config import Section, checked, merged, nested, to_toml
+from scarcade.engine.contracts import Schema
+from scarcade.engine.errors import DataChangedError, UsageError
+from scarcade.engine.interrupts import interruptible
+from scarcade.engine.launch import Scale, Worker, run
+from scarcade.engine.loop import FitResult, fit
+from scarcade.engine.metrics import Line, epoch_lines
+from scarcade.engine.optim import OptimConfig, default_epochs, final_kl_weight
+from scarcade.jobs.embed import columns_of, write_latent
+from scarcade.jobs.run_folder import MODEL, RunFolder
+from scarcade.jobs.trained import Trained, load
+from scarcade.models import MODELS, RECIPES
+from scarcade.models.saved import read, save
+from scarcade.models.scvi import Scvi
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""Given ``{"note": sentence}``, ``{"warning": sentence}``, or a line of metrics with `epochs` and `steps_per_epoch`."""
+
+
+class TrainConfig(Section):
+    """Everything that a training is made of: the sum of its parts."""
+
+    name: str = Field("scvi", description="Which model.")
+    recipe: str | None = Field(None, description="Named settings of the model that go before its defaults.")
+    seed: int = Field(0, ge=0, description="Of the first weights, the order of the cells, and the noise.")
+    model: dict[str, Any] = Field({}, description="The model's own settings.")
+    data: LoaderConfig = LoaderConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    scale: Scale = Scale()
+
+
+@dataclass
+class TrainedRun:
+    """A run that is over."""
+
+    path: Path | str  # the run's folder, or its URL
+    stopped: str  # "epochs", "steps" or "early"
+    history: list[Line] = field(repr=False)  # one line of metrics for each epoch
+
+    @cached_property
+    def model(self) -> Trained:
+        """The trained model, read from ``<path>/model``."""
+        return load(Path(self.path) / MODEL)
+
+
+def train(
+    data: str | Path | Store,
+    model: str = "scvi",
+    *,
+    out: str | Path,
+    recipe: str | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    batch_key: str | None = None,
+    label_key: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> TrainedRun:
+    """Train a model on a store, and leave it in ``out/model``. The same call again continues an unfinished run.
+
+    Args:
+        data: the store, or its path.
+        out: folder of the run, or a URL that Ray takes.
+        recipe: "scarches" gives the architecture that surgery wants.
+        epochs, batch_size, workers, threads: short for the fields of `TrainConfig` of those names.
+        batch_key, label_key: must be those of the store, if given.
+        settings: further fields, as a tree (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``).
+
+    Raises:
+        UsageError: a setting that does not exist, cannot be, or differs from what the run began with.
+        DataChangedError: the store is not the one that the run began with.
+        BusyError: another process works on the run. ClusterError, StorageError, CheckpointError: as they say.
+        NonFiniteError: the loss was not finite; nothing was updated.
+    """
+    store = data if isinstance(data, Store) else open_store(data)
+    _check_keys(store.schema, batch_key, label_key)
+    direct = {"optim.epochs": epochs, "data.batch_size": batch_size, "scale.workers": workers, "scale.threads": threads}
+    given = merged(nested(settings or {}), nested({k: v for k, v in direct.items() if v is not None}))
+    config = resolved(given, name=model, recipe=recipe, seed=seed, store=store)
+    tell = progress or _plain
+    folder = RunFolder(out)
+    try:
+        with folder.locked():
+            folder.fetch()
+            folder.sweep()
+            folder.settle(to_toml(config))
+            done = _finished(folder, config)
+            if done is None:
+                for sentence in _notices(config, store):
+                    tell({"note": sentence})
+                done = _train(folder, store, config, tell)
+                folder.fetch()
+            else:
+                tell({"note": f"{folder.place} is trained already ({done['epochs']} epochs); more with --epochs"})
+            history = epoch_lines(list(folder.metrics.read()))
+    finally:
+        folder.close()
+    return TrainedRun(folder.place if folder.mirror else folder.local, done["stopped"], history)
+
+
+def resolved(
+    given: Mapping[str, Any], *, name: str = "scvi", recipe: str | None = None, seed: int = 0, store: Store
+) -> TrainConfig:
+    """The whole configuration, with what depends on the data and on the number of workers filled in.
+
+    Raises:
+        UsageError: naming each field that does not exist or has a value that it cannot have.
+    """
+    if name not in MODELS:
+        raise UsageError(f"--model {name}: there is no such model; there are {', '.join(MODELS)}")
+    if recipe is not None and recipe not in RECIPES:
+        raise UsageError(f"--recipe {recipe}: there is no such recipe; there are {', '.join(RECIPES)}")
+    config = checked(TrainConfig, {**given, "name": name, "recipe": recipe, "seed": seed})
+    architecture = merged(RECIPES[recipe] if recipe else {}, config.model)
+    try:
+        own = checked(MODELS[name].Config, architecture)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--", "--model.")) from error
+    with torch.device("meta"):  # to have what the model itself says of its configuration, before anything starts
+        MODELS[name](own, store.schema)
+    return config.model_copy(
+        update={
+            "model": own.model_dump(mode="json"),
+            "data": config.data.model_copy(update={"lanes": config.data.lanes or lanes_for(config.scale.workers)}),
+            "optim": config.optim.model_copy(update={"epochs": config.optim.epochs or default_epochs(store.n_cells)}),
+        }
+    )
+
+
+def _check_keys(schema: Schema, batch_key: str | None, label_key: str | None) -> None:
+    if batch_key is not None and batch_key != schema.batch.name:
+        raise UsageError(f"--batch-key {batch_key}: the store was made with --batch-key {schema.batch.name}")
+    first = schema.labels[0].name if schema.labels else None
+    if label_key is not None and label_key != first:
+        raise UsageError(f"--label-key {label_key}: the first label column of the store is {first}")
+
+
+def _build(config: TrainConfig, schema: Schema) -> Scvi:
+    kind = MODELS[config.name]
+    return kind(kind.Config.model_validate(config.model), schema, seed=config.seed)
+
+
+def _notices(config: TrainConfig, store: Store) -> list[str]:
+    """What a person should know before the run."""
+    found = []
+    optim = config.optim
+    assert optim.epochs is not None
+    n_train = store.n_cells - store.n_before(config.data.validation)
+    steps = -(-n_train // config.data.batch_size)
+    last = final_kl_weight(optim, epochs=optim.epochs, steps_per_epoch=steps, n_cells=n_train)
+    if last < optim.kl_max:
+        found.append(
+            f"the KL weight reaches {last:.3g} of {optim.kl_max:g} in {optim.epochs} epochs, as in scvi-tools (warm-up "
+            f"over {optim.kl_epochs:g} epochs); for a full warm-up set --optim.kl_epochs {max(1, optim.epochs // 2)} "
+            f"or --optim.kl_steps {max(1, optim.epochs * steps // 2)}"
+            if optim.kl_epochs is not None and optim.kl_steps is None and optim.kl_cells is None
+            else f"the KL weight reaches {last:.3g} of {optim.kl_max:g} before the run ends"
+        )
+    with torch.device("meta"):
+        model = _build(config, store.schema)
+    if notice := model.surgery_notice:
+        found.append(notice)
+    if config.scale.workers > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        found.append(
+            f"batch norm: each of the {config.scale.workers} workers normalises with its own part of the batch, so "
+            "results depend a little on their number; layer norm (--recipe scarches) does not"
+        )
+    return found
+
+
+def _finished(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+    """How the run ended, if its model is there and no more was asked for."""
+    if not folder.has_model() or folder.mirror is not None:
+        return None
+    record: dict[str, Any] = cast(Any, read(folder.model).record)["training"]
+    more = record["asked_epochs"] != config.optim.epochs or record["asked_steps"] != config.optim.max_steps
+    return None if more and record["stopped"] != "early" else record
+
+
+def _train(folder: RunFolder, store: Store, config: TrainConfig, tell: Progress) -> dict[str, Any]:
+    """Run the loop where `config.scale` says; returns what `work` did."""
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "data": str(store.path),
+        "fingerprint": store.fingerprint,
+        "out": folder.place,
+    }
+    with interruptible() as interrupts:
+        done = run(work, arguments, config.scale, folder.place, tell=tell, interrupts=interrupts)
+    if done["stopped"] == "interrupted":
+        tell({"note": f"stopped at step {done['steps']}; the same command continues from there"})
+        interrupts.pass_on()
+    return done
+
+
+def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What each worker does: read its lanes, train, and on rank 0 write the model."""
+    began = time.perf_counter()
+    config = checked(TrainConfig, arguments["config"])
+    store = open_store(arguments["data"])
+    if store.fingerprint != arguments["fingerprint"]:
+        raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
+    assert config.data.lanes is not None
+    loaders = [
+        stream(store, split, config.data, seed=config.seed, shard=worker.world.shard, lanes=config.data.lanes)
+        for split in (("train", "validation") if store.n_before(config.data.validation) else ("train",))
+    ]
+    folder = RunFolder(arguments["out"])
+    try:
+        if worker.world.first:
+            folder.fetch()
+        model = _build(config, store.schema)
+        result = fit(
+            model,
+            loaders[0],
+            loaders[1] if len(loaders) > 1 else None,
+            config.optim,
+            world=worker.world,
+            seed=config.seed,
+            checkpoints=_checkpoints(worker, folder, config, store),
+            metrics=folder.metrics,
+            progress=worker.tell,
+            stop=worker.stop,
+        )
+        record = _record(result, config, began)
+        if worker.world.first:
+            if result.stopped != "interrupted":
+                _save(model, store, folder, record, worker)
+            folder.publish_metrics()
+        return record
+    finally:
+        folder.close()
+
+
+def _checkpoints(worker: Worker, folder: RunFolder, config: TrainConfig, store: Store) -> Checkpoints:
+    def announce(path: Path | None, step: int) -> None:
+        if worker.world.first:
+            folder.publish_metrics()
+        if worker.announce is not None:
+            worker.announce(path, step)
+
+    return Checkpoints(
+        folder.checkpoints,
+        config.checkpoint,
+        about={
+            "data": store.fingerprint,
+            "seed": config.seed,
+            "lanes": config.data.lanes,
+            "workers": config.scale.workers,
+            "config": config.model_dump(mode="json"),
+        },
+        world=worker.world,
+        mirror=folder.mirror,
+        announce=announce,
+        warn=lambda sentence: worker.tell({"warning": sentence.removeprefix("warning: ")}),
+    )
+
+
+def _record(result: FitResult, config: TrainConfig, began: float) -> dict[str, Any]:
+    """What is worth knowing of the training, beside the model."""
+    return {
+        "stopped": result.stopped,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "cells": result.cells,
+        "asked_epochs": config.optim.epochs,
+        "asked_steps": config.optim.max_steps,
+        "seconds": round(time.perf_counter() - began, 1),
+        "last": result.history[-1] if result.history else {},
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _save(model: Scvi, store: Store, folder: RunFolder, record: Mapping[str, Any], worker: Worker) -> None:
+    """The model, and beside it the latent of the reference's cells."""
+
+    def latent(target: Path) -> None:
+        loader = stream(store, "all", LoaderConfig(batch_size=1024, validation=0), seed=0, lanes=1, shuffle=False)
+        worker.tell({"note": f"embedding the {store.n_cells:,} cells of the reference"})
+        write_latent(
+            model,
+            loader,
+            target / "latent.zarr",
+            columns=columns_of(store),
+            about={"data": store.fingerprint, "model_name": model.name},
+            names=lambda start, stop: [str(name) for name in store.names(start, stop)],
+        )
+
+    save(
+        model.cpu(),
+        folder.model,
+        training=record,
+        data_fingerprint=store.fingerprint,
+        replace=True,
+        beside=latent,
+    )
+    folder.publish_model()
+
+
+def _plain(message: Mapping[str, Any]) -> None:
+    """Without anybody who shows progress, warnings are warnings and the rest is silence."""
+    if "warning" in message:
+        warnings.warn(str(message["warning"]), UserWarning, stacklevel=2)
