@@ -7,7 +7,7 @@ second and the time left. Nothing of other libraries' chatter reaches a user unl
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -40,6 +40,7 @@ class Bar:
         self._stream = stream or sys.stderr
         self._began = self._told = time.monotonic()
         self._first: int | None = None
+        self._stage = ""
         self._live: Progress | None = None
         self._task: Any = None
 
@@ -80,12 +81,66 @@ class Bar:
         parts = [f"{done:,}{of} {self.unit}", rate, left, text]
         self.line(f"{self.title}: {', '.join(part for part in parts if part)}")
 
+    def stage(self, done: int, total: int, name: str) -> None:
+        """As calling it, for work in named stages: each is counted, and its speed measured, on its own."""
+        if name != self._stage:
+            self._stage, self._first = name, None
+        self(done, total, name)
+
     def line(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
+
+
+def training_told(bar: Bar) -> Callable[[Mapping[str, Any]], None]:
+    """Takes what `train` tells: sentences, and lines of metrics, which move `bar`."""
+
+    def told(line: Mapping[str, Any]) -> None:
+        for kind in ("note", "warning"):
+            if kind in line:
+                bar.line(line[kind] if kind == "note" else f"warning: {line[kind]}")
+        if "epochs" not in line:
+            return
+        losses = [
+            f"{name} {line[name]:.2f}" for name in ("train/elbo", "validation/elbo") if line.get(name) is not None
+        ]
+        epoch = min(line["epoch"] + 1, line["epochs"])
+        steps = line["epochs"] * line["steps_per_epoch"]
+        total = round(line["cells"] * steps / line["step"]) if line.get("step") else None
+        wait = f"waiting for data {line['wait']:.0%}" if line.get("wait", 0) > 0.05 else ""
+        text = ", ".join(part for part in (f"epoch {epoch} of {line['epochs']}", *losses, wait) if part)
+        bar(int(line["cells"]), total, text)
+
+    return told
+
+
+def mapping_told(bar: Bar) -> Callable[[str, Mapping[str, Any]], None]:
+    """Takes what `map_queries` tells of each query; a failure is told at once."""
+
+    def told(name: str, line: Mapping[str, Any]) -> None:
+        if line.get("state") == "failed":
+            bar.line(f"{name}: failed: {line['reason']}")
+        elif line.get("state") == "done":
+            bar.line(f"{name}: {line.get('reason') or 'done'}")
+        elif "epochs" in line:
+            bar.stage(int(line["epoch"]) + 1, int(line["epochs"]), name)
+
+    return told
+
+
+def mapping_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The queries of a mapping, a line each."""
+    rows = []
+    for one in records:
+        labels = (one.get("labels") or {}).values()
+        accuracy = ", ".join(f"{found['accuracy']:.3f}" for found in labels if "accuracy" in found)
+        cells = f"{one['n_cells']:,}" if one.get("n_cells") is not None else ""
+        genes = f"{one['genes_found']} of {one['genes_wanted']}" if one.get("genes_found") is not None else ""
+        rows.append((one["name"], one["state"], cells, genes, accuracy, f"{one['seconds']:.1f}"))
+    return table(("query", "state", "cells", "genes", "accuracy", "seconds"), rows)
 
 
 def note(text: str) -> None:
@@ -126,7 +181,7 @@ def only_our_warnings(debug: bool) -> None:
     home = Path(__file__).resolve().parents[1]
     ours = [home / floor for floor in ("engine", "dataloaders", "models", "jobs")]
 
-    def show(  # noqa: PLR0917  (the signature of warnings.showwarning)
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,

@@ -6,6 +6,7 @@ descriptions, so that --help lists every field, and a field that does not exist 
 
 import difflib
 import re
+import textwrap
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -131,8 +132,8 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def help_text(known: Settings) -> str:
-    """Every field, a line each: name, values, meaning, default; plain text, by sections."""
+def help_text(known: Settings, width: int = 100) -> str:
+    """Every field with its values, meaning and default; plain text, by sections."""
     lines: list[str] = []
     section = ""
     for setting in known.values():
@@ -142,7 +143,9 @@ def help_text(known: Settings) -> str:
             lines += ["", f"[{section}]"]
         default = "" if setting.default is None else f" (default: {setting.default})"
         lines.append(f"  --{setting.name} {setting.told()}")
-        lines.append(f"      {setting.description}{default}")
+        indent = " " * 6
+        text = f"{setting.description}{default}"
+        lines += textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
     return "\n".join(lines)
 
 

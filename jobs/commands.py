@@ -1,0 +1,369 @@
+"""The commands: each reads its part of the command line, calls the function of the same name, and prints the result.
+
+Results go to stdout, progress and notes to stderr. Every command imports what it runs when it runs, so that
+``scarcade --help`` does not wait for torch.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from scarcade import __version__
+from scarcade.engine.config import Section, merged, nested
+from scarcade.engine.errors import UsageError
+from scarcade.jobs.console import Bar, mapping_table, mapping_told, record, training_told
+
+app = App(
+    name="scarcade",
+    help="Train single-cell reference atlases on Ray, straight from disk, and map queries onto them.",
+    version=__version__,
+    help_format="plaintext",
+)
+
+WITH_SECTIONS = ("train", "map")
+DIRECT = {
+    "epochs": "optim.epochs",
+    "batch-size": "data.batch-size",
+    "workers": "scale.workers",
+    "threads": "scale.threads",
+}
+"""Options that `train` and `map` take directly, and the fields that they are short for."""
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The fields given as ``--section.field`` or in the tables of the TOML file, as a tree; not yet checked."""
+
+    tree: Mapping[str, Any] = field(default_factory=dict)
+    on_command_line: frozenset[str] = frozenset()  # dotted names
+
+    def with_direct(self, **direct: Any) -> dict[str, Any]:
+        """The tree with the direct options laid on it.
+
+        Raises:
+            UsageError: an option stands on the command line in both of its forms.
+        """
+        laid: dict[str, Any] = {}
+        for name, value in direct.items():
+            dotted = DIRECT[name.replace("_", "-")]
+            if value is None:
+                continue
+            if dotted in self.on_command_line:
+                raise UsageError(f"--{name.replace('_', '-')} and --{dotted}: they are one setting; give one of them")
+            laid[dotted] = value
+        return merged(self.tree, nested(laid))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """What every command takes; read before the command line is (`cli.main`), and listed here for --help."""
+
+    config: Annotated[Path | None, Parameter(help="TOML file that may hold every option of this command.")] = None
+    debug: Annotated[bool, Parameter(negative="", help="Show tracebacks and other libraries' warnings.")] = False
+
+
+def told(text: str) -> Parameter:
+    """An option and what --help says of it."""
+    return Parameter(help=text)
+
+
+def flag(text: str) -> Parameter:
+    """A switch that is off unless it is given."""
+    return Parameter(help=text, negative="")
+
+
+def repeated(text: str) -> Parameter:
+    """A list that is filled by giving its option several times."""
+    return Parameter(help=f"{text} (repeatable).", negative="")
+
+
+COMMON, NO_SECTIONS = Common(), Sections()
+Given = Annotated[Sections, Parameter(parse=False)]
+Files = Annotated[list[str], repeated(".h5ad or .zarr files, folders of them, or globs")]
+Out = Annotated[Path, told("Where the result goes; written under another name, then renamed.")]
+Seed = Annotated[int, told("Seed of everything random.")]
+BatchKey = Annotated[str | None, told("Column of obs with the batch (condition) of each cell.")]
+FileBatch = Annotated[str | None, told("Column of obs with the batch; default: one batch a file, named after it.")]
+Layer = Annotated[str | None, told("Where a file's counts are: X, raw.X or a layer; default: found out.")]
+Epochs = Annotated[int | None, told("Passes over the cells (short for --optim.epochs).")]
+BatchSize = Annotated[int | None, told("Cells in a step over all workers (--data.batch-size).")]
+Workers = Annotated[int | None, told("Ray workers; 0: in this process (--scale.workers).")]
+Threads = Annotated[int | None, told("Threads that each worker computes with (--scale.threads).")]
+Unlabelled = Annotated[tuple[str, ...], repeated("A label that means no label")]
+Force = Annotated[bool, flag("Replace OUT if it is there.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
+
+
+@app.command
+def simulate(
+    out: Annotated[Path, told("The store to write, OUT.zarr.")],
+    *,
+    cells: Annotated[int, told("Number of cells.")] = 100_000,
+    genes: Annotated[int, told("Number of genes.")] = 2_000,
+    batches: Annotated[int, told("Number of batches.")] = 5,
+    labels: Annotated[int, told("Number of cell types.")] = 8,
+    proteins: Annotated[int, told("Number of surface proteins (CITE-seq).")] = 0,
+    programs: Annotated[int, told("Number of gene programs.")] = 0,
+    seed: Seed = 0,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Write a made atlas with a known truth, of any size, out of core."""
+    from scarcade.dataloaders.synthetic import simulate as run
+
+    with Bar("simulating") as bar:
+        store = run(
+            out,
+            cells=cells,
+            genes=genes,
+            batches=batches,
+            labels=labels,
+            proteins=proteins,
+            programs=programs,
+            seed=seed,
+            replace=force,
+            progress=lambda done: bar(done, cells),
+        )
+    print(f"{store.path}: {store.n_cells:,} cells x {store.n_genes:,} genes in {batches} batches")
+
+
+@app.command
+def ingest(
+    files: Files,
+    *,
+    out: Out,
+    batch_key: FileBatch = None,
+    label_key: Annotated[tuple[str, ...], repeated("Column of obs with labels; the first is the primary one")] = (),
+    layer: Layer = None,
+    genes: Annotated[str, told("union, intersection, or a file with one gene a line.")] = "union",
+    hvg: Annotated[int | None, told("Keep so many highly variable genes (seurat_v3, by batch).")] = None,
+    protein_key: Annotated[str | None, told("Entry of obsm with protein counts.")] = None,
+    categorical: Annotated[tuple[str, ...], repeated("Further categorical covariate")] = (),
+    continuous: Annotated[tuple[str, ...], repeated("Continuous covariate")] = (),
+    size_factor: Annotated[str | None, told("Column of obs with the size factor of each cell.")] = None,
+    unlabelled: Unlabelled = (),
+    allow_noninteger: Annotated[bool, flag("Take counts that are not whole numbers.")] = False,
+    seed: Annotated[int, told("Seed of the order of the cells on disk.")] = 0,
+    workers: Annotated[int, told("Files read at once, by Ray; 0: one by one in this process.")] = 0,
+    append: Annotated[bool, flag("Add the files to the store that is there.")] = False,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Make one checked, shuffled, sharded store of many files."""
+    from scarcade.dataloaders.ingest import ingest as run
+
+    with Bar("ingesting") as bar:
+        store = run(
+            files,
+            out,
+            batch_key=batch_key,
+            label_keys=label_key,
+            layer=layer,
+            genes=genes,
+            hvg=hvg,
+            protein_key=protein_key,
+            categorical=categorical,
+            continuous=continuous,
+            size_factor=size_factor,
+            unlabelled=unlabelled,
+            seed=seed,
+            workers=workers,
+            append=append,
+            replace=force,
+            allow_noninteger=allow_noninteger,
+            progress=bar.stage,
+            report=bar.line,
+        )
+    schema = store.schema
+    found = [f"{len(schema.batch)} batches ({schema.batch.name})"]
+    found += [f"{len(column)} labels ({column.name})" for column in schema.labels]
+    print(f"{store.path}: {store.n_cells:,} cells x {store.n_genes:,} genes, {', '.join(found)}")
+
+
+@app.command
+def train(
+    *,
+    data: Annotated[str, told("The store to train on.")],
+    out: Annotated[str, told("Folder (or URL) of the run; the model comes to OUT/model.")],
+    model: Annotated[str, told("Which model.")] = "scvi",
+    recipe: Annotated[str | None, told("scarches: the architecture onto which queries are mapped well.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    threads: Threads = None,
+    batch_key: BatchKey = None,
+    label_key: Annotated[str | None, told("The store's primary label column, to make sure of it.")] = None,
+    sections: Given = NO_SECTIONS,
+    common: Common = COMMON,
+) -> None:
+    """Train a reference; the same command again continues the run."""
+    from scarcade.jobs.train import train as run
+
+    with Bar("training") as bar:
+        done = run(
+            data,
+            model,
+            out=out,
+            recipe=recipe,
+            seed=seed,
+            batch_key=batch_key,
+            label_key=label_key,
+            settings=sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads),
+            progress=training_told(bar),
+        )
+    print(f"{done.path}/model")
+
+
+@app.command(name="map")
+def map_(
+    model: Annotated[Path, told("Folder of the reference model, as in runs/NAME/model.")],
+    queries: Files,
+    *,
+    out: Annotated[Path, told("Folder of the results.")],
+    batch_key: FileBatch = None,
+    label_key: Annotated[tuple[str, ...], repeated("Known labels, for scoring; in the reference's order")] = (),
+    layer: Layer = None,
+    unlabelled: Unlabelled = (),
+    min_genes: Annotated[float | None, told("Share of the reference's genes that a query must have.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    threads: Threads = None,
+    sections: Given = NO_SECTIONS,
+    common: Common = COMMON,
+) -> None:
+    """Map queries onto a reference by surgery, each on its own; the same command again maps what is not done."""
+    from scarcade.jobs.mapping import map_queries
+
+    settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
+    if min_genes is not None:
+        settings["min_genes"] = min_genes
+    if unlabelled:
+        settings["unlabelled"] = unlabelled
+    with Bar("mapping", unit="epochs") as bar:
+        result = map_queries(
+            model,
+            queries,
+            out,
+            batch_key=batch_key,
+            label_key=label_key,
+            layer=layer,
+            seed=seed,
+            told=mapping_told(bar),
+            **settings,
+        )
+    print(mapping_table(result.queries))
+    print(result.out / "report.html")
+    result.raise_if_failed()
+
+
+@app.command
+def embed(
+    model: Annotated[Path, told("Folder of the model.")],
+    data: Annotated[str, told("A store, or an .h5ad or .zarr file.")],
+    *,
+    out: Out,
+    batch_key: BatchKey = None,
+    layer: Layer = None,
+    batch_size: Annotated[int, told("Cells that are computed at once.")] = 1024,
+    threads: Annotated[int | None, told("Threads to compute with.")] = None,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Write the latent of any number of cells, streamed."""
+    from scarcade.jobs.embed import embed as run
+
+    with Bar("embedding") as bar:
+        path = run(
+            model,
+            data,
+            out,
+            batch_key=batch_key,
+            layer=layer,
+            batch_size=batch_size,
+            threads=threads,
+            replace=force,
+            progress=bar,
+        )
+    print(path)
+
+
+@app.command
+def score(
+    latent: Annotated[Path, told("latent.zarr, or an .h5ad with a latent in obsm.")],
+    *,
+    labels: Annotated[str | None, told("Column of obs with labels.")] = None,
+    batches: Annotated[str | None, told("Column of obs with batches.")] = None,
+    predicted: Annotated[str | None, told("Column with predicted labels, compared with --labels.")] = None,
+    obsm: Annotated[str | None, told("Which entry of obsm; default: the only X_... that is a latent.")] = None,
+    unlabelled: Unlabelled = (),
+    max_cells: Annotated[int, told("Scores are those of so many cells, drawn at random.")] = 10_000,
+    seed: Seed = 0,
+    json: Json = False,
+    common: Common = COMMON,
+) -> None:
+    """Integration and label scores of a latent."""
+    from scarcade.jobs.score import score as run
+
+    scores = run(
+        latent,
+        labels=labels,
+        batches=batches,
+        predicted=predicted,
+        obsm=obsm,
+        unlabelled=unlabelled,
+        max_cells=max_cells,
+        seed=seed,
+    )
+    rounded = {name: round(value, 4) if math.isfinite(value) else None for name, value in scores.items()}
+    print(dumps(rounded, indent=1) if json else record(rounded))
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, told("Folder of the demonstration.")] = Path("demo"),
+    cells: Annotated[int, told("Number of cells to make.")] = 20_000,
+    workers: Annotated[int, told("Ray workers to train with.")] = 2,
+    seed: Seed = 0,
+    force: Annotated[bool, flag("Start over; without it a demonstration continues.")] = False,
+    common: Common = COMMON,
+) -> None:
+    """Simulate, ingest, train on Ray, map three queries and write a report, in about two minutes."""
+    from scarcade.jobs.demo import demo as run
+
+    print(run(out, cells=cells, workers=workers, seed=seed, force=force))
+
+
+def sections_of(command: str, model: str) -> dict[str, type[Section]]:
+    """The sections of a command's configuration by name; those of `train` depend on the model.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    config: type[Section]
+    own: dict[str, type[Section]] = {}
+    if command == "map":
+        from scarcade.jobs.query_task import MapConfig
+
+        config = MapConfig
+    else:
+        from scarcade.jobs.train import TrainConfig
+        from scarcade.models import MODELS
+
+        if model not in MODELS:
+            raise UsageError(f"--model {model}: there is no such model; there are {', '.join(MODELS)}")
+        config, own = TrainConfig, {"model": MODELS[model].Config}
+    kinds = {name: info.annotation for name, info in config.model_fields.items()}
+    return {
+        **own,
+        **{name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)},
+    }

@@ -1,0 +1,102 @@
+"""Scores of a latent on disk or in memory: how well it keeps labels apart, mixes batches, and was labelled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scarcade.dataloaders.schema import column_of, label_text, text_of
+from scarcade.dataloaders.source import AnnDataFile, opened
+from scarcade.engine.contracts import Categories
+from scarcade.engine.errors import OpenError, UsageError
+from scarcade.engine.scores import integration, label_accuracy
+from scarcade.jobs.latent import VARIANCE, read_latent
+
+
+def score(
+    latent: Any,
+    *,
+    labels: str | None = None,
+    batches: str | None = None,
+    predicted: str | None = None,
+    obsm: str | None = None,
+    unlabelled: Sequence[str] = (),
+    max_cells: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Integration scores (`engine.scores.integration`), and accuracy of a column of predicted labels.
+
+    Args:
+        latent: a ``latent.zarr``, or an .h5ad, .zarr or AnnData with a latent in obsm.
+        labels, batches: columns of obs; at least one. predicted: column that is compared with `labels`.
+        obsm: which entry of obsm; default: the only one that begins with X_ and is neither a PCA nor a UMAP.
+        unlabelled: labels that mean no label; such cells are not scored.
+
+    Raises:
+        UsageError: no column was given, or obsm has several latents. CategoryError: a column that is not there.
+        OpenError: not readable, or without a latent. InputError: too few cells that could be scored.
+    """
+    if labels is None and batches is None:
+        raise UsageError("nothing to score by: give --labels, --batches, or both")
+    if predicted is not None and labels is None:
+        raise UsageError("--predicted is compared with --labels, which was not given")
+    if max_cells < 10:
+        raise UsageError(f"--max-cells {max_cells}: at least 10 cells are needed for a score")
+    cells, obs, where = _cells(latent, obsm)
+    label_codes = _codes(obs, labels, where, "--labels", unlabelled)
+    scores = integration(
+        cells, label_codes, _codes(obs, batches, where, "--batches", ()), max_cells=max_cells, seed=seed
+    )
+    if predicted is not None and labels is not None:
+        truth = label_text(column_of(obs, labels, where, "--labels"), unlabelled)
+        given = text_of(column_of(obs, predicted, where, "--predicted"))
+        values = Categories(labels, tuple(sorted({str(v) for v in (*truth, *given) if v is not None}))).codes()
+        both = (np.array([values.get(value, -1) for value in column], np.int64) for column in (truth, given))
+        scores |= label_accuracy(*both)
+    return scores
+
+
+def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str]:
+    """The latent (N, L), obs, and what to call it."""
+    if isinstance(latent, str | Path) and (Path(latent) / "MANIFEST.json").is_file():
+        ours = read_latent(latent)
+        if obsm not in (None, ours.obsm_key):
+            raise UsageError(f"--obsm {obsm}: {latent} has {ours.obsm_key}")
+        frame = {c.name: pd.Categorical.from_codes(codes, categories=list(c.values)) for c, codes in ours.columns}
+        return ours.mean, pd.DataFrame(frame, index=pd.RangeIndex(len(ours)).astype(str)), str(latent)
+    with opened(latent) as file:
+        entries = list(file.root["obsm"]) if isinstance(file, AnnDataFile) and "obsm" in file.root else []
+        if not isinstance(file, AnnDataFile):
+            entries = list(file.adata.obsm)
+        key = _entry([str(entry) for entry in entries], obsm, file.where)
+        values = file.element(f"obsm/{key}")
+        if isinstance(values, pd.DataFrame):
+            values = values.to_numpy()
+        values = np.asarray(values)
+        if values.ndim != 2 or values.dtype.kind not in "fiu":
+            raise OpenError(f"{file.where}: obsm[{key!r}] is not a table of numbers, cells x dimensions")
+        return values, file.obs(), file.where
+
+
+def _entry(entries: Sequence[str], obsm: str | None, where: str) -> str:
+    there = ", ".join(entries) or "none"
+    if obsm is not None:
+        if obsm not in entries:
+            raise UsageError(f"--obsm {obsm}: {where} has no such entry of obsm; it has {there}")
+        return obsm
+    latents = [name for name in entries if name.startswith("X_") and not name.endswith(VARIANCE)]
+    narrower = [name for name in latents if name.lower() not in ("x_pca", "x_umap", "x_tsne")]
+    if len(narrower or latents) != 1:
+        raise UsageError(f"{where}: say by --obsm which of its entries is the latent; it has {there}")
+    return (narrower or latents)[0]
+
+
+def _codes(
+    obs: pd.DataFrame, column: str | None, where: str, option: str, unlabelled: Sequence[str]
+) -> np.ndarray | None:
+    if column is None:
+        return None
+    text = label_text(column_of(obs, column, where, option), unlabelled)
+    return np.asarray(pd.Categorical(text).codes, np.int64)
