@@ -192,7 +192,7 @@ def take_rows(csr: Csr, order: np.ndarray, columns: np.ndarray, n_out: int) -> C
     return Csr(indptr, indices, data)
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _whole(values: np.ndarray, out: np.ndarray) -> bool:
     """Whether all are whole numbers in range; `out` gets them (NaN fails every comparison)."""
     good = True
@@ -205,7 +205,7 @@ def _whole(values: np.ndarray, out: np.ndarray) -> bool:
     return good
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _strictly_ascending(indptr: np.ndarray, indices: np.ndarray) -> bool:
     for row in range(len(indptr) - 1):
         for i in range(indptr[row] + 1, indptr[row + 1]):
@@ -214,7 +214,7 @@ def _strictly_ascending(indptr: np.ndarray, indices: np.ndarray) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _sort_rows(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_genes: int, repeated: np.ndarray) -> int:
     """Sort each row in place; the number of repeated genes, the first of them in `repeated`.
 
@@ -259,7 +259,7 @@ def _sort_rows(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_gene
     return n_repeated
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _kept(
     indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, order: np.ndarray, columns: np.ndarray, out: np.ndarray
 ) -> None:
@@ -271,7 +271,7 @@ def _kept(
         out[k + 1] = total
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _take(
     indptr: np.ndarray,
     indices: np.ndarray,

@@ -161,7 +161,7 @@ def read_gene_list(path: str | Path) -> list[str]:
     return names
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _count(
     indptr: np.ndarray,
     indices: np.ndarray,

@@ -8,6 +8,7 @@ parallel, a file a process.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,17 +92,18 @@ def ingest(
             if done is not None:
                 return done
             old = target
-        one_by_one = workers <= 1 or len(paths) <= 1
+        parallel = workers > 1 and len(paths) > 1
         run = Build(
             config,
             target,
             old,
-            each=partial(each, workers=workers),
-            parallel=not one_by_one,
+            each=partial(each, workers=workers if parallel else 0),
+            parallel=parallel,
             progress=progress or (lambda *_: None),
             tell=tell,
         )
-        run.make(paths)
+        with cluster(cpus=workers) if parallel else nullcontext():
+            run.make(paths)
     return open_store(target)
 
 
@@ -140,34 +142,33 @@ def _size(path: Path) -> int:
 
 
 def each(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, T]]:
-    """(number of the job, its result) as they are done; with `workers` > 1 and several jobs by Ray.
+    """(number of the job, its result) as they are done: here, or with `workers` > 1 in tasks of Ray, which must run.
 
     Raises:
         what `work` raises. ClusterError: Ray lost a task twice.
     """
-    if workers <= 1 or len(jobs) <= 1:
+    if workers <= 1:
         for i, job in enumerate(jobs):
             yield i, work(*job)
         return
     import ray
 
-    with cluster(cpus=workers):
-        task = ray.remote(num_cpus=1, max_retries=1)(_caught)
-        waiting: dict[Any, int] = {}
-        left = list(enumerate(jobs))[::-1]
-        while left or waiting:
-            while left and len(waiting) < workers:
-                i, job = left.pop()
-                waiting[task.remote(work, job)] = i
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            i = waiting.pop(ready[0])
-            try:
-                value, error = ray.get(ready[0])
-            except ray.exceptions.RayError as lost:
-                raise ClusterError(f"{jobs[i][0]}: the process that read it was lost ({lost})") from lost
-            if error is not None:
-                raise error
-            yield i, value
+    task: Any = ray.remote(num_cpus=1, max_retries=1)(_caught)
+    waiting: dict[Any, int] = {}
+    left = list(enumerate(jobs))[::-1]
+    while left or waiting:
+        while left and len(waiting) < workers:
+            i, job = left.pop()
+            waiting[task.remote(work, job)] = i
+        ready, _ = ray.wait(list(waiting), num_returns=1)
+        i = waiting.pop(ready[0])
+        try:
+            value, error = ray.get(ready[0])
+        except ray.exceptions.RayError as lost:
+            raise ClusterError(f"{jobs[i][0]}: the process that read it was lost ({lost})") from lost
+        if error is not None:
+            raise error
+        yield i, value
 
 
 def _caught(work: Callable[..., T], job: tuple[Any, ...]) -> tuple[T | None, ScarcadeError | None]:

@@ -98,7 +98,7 @@ class ObsColumn:
             for mine, survey, column in self._files(surveys, bucket):
                 text[mine] = self._text(survey, column, bucket.row[mine])
             return text
-        out = np.empty(n, {"bool": np.bool_, "int": np.int64, "float": np.float64}[self.kind])
+        out: np.ndarray = np.empty(n, {"bool": np.bool_, "int": np.int64, "float": np.float64}[self.kind])
         for mine, survey, column in self._files(surveys, bucket):
             out[mine] = _array(survey, f"column-{column.place}")[bucket.row[mine]]
         return out
@@ -112,15 +112,15 @@ class ObsColumn:
         final = pd.Index(list(self.categories), dtype=object)
         if column.kind == "text":
             table = np.append(final.get_indexer(pd.Index(list(column.categories), dtype=object)), -1)
-            return table[values].astype(np.int32)
-        return final.get_indexer(pd.Index(_as_text(values), dtype=object)).astype(np.int32)
+            return np.asarray(table[values], np.int32)
+        return np.asarray(final.get_indexer(pd.Index(_as_text(values), dtype=object)), np.int32)
 
     def _text(self, survey: Survey, column: Column, rows: np.ndarray) -> np.ndarray:
         values = _array(survey, f"column-{column.place}")[rows]
         if column.kind == "names":
-            return np.char.decode(values, "utf-8").astype(object)
+            return np.asarray(np.char.decode(values, "utf-8"), dtype=object)
         if column.kind == "text":
-            return np.append(np.asarray(column.categories, dtype=object), "")[values]
+            return np.asarray(np.append(np.asarray(column.categories, dtype=object), "")[values], dtype=object)
         return np.array(["" if one in _MISSING_TEXT else one for one in _as_text(values)], dtype=object)
 
 
@@ -187,7 +187,8 @@ def cell_names(surveys: Sequence[Survey], bucket: Bucket) -> pd.Index:
         mine = bucket.source == s
         if mine.any():
             out[mine] = np.char.decode(_array(survey, "names")[bucket.row[mine]], "utf-8")
-    return pd.Index(out, dtype=object)
+    names: pd.Index = pd.Index(out, dtype=object)
+    return names
 
 
 def _array(survey: Survey, name: str) -> np.ndarray:

@@ -31,13 +31,12 @@ class DataWarning(UserWarning):
 
 def text_of(column: pd.Series) -> np.ndarray:
     """A column's values as text (object array), None where they are missing; 1.0 and True become "1.0" and "True"."""
-    values = column.astype(object).where(column.notna(), None)
-    out = np.empty(len(values), object)
     if isinstance(column.dtype, pd.CategoricalDtype):  # text is made once for each category, not for each cell
         names = np.array([str(value) for value in column.cat.categories] + [None], dtype=object)
-        return names[column.cat.codes.to_numpy()]
-    text = column.astype(str).to_numpy(object)
-    out[:] = np.where(values.isna(), None, text)
+        coded: np.ndarray = names[column.cat.codes.to_numpy()]
+        return coded
+    out: np.ndarray = column.astype(str).to_numpy(object)
+    out[column.isna().to_numpy()] = None
     return out
 
 

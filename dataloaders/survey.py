@@ -221,7 +221,7 @@ def _columns(
     if config.batch_key is None:
         if FILE_COLUMN in obs.columns:
             messages.append(f"{where}: obs column {FILE_COLUMN!r} is replaced by the file's name (no --batch-key)")
-        obs[FILE_COLUMN] = pd.Categorical.from_codes(np.zeros(len(obs), np.int8), categories=[name])
+        obs[FILE_COLUMN] = pd.Categorical([name] * len(obs), categories=[name])
     for key in (config.batch_key, *config.categorical):
         if key is not None:
             obs[key] = complete_text(obs, key, where, "--batch-key" if key == config.batch_key else "--categorical")
@@ -266,7 +266,8 @@ def _put_column(column: pd.Series, folder: Path, place: int, names: bool | None 
 
 def _batches(folder: Path, column: Column) -> np.ndarray:
     codes = np.load(folder / f"column-{column.place}.npy")
-    return np.array(column.categories, object)[codes]
+    names: np.ndarray = np.array(column.categories, object)[codes]
+    return names
 
 
 def _put(folder: Path, name: str, values: np.ndarray) -> None:

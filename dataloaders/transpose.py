@@ -94,7 +94,7 @@ def _deal(matrix: Matrix, pointers: np.ndarray, bounds: np.ndarray, size: int, f
     return dtype
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _place(
     indptr: np.ndarray, rows: np.ndarray, genes: np.ndarray, values: np.ndarray, indices: np.ndarray, data: np.ndarray
 ) -> None:
