@@ -40,7 +40,7 @@ def scatter(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: 
 
 
 @njit(nogil=True, cache=True)
-def gather(  # noqa: PLR0917 - compiled code takes values
+def gather(
     indices: np.ndarray,
     data: np.ndarray,
     starts: np.ndarray,
@@ -59,7 +59,7 @@ def gather(  # noqa: PLR0917 - compiled code takes values
 
 
 @njit(nogil=True, cache=True)
-def place(  # noqa: PLR0917 - compiled code takes values
+def place(
     row_lengths: np.ndarray, first: int, begins: int, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray
 ) -> None:
     """Where the counts of consecutive cells stand: the first is row `first`, its counts begin at `begins`."""

@@ -165,7 +165,7 @@ class CellLoader:
             return
         windows = self._windows(epoch, start)
         ring = self._rings.pop() if self._rings else DenseRing()
-        prefetch = Prefetch(windows) if self._ahead else None
+        prefetch = Prefetch(windows, manual=True) if self._ahead else None
         try:
             while True:
                 began = time.perf_counter()
@@ -173,8 +173,15 @@ class CellLoader:
                 self._waited += time.perf_counter() - began
                 if window is None:
                     return
-                yield from self._batches(*window, epoch=epoch, start=start, ring=ring)
-                del window  # or it would be held until the next one is there
+                batches = self._batches(*window, epoch=epoch, start=start, ring=ring)
+                del window  # its batches alone decide how long it lives
+                for k, batch in enumerate(batches):
+                    if k == 1 and prefetch is not None:
+                        prefetch.proceed()  # the consumer has let go of the window before: its buffer is free
+                    yield batch
+                    del batch
+                if k == 0 and prefetch is not None:
+                    prefetch.proceed()
         finally:
             if prefetch is not None:
                 prefetch.close()

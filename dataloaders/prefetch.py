@@ -1,6 +1,8 @@
 """Makes the next items of an iterator in a thread while the consumer works on this one.
 
-How far it runs ahead is bounded: an item is begun only when the consumer has taken the one `ahead` before it.
+How far it runs ahead is bounded: an item is begun only when the consumer has taken the one `ahead` before it
+(or, with ``manual``, when the consumer has said `proceed` once for each it took, which it does when it has let
+go of the item before; so that never more than `ahead` + 1 items are alive).
 Errors of the thread are raised where the item was wanted. Closing stops the thread and waits for it.
 """
 
@@ -16,12 +18,13 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """An iterator over `source`, which runs in a thread of its own, at most `ahead` items in advance."""
 
-    def __init__(self, source: Iterator[T], ahead: int = 1) -> None:
+    def __init__(self, source: Iterator[T], ahead: int = 1, *, manual: bool = False) -> None:
         self.waited = 0.0  # seconds
         self._items: queue.SimpleQueue[tuple[bool, object]] = queue.SimpleQueue()
         self._room = threading.Semaphore(ahead)
         self._stop = threading.Event()
         self._over = False
+        self._manual = manual
         self._thread = threading.Thread(
             target=_produce, args=(source, self._items, self._room, self._stop), name="scarcade-prefetch", daemon=True
         )
@@ -37,12 +40,17 @@ class Prefetch(Generic[T]):
         made, item = self._items.get()
         self.waited += time.perf_counter() - began
         if made:
-            self._room.release()
+            if not self._manual:
+                self.proceed()
             return item  # type: ignore[return-value]
         self.close()
         if item is None:
             raise StopIteration
         raise item  # type: ignore[misc]
+
+    def proceed(self) -> None:
+        """Let the thread begin one more item."""
+        self._room.release()
 
     def close(self) -> None:
         """Stop the thread and wait until it has ended; what it had made is dropped."""

@@ -27,7 +27,7 @@ class BufferPool:
             if len(pair[0]) >= n:
                 return self._free.pop(k)
         self._free.clear()  # all too small: they would never be used again
-        room = n + (n >> 4)
+        room = n + (n >> 3)
         return np.empty(room, self._types[0]), np.empty(room, self._types[1])
 
     def give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:

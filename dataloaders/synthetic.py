@@ -272,7 +272,7 @@ def _negative_binomial(u: float, mean: float, theta: float) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _counts(  # noqa: PLR0917 - compiled code takes values
+def _counts(
     label_profile: np.ndarray,
     batch_factor: np.ndarray,
     loading: np.ndarray,

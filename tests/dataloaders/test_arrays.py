@@ -25,7 +25,9 @@ def reader(folder: Path) -> ArrayReader:
     return ArrayReader(LocalFiles(folder), "x", read_manifest(folder))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int32", "float32", "float64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "int32", "float32", "float64", "bool"]
+)
 def test_what_was_written_is_read_by_us_and_by_zarr(tmp_path: Path, dtype: str) -> None:
     values = np.random.default_rng(0).integers(0, 200, 5001).astype(dtype)
     written(tmp_path, values, chunk_rows=10)  # two shards
@@ -74,9 +76,9 @@ def test_every_flipped_byte_of_a_shard_is_found(tmp_path: Path) -> None:
         shard.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
         try:
             reader(tmp_path).rows(0, 300)
-            missed.append(at)
-        except CorruptError as error:
-            assert "x" in str(error)
+        except CorruptError:
+            continue
+        missed.append(at)
     assert missed == []
 
 
@@ -176,7 +178,7 @@ def test_values_beyond_a_bound(tmp_path: Path) -> None:
     written(tmp_path, np.array([1, 2, 9, 3], np.uint16), chunk_rows=2)
     out = np.empty(4, np.uint16)
     reader(tmp_path).decode(0, 2, out, below=10)
-    with pytest.raises(CsrError, match="chunk 1 .* not below the 9 genes"):
+    with pytest.raises(CsrError, match=r"chunk 1 .* not below the 9 genes"):
         reader(tmp_path).decode(0, 2, out, below=9)
 
 

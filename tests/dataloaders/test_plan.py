@@ -136,9 +136,7 @@ def test_lanes_for() -> None:
     assert [lanes_for(n) for n in (0, 1, 8, 9, 16, 17)] == [8, 8, 8, 16, 16, 32]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"n_cells": 0}, {"batch_size": 0}, {"lanes": 0}, {"window": 0}, {"seed": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"n_cells": 0}, {"batch_size": 0}, {"lanes": 0}, {"window": 0}, {"seed": -1}])
 def test_impossible_plans_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", ".")):
-        Plan(**{"n_cells": 10, "batch_size": 2} | wrong)
+        Plan(**{"n_cells": 10, "batch_size": 2} | wrong)  # type: ignore[arg-type]

