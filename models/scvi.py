@@ -23,6 +23,7 @@ from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
 from scarcade.models.layers import Codes, ConditionRows, FullyConnected, Linear, seeded
+from scarcade.models.likelihood import FusedLikelihood, why_not
 
 Where = Literal["encoder", "decoder", "none", "both"]
 
@@ -160,7 +161,9 @@ class Scvi(nn.Module):
             True, description="library size is the sum of a cell's counts; else it is inferred"
         )
         likelihood_path: Path = Field(
-            "auto", description="how the likelihood is computed; eager is the plain formula, all agree to 1e-5"
+            "auto",
+            description="how the likelihood is computed: fused (compiled, CPU), analytic (torch), eager (the plain "
+            "formula); auto: fused where it can, else analytic; all agree to 1e-5",
         )
 
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
@@ -318,10 +321,20 @@ class Scvi(nn.Module):
         return torch.softmax(z_BL, -1) if self.config.latent_distribution == "ln" else z_BL
 
     def log_likelihood(self, x_BG: Tensor, p: Decoded) -> Tensor:
-        """log p(x | z) of each cell, (B,)."""
-        return log_likelihood(
-            self.config.gene_likelihood, x_BG, p.rate_BG, p.log_theta, p.dropout_BG, path=self.config.likelihood_path
-        )
+        """log p(x | z) of each cell, (B,).
+
+        Raises:
+            UsageError: `likelihood_path` is "fused" and the kernel cannot compute this likelihood.
+        """
+        family, path = self.config.gene_likelihood, self.config.likelihood_path
+        if path in ("auto", "fused"):
+            reason = why_not(family, p.logits_BG, softplus=p.softplus)
+            if reason is None and p.log_theta is not None:
+                library_B = p.log_library_B1[:, 0]
+                return FusedLikelihood.apply(x_BG, p.logits_BG, library_B, p.log_theta, p.dropout_BG)  # type: ignore[no-any-return, no-untyped-call]
+            if path == "fused":
+                raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
+        return log_likelihood(family, x_BG, p.rate_BG, p.log_theta, p.dropout_BG, path=path)
 
     def library_kl(self, q: Posterior, batch: Batch) -> Tensor:
         """KL(q(log library) || prior of the cell's batch), (B,); 0 unless the library size is latent."""

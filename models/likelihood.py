@@ -1,0 +1,128 @@
+"""The negative binomial likelihood from the decoder's logits on, by the compiled kernel, as an autograd function.
+
+Rows are dealt to as many threads as torch is allowed, in chunks, and sums over cells are kept by chunk, so
+that a result does not depend on the number of threads. Shapes: B cells, G genes.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from scarcade.models import likelihood_kernel as kernel
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Helpers of the calling thread; they sleep when there is nothing to do."""
+    return ThreadPoolExecutor(n, thread_name_prefix="likelihood")
+
+
+def run(n_rows: int, work: Callable[[int, int], None]) -> None:
+    """``work(start, stop)`` over all rows, on as many threads as torch is allowed, cut between chunks."""
+    n_chunks = -(-n_rows // kernel.CHUNK)
+    n_threads = max(1, min(torch.get_num_threads(), n_chunks))
+    cuts = [min(n_rows, kernel.CHUNK * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
+    others = [_threads(n_threads - 1).submit(work, a, b) for a, b in pairwise(cuts[1:])]
+    work(cuts[0], cuts[1])
+    for other in others:
+        other.result()
+
+
+def _compute(
+    x_BG: Tensor,
+    logits_BG: Tensor,
+    log_library_B: Tensor,
+    log_theta: Tensor,
+    dropout_BG: Tensor | None,
+    *,
+    weight_B: Tensor,
+) -> tuple[Tensor, ...]:
+    """(log p (B,), and its gradients by logits, log library (B,), log theta (G,) or (B, G), dropout logits)."""
+    shared = log_theta.dim() == 1
+    theta = torch.exp(log_theta).reshape(-1, x_BG.shape[1])
+    constants = np.empty((2, theta.shape[1] if shared else 0))
+    if shared:
+        kernel.theta_constants(theta[0].numpy(), constants[0], constants[1])
+    value_B, d_library_B = torch.empty_like(log_library_B), torch.empty_like(log_library_B)
+    d_logits_BG = torch.empty_like(logits_BG)
+    d_theta = torch.zeros(-(-len(x_BG) // kernel.CHUNK), x_BG.shape[1]) if shared else torch.empty_like(theta)
+    d_dropout_BG = torch.empty(0, 0) if dropout_BG is None else torch.empty_like(dropout_BG)
+    given = [
+        x_BG.contiguous().numpy(),
+        logits_BG.numpy(),
+        log_library_B.numpy(),
+        theta.numpy(),
+        constants[0],
+        constants[1],
+        np.empty((0, 0), np.float32) if dropout_BG is None else dropout_BG.numpy(),
+        weight_B.numpy(),
+        kernel.LOG_FACTORIAL,
+    ]
+    found = [part.numpy() for part in (value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG)]
+    run(len(x_BG), lambda start, stop: kernel.rows(start, stop, *given, *found))
+    return value_B, d_logits_BG, d_library_B, d_theta.sum(0) if shared else d_theta, d_dropout_BG
+
+
+class FusedLikelihood(torch.autograd.Function):
+    """(x, logits, log library (B,), log theta, dropout logits or None) -> log p of each cell (B,).
+
+    The gradients are made in the forward pass; that by a shared theta for cells of equal weight, as in a mean.
+    Other weights make the pass run again for it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BG: Tensor,
+        logits_BG: Tensor,
+        log_library_B: Tensor,
+        log_theta: Tensor,
+        dropout_BG: Tensor | None,
+    ) -> Tensor:
+        logits_BG, log_library_B, log_theta = (part.contiguous() for part in (logits_BG, log_library_B, log_theta))
+        dropout_BG = None if dropout_BG is None else dropout_BG.contiguous()
+        given = x_BG, logits_BG, log_library_B, log_theta, dropout_BG
+        value_B, *gradients = _compute(*given, weight_B=torch.ones_like(log_library_B))
+        ctx.save_for_backward(*given, *gradients)
+        return value_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight_B: Tensor) -> tuple[Tensor | None, ...]:
+        x_BG, logits_BG, log_library_B, log_theta, dropout_BG, *gradients = ctx.saved_tensors
+        d_logits_BG, d_library_B, d_theta, d_dropout_BG = gradients
+        weight_B1 = weight_B[:, None]
+        if log_theta.dim() == 2:
+            d_theta = d_theta * weight_B1
+        elif len(weight_B) and bool((weight_B == weight_B[0]).all()):
+            d_theta = d_theta * weight_B[0]
+        else:
+            again = _compute(x_BG, logits_BG, log_library_B, log_theta, dropout_BG, weight_B=weight_B.contiguous())
+            d_theta = again[3]
+        return (
+            None,
+            d_logits_BG.mul_(weight_B1),  # made for this pass; torch refuses a second one
+            d_library_B * weight_B,
+            d_theta,
+            None if dropout_BG is None else d_dropout_BG.mul_(weight_B1),
+        )
+
+
+def why_not(family: str, logits_BG: Tensor, *, softplus: bool) -> str | None:
+    """Why the kernel cannot compute this likelihood; None if it can."""
+    if family not in ("nb", "zinb"):
+        return f"it knows nb and zinb, and not {family}"
+    if softplus:
+        return "it takes the softmax of the logits, and size factors want their softplus"
+    if logits_BG.device.type != "cpu":
+        return f"it is for CPUs, and the model is on {logits_BG.device}"
+    if logits_BG.dtype != torch.float32:
+        return f"it is for float32, and the logits are {logits_BG.dtype}"
+    return None
