@@ -102,7 +102,7 @@ def test_an_epoch_is_entered_in_its_middle(made: Made) -> None:
 def test_memory_gives_the_batches_of_the_store(made: Made) -> None:
     for split in ("train", "validation", "all"):
         ours = memory(made, keys=made.keys, split=split, shard=Shard(1, 2))
-        stored = stream(made.store, split, CONFIG, seed=3, shard=Shard(1, 2))  # type: ignore[arg-type]
+        stored = stream(made.store, split, CONFIG, seed=3, shard=Shard(1, 2))
         for a, b in zip(ours.epoch(1), stored.epoch(1), strict=True):
             assert np.array_equal(a.rows, b.rows)
             assert (a.position, a.lanes, a.n_global) == (b.position, b.lanes, b.n_global)
