@@ -50,25 +50,35 @@ def ours(h5ad: Path, epochs: int, seed: int, work: Path) -> dict[str, float]:
         store,
         model="scvi",
         out=work / f"{name}-{seed}",
-        config={
-            "model": RECIPE,
-            "data": {"batch_size": 128, "validation": 0.1},
-            "optim": {"epochs": epochs},
-            "scale": {"workers": 0, "threads": 1},
-            "seed": seed,
-        },
+        epochs=epochs,
+        batch_size=128,
+        seed=seed,
+        workers=0,
+        threads=1,
+        settings={"model": RECIPE, "data": {"validation": 0.1}},
+        progress=lambda line: None,
     )
     trained = time.process_time()
     model_folder = work / f"{name}-{seed}" / "model"
     out = work / f"{name}-{seed}-mapped"
     sca.map_queries(
-        model_folder, [query_file], out=out, batch_key="batch", label_key="lab", epochs=epochs, seed=seed, threads=1
-    )
+        model_folder,
+        [query_file],
+        out,
+        batch_key="batch",
+        label_key=["lab"],
+        epochs=epochs,
+        batch_size=128,
+        seed=seed,
+        workers=0,
+        threads=1,
+        report={"picture": "pca"},
+    ).raise_if_failed()
     mapped = time.process_time()
 
     reference = sca.load(model_folder)
     latent = reference.get_latent_representation(reference_file)
-    surgery = sca.load(out / f"{query_file.stem}.delta")
+    surgery = sca.load(model_folder, delta=out / f"{query_file.stem}.delta")
     result = ad.read_h5ad(out / f"{query_file.stem}.h5ad")
     row = {
         "seed": seed,

@@ -22,19 +22,23 @@ from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of, refuse
 from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, groups_of, raw_statistics
 from scarcade.models import outputs
 from scarcade.models.outputs import OBSERVED
-from scarcade.models.saved import read
+from scarcade.models.saved import read, read_delta
 from scarcade.models.scvi import Scvi
 
 BATCH_SIZE = 1024
 
 
-def load(path: str | Path) -> "Trained":
-    """The trained model in a folder (``runs/NAME/model``).
+def load(path: str | Path, *, delta: str | Path | None = None) -> "Trained":
+    """The trained model in a folder (``runs/NAME/model``); with `delta` as surgery left it for a query.
+
+    Args:
+        delta: a folder ``NAME.delta`` of a mapping onto this model.
 
     Raises:
         OpenError, CorruptError, ModelFileError, UnsafeFileError: as `models.saved.read`.
     """
-    return Trained(read(path), Path(path))
+    model = read(path)
+    return Trained(model if delta is None else read_delta(delta, model), Path(path))
 
 
 class Trained:

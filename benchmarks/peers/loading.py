@@ -1,0 +1,192 @@
+"""One loader over one data set, in a process of its own, in whichever environment has it: prints one JSON line.
+
+    PYTHON benchmarks/peers/loading.py CONTENDER DATA --batch 1024 [--csr] [--cells N]
+
+Imports nothing of ours unless the contender is ours, so that it runs in the environments of the others.
+What is counted is the processor time of this process (all its threads) over whole epochs after a warm-up, or,
+for the slow ones, over the first N cells.
+"""
+
+import argparse
+import json
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+Batches = Callable[[int], Iterator[Any]]  # epoch -> batches
+
+
+def scarcade(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any], int]]:
+    import torch
+
+    from scarcade.dataloaders.loader import LoaderConfig, stream
+    from scarcade.dataloaders.store import open_store
+
+    loader = stream(open_store(data), "all", LoaderConfig(batch_size=batch), seed=0)
+    cpu = torch.device("cpu")
+    if csr:
+        return loader.epoch, lambda one: len(one.counts.csr()[0]) - 1
+    return loader.epoch, lambda one: len(one.counts.dense(cpu))
+
+
+def annbatch(data: str, batch: int, csr: bool, **options: Any) -> tuple[Batches, Callable[[Any], int]]:
+    import anndata as ad
+    import zarr
+    import zarrs  # noqa: F401 - its pipeline
+    from annbatch import Loader
+
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    group = zarr.open_group(data, mode="r")
+    obs = ad.io.read_elem(group["obs"])[["batch", "label"]]
+    loader = Loader(shuffle=True, batch_size=batch, preload_to_gpu=False, **options)
+    loader.add_dataset(ad.io.sparse_dataset(group["X"]), obs)
+    return lambda epoch: iter(loader), _densified(csr, lambda one: one["X"])
+
+
+def annbatch_tuned(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any], int]]:
+    return annbatch(data, batch, csr, chunk_size=1024, preload_nchunks=32)
+
+
+def scdataset(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any], int]]:
+    import anndata as ad
+    from scdataset import BlockShuffling, scDataset
+
+    matrix = ad.read_h5ad(data, backed="r").X
+    loader = scDataset(matrix, BlockShuffling(block_size=512), batch_size=batch, fetch_factor=max(1, 16384 // batch))
+    return lambda epoch: iter(loader), _densified(csr, lambda one: one)
+
+
+def scvi_tools(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any], int]]:
+    import anndata as ad
+    import scvi
+
+    adata = ad.read_h5ad(data)
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch", labels_key="label")
+    manager = scvi.model.SCVI._get_most_recent_anndata_manager(adata, required=False) or scvi.model.SCVI(adata).adata_manager
+    loader = scvi.dataloaders.AnnDataLoader(manager, batch_size=batch, shuffle=True)
+    return lambda epoch: iter(loader), lambda one: len(one["X"])
+
+
+def _densified(csr: bool, matrix: Callable[[Any], Any]) -> Callable[[Any], int]:
+    """scipy's densifying into a reused buffer: the best that is open to their users on a CPU."""
+    buffer: list[np.ndarray] = []
+
+    def use(one: Any) -> int:
+        x = matrix(one)
+        if csr:
+            return int(x.shape[0])
+        x = x.astype(np.float32, copy=False)
+        if not buffer or buffer[0].shape != x.shape:
+            buffer[:] = [np.empty(x.shape, np.float32)]
+        buffer[0][:] = 0
+        x.toarray(out=buffer[0])
+        return int(x.shape[0])
+
+    return use
+
+
+def ceiling(data: str, batch: int, csr: bool) -> dict[str, float]:
+    """Cells per CPU-second of reading and decoding alone, of densifying alone, and of both in turn."""
+    import torch
+
+    from scarcade.dataloaders import arrays
+    from scarcade.dataloaders.sources import StoreSource
+    from scarcade.dataloaders.store import open_store
+    from scarcade.dataloaders.superbatch import DenseRing, PackedCounts
+
+    del csr
+    store = open_store(data)
+    n, step, per_run = store.n_cells, store.x_indices.chunk_rows, 64
+    out = np.empty(step * per_run, store.x_indices.dtype), np.empty(step * per_run, store.x_data.dtype)
+    arrays.google_crc32c = _NoChecksum  # type: ignore[attr-defined] - the ceiling is bare: no checks at all
+
+    def decode() -> None:
+        for first in range(0, store.x_data.n_chunks, per_run):
+            last = min(first + per_run, store.x_data.n_chunks)
+            for array, buffer in zip((store.x_indices, store.x_data), out, strict=True):
+                array.decode(first, last, buffer[: step * (last - first)])
+
+    cells = min(n, 32768)
+    loaded = StoreSource(store).load([(0, cells)])
+    ring, cpu = DenseRing(), torch.device("cpu")
+
+    def densify() -> None:
+        for start in range(0, cells - batch + 1, batch):
+            PackedCounts(loaded, start, start + batch, store.n_genes, ring).dense(cpu)
+
+    times = []
+    for work, count in ((decode, n), (densify, cells // batch * batch)):
+        work()
+        began, rounds = time.process_time(), 0
+        while time.process_time() - began < 1.5:
+            work()
+            rounds += 1
+        times.append((time.process_time() - began) / rounds / count)
+    return {"decode": 1 / times[0], "densify": 1 / times[1], "cells_per_cpu_s": 1 / sum(times)}
+
+
+class _NoChecksum:
+    @staticmethod
+    def value(body: np.ndarray) -> int:
+        """What is stored behind the chunk: the check always passes, at no cost."""
+        base = body.__array_interface__["data"][0] + len(body)
+        import ctypes
+
+        return ctypes.c_uint32.from_address(base).value
+
+
+CONTENDERS = {
+    "scarcade": scarcade,
+    "annbatch": annbatch,
+    "annbatch_tuned": annbatch_tuned,
+    "scdataset": scdataset,
+    "scvi_tools": scvi_tools,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contender", choices=[*CONTENDERS, "ceiling"])
+    parser.add_argument("data")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--csr", action="store_true")
+    parser.add_argument("--cells", type=int, default=0, help="stop after so many (0: whole epochs)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="whole epochs until so much processor time is spent")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.contender == "ceiling":
+        print(json.dumps(ceiling(given.data, given.batch, given.csr)))
+        return
+    batches, use = CONTENDERS[given.contender](given.data, given.batch, given.csr)
+    seen = 0
+    for one in batches(0):  # warm-up: compile, fill caches, first superbatches
+        seen += use(one)
+        if seen >= 40_000 or (given.cells and seen >= given.cells // 4):
+            break
+    one = None
+    epoch, seen, began, wall = 1, 0, time.process_time(), time.perf_counter()
+    while seen == 0 or (not given.cells and time.process_time() - began < given.seconds):
+        for one in batches(epoch):
+            seen += use(one)
+            if given.cells and seen >= given.cells:
+                break
+        epoch += 1
+    used = time.process_time() - began
+    print(
+        json.dumps(
+            {
+                "cells_per_cpu_s": seen / used,
+                "cells_per_s": seen / (time.perf_counter() - wall),
+                "cells": seen,
+                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
