@@ -26,9 +26,11 @@ _SOCKET_TAIL = len("/s/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-    # what each worker says of itself in its log file is no news to the user
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+_FAST = {
+    # processes started in advance are never used: ours all have an environment of their own
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 _token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
 
@@ -63,7 +65,7 @@ def cluster(
             finally:
                 ray.shutdown()
             return
-        with _private_folder() as folder, _environment(_secrets(folder)):
+        with _private_folder() as folder, _environment({**_FAST, **_secrets(folder)}):
             _init(
                 address="local",
                 num_cpus=cpus,
