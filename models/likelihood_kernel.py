@@ -235,10 +235,11 @@ def _non_zeros(  # type: ignore[no-untyped-def]
         work[0, k] = x
         work[1, k] = np.float64(theta_G[g])
         work[2, k] = np.float64(library * scale_G[g])
-        work[3, k] = log_gamma_G[g]
-        work[4, k] = digamma_G[g]
         total -= _log_factorial(x, table)
-    if not shared_theta:
+    if shared_theta:
+        for k in range(n):
+            work[3, k], work[4, k] = log_gamma_G[places[k]], digamma_G[places[k]]
+    else:
         for k in range(n):
             work[3, k], work[4, k] = gamma_logs(work[1, k])
     for k in range(n):
@@ -278,11 +279,12 @@ def rows(  # type: ignore[no-untyped-def]
     start, stop, x_BG, logits_BG, log_library_B, theta, log_gamma_G, digamma_G, dropout_BG, weight_B, table,
     value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG,
 ) -> None:  # fmt: skip
-    """Rows [start, stop). With one theta for all cells, (1, G), `d_theta` (chunks, G) sums them by weight; else
-    both are (B, G). `dropout_BG` is (0, 0) for the plain negative binomial.
+    """Rows [start, stop). With one theta for all cells, (1, G) and with constants, `d_theta` (chunks, G) sums them
+    by weight; else theta and `d_theta` are (B, G), and the constants are empty. `dropout_BG` is (0, 0) for the
+    plain negative binomial.
     """
     n_genes = x_BG.shape[1]
-    shared, zinb = theta.shape[0] == 1, dropout_BG.shape[0] > 0
+    shared, zinb = len(log_gamma_G) > 0, dropout_BG.shape[0] > 0
     scale_G = np.empty(n_genes, np.float32)
     place_G = np.empty(n_genes + 1, np.int32)
     row_theta_G = np.empty(n_genes, np.float32)

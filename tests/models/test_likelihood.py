@@ -1,0 +1,126 @@
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scarcade.models.distributions import elements
+from scarcade.models.likelihood import FusedLikelihood, run, why_not
+
+
+def made(n_cells: int, n_genes: int, *, zinb: bool, shared: bool, seed: int = 0) -> list[Tensor | None]:
+    """Counts, logits, log library, log theta, dropout logits; float64, values that float32 has."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n_cells, n_genes, generator=g) * 1.5
+    library = torch.randn(n_cells, generator=g) * 0.5 + 6
+    log_theta = torch.randn(*((n_genes,) if shared else (n_cells, n_genes)), generator=g) * 1.5
+    rate = library.exp()[:, None] * torch.softmax(logits, -1)
+    x = torch.poisson(rate * torch.rand(rate.shape, generator=g) ** 3, g)
+    return [x, logits, library, log_theta, torch.randn(n_cells, n_genes, generator=g) * 2 if zinb else None]
+
+
+def eager(x: Tensor, logits: Tensor, library: Tensor, log_theta: Tensor, dropout: Tensor | None) -> Tensor:
+    rate = library.exp()[:, None] * torch.softmax(logits, -1)
+    return elements("nb" if dropout is None else "zinb", x, rate, log_theta, dropout).sum(-1)
+
+
+def fused(*given: Any) -> Tensor:
+    return FusedLikelihood.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def value_and_gradients(function: Any, given: list[Tensor | None], dtype: torch.dtype, weight: Tensor) -> list[Tensor]:
+    parts = [None if part is None else part.to(dtype).clone().requires_grad_(i > 0) for i, part in enumerate(given)]
+    value = function(*parts)
+    (value * weight.to(dtype)).sum().backward()
+    return [value.detach(), *(p.grad for p in parts[1:] if p is not None and p.grad is not None)]
+
+
+@pytest.mark.parametrize("weights", ["mean", "uneven"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("zinb", [True, False])
+@pytest.mark.parametrize("n_cells", [1, 31, 32, 70])
+def test_equals_the_formula(zinb: bool, shared: bool, weights: str, n_cells: int) -> None:
+    given = made(n_cells, 57, zinb=zinb, shared=shared)
+    weight = torch.full((n_cells,), 1 / n_cells) if weights == "mean" else torch.linspace(0.1, 2.0, n_cells)
+    wanted = value_and_gradients(eager, given, torch.float64, weight)
+    for found, exact in zip(value_and_gradients(fused, given, torch.float32, weight), wanted, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6 * float(exact.abs().max()))
+
+
+def test_extremes_stay_finite_and_right() -> None:
+    """Dropout logits and dispersions far out, an empty cell, one gene, a count of a million."""
+    x = torch.tensor([[0.0, 3.0, 1e6], [0.0, 0.0, 0.0], [0.0, 2.0, 2000.0]])
+    logits = torch.tensor([[-20.0, 0.0, 20.0], [0.0, 1.0, 2.0], [80.0, -80.0, 0.0]])
+    library = torch.tensor([14.0, -float("inf"), 7.0])
+    log_theta = torch.tensor([-8.0, 0.0, 9.0])
+    dropout = torch.tensor([[-60.0, 60.0, 0.0], [30.0, -30.0, 0.0], [-90.0, 0.0, 90.0]])
+    given: list[Tensor | None] = [x, logits, library, log_theta, dropout]
+    found = value_and_gradients(fused, given, torch.float32, torch.ones(3))
+    assert all(torch.isfinite(part).all() for part in found)
+    with torch.no_grad():
+        wanted = eager(*[part.double() for part in given if part is not None])
+    torch.testing.assert_close(found[0].double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    given = made(200, 40, zinb=True, shared=True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            results.append(value_and_gradients(fused, given, torch.float32, torch.ones(200)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_rows_are_dealt_once() -> None:
+    before = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2, 5):
+            torch.set_num_threads(n_threads)
+            for n in (1, 31, 32, 33, 64, 100, 1000):
+                seen: list[tuple[int, int]] = []
+                run(n, lambda a, b, seen=seen: seen.append((a, b)))  # type: ignore[misc]
+                seen.sort()
+                assert seen[0][0] == 0
+                assert seen[-1][1] == n
+                assert all(a[1] == b[0] for a, b in pairwise(seen))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_failure_in_a_thread_is_raised() -> None:
+    def work(start: int, stop: int) -> None:
+        if start > 0:
+            raise ValueError("in a helper")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="in a helper"):
+            run(100, work)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    given = [
+        None if p is None else p.clone().requires_grad_(i > 0) for i, p in enumerate(made(4, 9, zinb=True, shared=True))
+    ]
+    loss = fused(*given).sum()
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def test_what_it_cannot_do() -> None:
+    logits = torch.zeros(2, 3)
+    assert why_not("nb", logits, softplus=False) is None
+    assert "poisson" in str(why_not("poisson", logits, softplus=False))
+    assert "softplus" in str(why_not("nb", logits, softplus=True))
+    assert "float64" in str(why_not("nb", logits.double(), softplus=False))
+    assert "meta" in str(why_not("nb", logits.to("meta"), softplus=False))
