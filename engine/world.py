@@ -114,13 +114,14 @@ def use_threads(n: int) -> None:
 
     More threads than free cores spin and cost a factor of sixty, so every worker is held to its grant.
     """
+    import numba
+
     n = max(1, n)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(n)  # for libraries that are loaded later, and for child processes
-    torch.set_num_threads(n)
-    import numba
-
+    # numba first: the first call starts its pool, which sets the threads of the OpenMP that torch computes with
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    torch.set_num_threads(n)
 
 
 def cores() -> int:
