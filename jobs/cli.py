@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code is returned, and is that of the process."""
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
+    # Threads of OpenMP that wait by spinning take the cores from whoever else computes: on a shared machine a run took
+    # ten times as long. It is read once, when torch is loaded, and inherited by Ray's workers.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         stop_tidily_on_sigterm()
         only_our_warnings(debug)
@@ -36,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except CycloptsError as error:
         return _failed(UsageError(_one_line(str(error))), debug)
-    except SystemExit:
-        raise
+    except SystemExit as error:  # what a job raises after it stopped tidily at SIGTERM
+        return error.code if isinstance(error.code, int) else 1
     except BaseException as error:  # noqa: BLE001  (everything that ends a command is told in our way)
         return _failed(error, debug)
 

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from scarcade import __version__
 from scarcade.engine.config import Section, merged, nested
-from scarcade.engine.errors import UsageError
+from scarcade.engine.errors import InputError, UsageError
 from scarcade.jobs.console import Bar, mapping_table, mapping_told, record, training_told
 
 app = App(
@@ -117,6 +117,7 @@ def simulate(
     """Write a made atlas with a known truth, of any size, out of core."""
     from scarcade.dataloaders.synthetic import simulate as run
 
+    refuse_to_overwrite(out, force)
     with Bar("simulating") as bar:
         store = run(
             out,
@@ -281,6 +282,7 @@ def embed(
     """Write the latent of any number of cells, streamed."""
     from scarcade.jobs.embed import embed as run
 
+    refuse_to_overwrite(out, force)
     with Bar("embedding") as bar:
         path = run(
             model,
@@ -328,6 +330,29 @@ def score(
 
 
 @app.command
+def inspect(
+    path: Annotated[Path, told("A store, model, run, delta, .h5ad or .zarr.")],
+    *,
+    against: Annotated[Path | None, told("A model: can this file be mapped onto it, and if not, why?")] = None,
+    batch_key: FileBatch = None,
+    label_key: Annotated[tuple[str, ...], repeated("Column with labels, in the reference's order")] = (),
+    layer: Layer = None,
+    json: Json = False,
+    common: Common = COMMON,
+) -> None:
+    """Say what is in a file or folder, whether it is intact, and whether it can be mapped."""
+    from scarcade.jobs.inspect import inspect as run
+    from scarcade.jobs.inspect import render
+
+    found = run(path, against, batch_key=batch_key, label_keys=label_key or None, layer=layer)
+    print(dumps(found, indent=1) if json else render(found))
+    if not found["intact"]:
+        raise InputError(f"{path}: is not intact: {found['problems'][0]}")
+    if not found.get("mappable", True):
+        raise InputError(f"{path}: cannot be mapped onto {against}: {found['reasons'][0]}")
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, told("Folder of the demonstration.")] = Path("demo"),
@@ -341,6 +366,16 @@ def demo(
     from scarcade.jobs.demo import demo as run
 
     print(run(out, cells=cells, workers=workers, seed=seed, force=force))
+
+
+def refuse_to_overwrite(out: Path, force: bool) -> None:
+    """Before any work is done, and not after it.
+
+    Raises:
+        UsageError: `out` is there, and `force` was not given.
+    """
+    if out.exists() and not force:
+        raise UsageError(f"{out}: exists already; --force replaces it")
 
 
 def sections_of(command: str, model: str) -> dict[str, type[Section]]:

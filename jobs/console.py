@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINE_EVERY = 5.0  # seconds between two lines of progress in a log
+LINE_EVERY = 10.0  # seconds between two lines of progress in a log
 
 
 def seconds(value: float) -> str:
@@ -68,7 +68,7 @@ class Bar:
         if self._first is None:  # work that was resumed does not count for the speed
             self._first, self._began = done, now
         speed = (done - self._first) / max(now - self._began, 1e-9)
-        rate = f"{speed:,.0f} {self.unit}/s" if done > self._first else ""
+        rate = f"{speed:,.0f} {self.unit}/s" if speed >= 1 else ""
         if self._live is not None:
             shown = ", ".join(part for part in (rate, text) if part)
             self._live.update(self._task, completed=done, total=total, text=shown)
@@ -127,6 +127,8 @@ def mapping_told(bar: Bar) -> Callable[[str, Mapping[str, Any]], None]:
             bar.line(f"{name}: {line.get('reason') or 'done'}")
         elif "epochs" in line:
             bar.stage(int(line["epoch"]) + 1, int(line["epochs"]), name)
+        elif "state" in line:
+            bar.line(f"{name}: {line['state']}")
 
     return told
 

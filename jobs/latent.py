@@ -1,9 +1,9 @@
 """The latent of many cells on disk: mean, variance, batch and labels of each; written as it comes, read as a whole.
 
 ``latent.zarr`` is a zarr v3 AnnData group without X, which `anndata.read_zarr` and scanpy open: obsm[KEY] holds the
-means, obsm[KEY + "_variance"] the variances, obs the codes, uns["scarcade"] what it was made from. Every byte stands
-under a checksum, and it is committed by one rename. Beside a model it holds no cell names: a model that is shared
-must not carry barcodes or donors along.
+means, obsm[KEY + "_variance"] the variances, obs the codes, uns["scarcade_latent"] what it was made from. Every byte
+stands under a checksum, and it is committed by one rename. Beside a model it holds no cell names: a model that is
+shared must not carry barcodes or donors along.
 """
 
 import json
@@ -51,7 +51,7 @@ class LatentWriter:
 
     Args:
         columns: the columns of obs and their categories; `append` gives their codes in this order.
-        about: what it was made from (JSON), for uns["scarcade"].
+        about: what it was made from (JSON), for uns["scarcade_latent"].
 
     Raises:
         StorageError: `path` exists (without `replace`), or the disk is full.
@@ -129,7 +129,7 @@ class LatentWriter:
             for name in ("layers", "obsp", "varm", "varp"):
                 ad.io.write_elem(root, name, {})
             ad.io.write_elem(root, "var", ad.AnnData(np.zeros((1, 0), np.float32)).var)
-            ad.io.write_elem(root, "uns", {"scarcade": {"about": json.dumps(self._about, sort_keys=True)}})
+            ad.io.write_elem(root, "uns", {"scarcade_latent": {"about": json.dumps(self._about, sort_keys=True)}})
         with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             zarr.consolidate_metadata(root.store)
