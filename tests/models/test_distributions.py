@@ -26,11 +26,12 @@ def arguments(family: str, made_up: list[Tensor]) -> tuple[Any, ...]:
 
 
 def value_and_gradients(family: Any, given: tuple[Any, ...], path: Any, dtype: torch.dtype) -> list[Tensor]:
-    x, *rest = [None if part is None else part.to(dtype).clone() for part in given]
+    x, *rest = (None if part is None else part.to(dtype).clone() for part in given)
+    assert x is not None
     for part in rest:
         if part is not None:
             part.requires_grad_(True)
-    value = d.log_likelihood(family, x, *rest, path=path)
+    value = d.log_likelihood(family, x, *rest, path=path)  # type: ignore[arg-type]
     weights = torch.linspace(0.5, 2.0, len(value), dtype=dtype)
     (value * weights).sum().backward()  # type: ignore[no-untyped-call]
     return [value.detach(), *(part.grad for part in rest if part is not None)]
