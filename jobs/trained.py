@@ -197,8 +197,8 @@ class Trained:
         layer: str | None = None,
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
-    ) -> sparse.csr_matrix | list[sparse.csr_matrix]:
-        """Counts drawn from the model for every cell: (n, genes), or a list of `n_samples` such matrices."""
+    ) -> Any:
+        """Counts drawn from the model for every cell: scipy CSR (n, genes), or a list of `n_samples` of them."""
         cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
         genes = self._genes(gene_list)
         parts: list[list[sparse.csr_matrix]] = [[] for _ in range(n_samples)]
