@@ -20,6 +20,7 @@ import xxhash
 
 from scarcade.dataloaders import limits
 from scarcade.dataloaders.counts import Csr, Place, check_indptr, checked, dense_to_csr
+from scarcade.dataloaders.probe import probe
 from scarcade.engine.errors import CsrError, LimitError, MissingChunkError, OpenError, ScarcadeError
 
 BLOCK = 1 << 22  # values of a block: 16 MB of indices, 16 to 32 MB of values
@@ -71,6 +72,9 @@ class AnnDataFile:
             raise
 
     def _open_h5(self) -> h5py.File:
+        wrong = probe(self.path)
+        if wrong is not None:
+            raise OpenError(f"{self.where}: is damaged in a way on which the HDF5 library {wrong}; copy it again")
         try:
             file = h5py.File(self.path, "r", rdcc_nbytes=16 << 20)
         except OSError as error:

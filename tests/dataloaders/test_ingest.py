@@ -297,7 +297,7 @@ def test_files_are_read_by_ray_tasks_to_the_same_store(tmp_path: Path) -> None:
     assert there.fingerprint == here.fingerprint
     assert seen[-1] == (150, 150, "write")
     bad = adata(50, 12, seed=9)
-    bad.X[7, 3] = 0.5
+    bad.X.data[bad.X.indptr[7]] = 0.5
     with pytest.raises(CountsError, match="cell 'c7'"):
         run([*files, written(bad, tmp_path / "bad.h5ad")], tmp_path / "no.zarr", layer="X", workers=2)
 
