@@ -99,7 +99,7 @@ def write_latent(
     *,
     columns: Sequence[Column] = (),
     about: dict[str, Any] | None = None,
-    names: Callable[[int, int], Sequence[str]] | None = None,
+    names: Callable[[int, int], Any] | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> None:
@@ -220,4 +220,3 @@ def _with_batches(schema: Schema, batch: Categories) -> Schema:
 def _distinct(columns: Sequence[Column]) -> list[Column]:
     """Each name once: a label column may be the batch column too."""
     return list({column.name: (column, codes) for column, codes in columns}.values())
-

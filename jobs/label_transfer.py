@@ -144,7 +144,7 @@ class LabelTransfer:
         if not np.isfinite(latent).all():
             raise NonFiniteError("the latent of the query holds values that are not finite")
         distances, _ = self._all.of(latent, self.k, block=self.block)
-        return (distances.mean(axis=1) / self._usual).astype(np.float32)
+        return np.asarray(distances.mean(axis=1) / self._usual, np.float32)
 
 
 def codes_of(values: Sequence[str | None], column: Categories) -> np.ndarray:

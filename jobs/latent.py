@@ -8,7 +8,7 @@ shared must not carry barcodes or donors along.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ class LatentWriter:
         return self
 
     def append(
-        self, mean: np.ndarray, variance: np.ndarray, codes: Sequence[np.ndarray], names: Sequence[str] | None = None
+        self, mean: np.ndarray, variance: np.ndarray, codes: Sequence[np.ndarray], names: Iterable[str] | None = None
     ) -> None:
         """Add n cells: mean and variance (n, L), codes (n,) of each column; without names they are numbered."""
         if self._arrays is None:

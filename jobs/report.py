@@ -60,7 +60,7 @@ def write_report(
     )
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            stream.dump(file)
+            file.writelines(stream)
         temporary.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
@@ -136,11 +136,11 @@ def bars(composition: Mapping[str, int], most: int = 15) -> list[tuple[str, int,
 def place(record: Record, values: Sequence[str], projection: Projection) -> str:
     """The reference in grey, the query's cells on it, coloured by their predicted label; PNG in base64."""
     figure, axes = _canvas(4.6, 4.0)
-    axes.scatter(*projection.points.T, s=3, c=FAINT, linewidths=0, rasterized=True)
+    axes.scatter(projection.points[:, 0], projection.points[:, 1], s=3, c=FAINT, linewidths=0, rasterized=True)
     points = np.asarray(record["points"], float).reshape(-1, 2)
     codes = record.get("shown") or []
     colours = [PALETTE[code % len(PALETTE)] for code in codes] if codes else ACCENT
-    axes.scatter(*points.T, s=7, c=colours, linewidths=0, alpha=0.85, rasterized=True)
+    axes.scatter(points[:, 0], points[:, 1], s=7, c=colours, linewidths=0, alpha=0.85, rasterized=True)
     axes.set_xlabel(record.get("axes", projection.axes)[0])
     axes.set_ylabel(record.get("axes", projection.axes)[1])
     axes.set_xticks([])

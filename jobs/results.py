@@ -126,7 +126,7 @@ def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
     """The query's obs with ``<label>_pred`` and ``<label>_uncertainty`` of every label, and ``reference_distance``."""
     obs = query.obs.copy()
     for prediction in mapped.predictions:
-        values = pd.Categorical.from_codes(prediction.codes, categories=list(prediction.column.values))
+        values = pd.Categorical.from_codes(prediction.codes, categories=pd.Index(prediction.column.values))
         obs[f"{prediction.column.name}_pred"] = values
         obs[f"{prediction.column.name}_uncertainty"] = prediction.uncertainty
     if mapped.distance is not None:

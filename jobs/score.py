@@ -64,7 +64,7 @@ def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str
         ours = read_latent(latent)
         if obsm not in (None, ours.obsm_key):
             raise UsageError(f"--obsm {obsm}: {latent} has {ours.obsm_key}")
-        frame = {c.name: pd.Categorical.from_codes(codes, categories=list(c.values)) for c, codes in ours.columns}
+        frame = {c.name: pd.Categorical.from_codes(codes, categories=pd.Index(c.values)) for c, codes in ours.columns}
         return ours.mean, pd.DataFrame(frame, index=pd.RangeIndex(len(ours)).astype(str)), str(latent)
     with opened(latent) as file:
         entries = list(file.root["obsm"]) if isinstance(file, AnnDataFile) and "obsm" in file.root else []

@@ -107,9 +107,12 @@ def check_known(name: str, known: Settings, command: str, source: str = "") -> N
     if name in known:
         return
     where = f"{source}: " if source else ""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    section = name.partition(".")[0]
+    section, _, leaf = name.partition(".")
     fields = [other.partition(".")[2] for other in known if other.partition(".")[0] == section]
+    if fields:
+        near = [f"{section}.{field}" for field in difflib.get_close_matches(leaf, fields, n=1, cutoff=0.5)]
+    else:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     hint = f"did you mean --{near[0]}?" if near else ""
     if not hint and fields:
         hint = f"[{section}] has {', '.join(fields)}"
@@ -184,5 +187,5 @@ def _is_section(kind: Any) -> bool:
 
 
 def _default(info: FieldInfo) -> Any:
-    default = info.get_default(call_default_factory=info.default_factory is not None)  # type: ignore[call-arg]
+    default = info.get_default(call_default_factory=True, validated_data={})
     return None if default is PydanticUndefined else default

@@ -29,7 +29,9 @@ class Atlas:
         return self.store.schema.batch.values[-1]
 
 
-def train_on(cells: ad.AnnData, store: Store, folder: Path, *, epochs: int = 15, encode_covariates: bool = True) -> Path:
+def train_on(
+    cells: ad.AnnData, store: Store, folder: Path, *, epochs: int = 25, encode_covariates: bool = True
+) -> Path:
     """A small scVI of these cells in `folder`, with its latent."""
     known = sorted(set(cells.obs["batch"]))
     schema = replace(store.schema, batch=Categories("batch", tuple(known)))
@@ -43,7 +45,7 @@ def train_on(cells: ad.AnnData, store: Store, folder: Path, *, epochs: int = 15,
         Scvi.Config(n_hidden=32, n_latent=6, gene_likelihood="nb", encode_covariates=encode_covariates, **settings),
         schema,
     )
-    fit(model, loader, None, OptimConfig(epochs=epochs, kl_epochs=20))
+    fit(model, loader, None, OptimConfig(epochs=epochs, kl_epochs=20, lr=4e-3))
     ordered = in_memory(counts, columns, schema, config, seed=0, lanes=1, shuffle=False)
     latent_columns = [(schema.batch, batch), (schema.labels[0], labels)]
     save(

@@ -1,0 +1,95 @@
+"""Embedding: stores and files alike, in order, and only where the model knows the batches."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+from scarcade.dataloaders.loader import LoaderConfig, stream
+from scarcade.dataloaders.synthetic import simulate
+from scarcade.engine.contracts import Categories
+from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError
+from scarcade.jobs.embed import batch_translation, embed, is_store, write_latent
+from scarcade.jobs.latent import read_latent
+from scarcade.models.saved import read
+from tests.jobs.conftest import Atlas, train_on
+
+
+@pytest.fixture(scope="module")
+def blind(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose encoder does not see the batch."""
+    cells = atlas.store.to_anndata()
+    for column in ("batch", "label"):
+        cells.obs[column] = cells.obs[column].astype(str)
+    return train_on(cells, atlas.store, tmp_path_factory.mktemp("blind") / "model", epochs=1, encode_covariates=False)
+
+
+def test_a_store_and_the_same_cells_in_memory_have_the_same_latent(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
+    embed(blind, atlas.store.path, tmp_path / "store.zarr", batch_size=300)
+    cells = atlas.store.to_anndata()
+    embed(blind, cells, tmp_path / "cells.zarr", batch_key="batch")
+    store, memory = read_latent(tmp_path / "store.zarr"), read_latent(tmp_path / "cells.zarr")
+    np.testing.assert_allclose(store.mean, memory.mean, atol=1e-5)
+    np.testing.assert_allclose(store.variance, memory.variance, rtol=1e-4)
+    written = ad.read_zarr(tmp_path / "store.zarr")
+    assert list(written.obs_names) == list(cells.obs_names)
+    assert list(written.obs["label"].astype(str)) == list(cells.obs["label"].astype(str))
+    assert store.about["data"] == atlas.store.fingerprint
+
+
+def test_the_latent_beside_a_model_holds_no_names(atlas: Atlas) -> None:
+    assert list(ad.read_zarr(atlas.model / "latent.zarr").obs_names[:3]) == ["0", "1", "2"]
+
+
+def test_a_batch_that_the_encoder_needs_and_does_not_know_is_refused(atlas: Atlas, tmp_path: Path) -> None:
+    with pytest.raises(CategoryError, match="scarcade map"):
+        embed(atlas.model, atlas.query, tmp_path / "l.zarr", batch_key="batch")
+    known = atlas.store.to_anndata(["batch1"])
+    embed(atlas.model, known, tmp_path / "l.zarr", batch_key="batch")
+    assert len(read_latent(tmp_path / "l.zarr")) == known.n_obs
+
+
+def test_codes_are_translated_by_name(atlas: Atlas) -> None:
+    model = read(atlas.model)
+    turned = replace(model.schema, batch=Categories("batch", model.schema.batch.values[::-1]))
+    np.testing.assert_array_equal(batch_translation(turned, model), [2, 1, 0])
+    assert batch_translation(model.schema, model) is None
+
+
+def test_a_store_with_other_genes_is_refused(atlas: Atlas, tmp_path: Path) -> None:
+    store = simulate(tmp_path / "other.zarr", cells=50, genes=20, batches=1, labels=2)
+    with pytest.raises(GenesError, match="--genes"):
+        embed(atlas.model, store.path, tmp_path / "l.zarr")
+
+
+def test_an_existing_result_is_kept(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
+    embed(blind, atlas.store.path, tmp_path / "l.zarr")
+    with pytest.raises(StorageError, match="exists"):
+        embed(blind, atlas.store.path, tmp_path / "l.zarr")
+    embed(blind, atlas.store.path, tmp_path / "l.zarr", replace=True)
+
+
+def test_cells_out_of_order_are_a_bug(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
+    shuffled = stream(atlas.store, "all", LoaderConfig(), seed=0)
+    with pytest.raises(ValueError, match="not in their order"):
+        write_latent(read(blind), shuffled, tmp_path / "l.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_latent_that_is_not_finite_is_told(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
+    model = read(blind)
+    with torch.no_grad():
+        model.encoder.mean.bias[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="not finite"):
+        embed(model, atlas.store.path, tmp_path / "l.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_store_is(atlas: Atlas, tmp_path: Path) -> None:
+    assert is_store(atlas.store.path)
+    assert not is_store(atlas.query)
+    assert not is_store(atlas.model)
+    assert not is_store(ad.AnnData(np.ones((2, 2), np.float32)))

@@ -1,0 +1,69 @@
+"""Scores from files of every kind."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from scarcade.engine.errors import CategoryError, OpenError, UsageError
+from scarcade.engine.scores import integration
+from scarcade.jobs.score import score
+from tests.jobs.conftest import Atlas
+
+
+def cells() -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=200)
+    latent = rng.normal(size=(200, 4)) + 6 * labels[:, None]
+    found = ad.AnnData(np.ones((200, 2), np.float32), obsm={"X_scVI": latent, "X_pca": latent[:, :2]})
+    found.obs["label"] = [f"type {code}" for code in labels]
+    found.obs["batch"] = [f"b{i % 2}" for i in range(200)]
+    found.obs["guess"] = found.obs["label"].where(np.arange(200) % 4 > 0, "type 0")
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part:UserWarning")
+def test_a_file_a_store_and_an_object_score_alike(tmp_path: Path) -> None:
+    made = cells()
+    made.write_h5ad(tmp_path / "a.h5ad")
+    with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+        made.write_zarr(tmp_path / "a.zarr")
+    wanted = integration(
+        made.obsm["X_scVI"], made.obs["label"].astype("category").cat.codes.to_numpy(), np.arange(200) % 2
+    )
+    for source in (made, tmp_path / "a.h5ad", tmp_path / "a.zarr"):
+        assert score(source, labels="label", batches="batch") == wanted
+
+
+def test_predictions_are_compared() -> None:
+    made = cells()
+    scores = score(made, labels="label", predicted="guess")
+    assert scores["accuracy"] == pytest.approx((made.obs["label"] == made.obs["guess"]).mean())
+    unlabelled = score(made, labels="label", predicted="guess", unlabelled=["type 1", "type 2"], obsm="X_pca")
+    assert unlabelled["accuracy"] == 1.0
+
+
+def test_the_latent_of_a_model_scores(atlas: Atlas) -> None:
+    scores = score(atlas.model / "latent.zarr", labels="label", batches="batch")
+    assert scores["n_cells"] == 2_000 - ad.read_h5ad(atlas.query).n_obs
+    assert scores["label_score"] > 0.3
+
+
+def test_what_cannot_be_scored_is_told(tmp_path: Path) -> None:
+    made = cells()
+    with pytest.raises(UsageError, match="--labels, --batches"):
+        score(made)
+    with pytest.raises(UsageError, match="--predicted"):
+        score(made, batches="batch", predicted="guess")
+    with pytest.raises(CategoryError, match="'no'"):
+        score(made, labels="no")
+    with pytest.raises(UsageError, match="it has X_scVI, X_pca"):
+        score(made, labels="label", obsm="X_no")
+    made.obsm["X_other"] = made.obsm["X_scVI"]
+    with pytest.raises(UsageError, match="--obsm"):
+        score(made, labels="label")
+    with pytest.raises(OpenError):
+        score(tmp_path / "none.h5ad", labels="label")
+    with pytest.raises(UsageError, match="--max-cells"):
+        score(made, labels="label", max_cells=3)
