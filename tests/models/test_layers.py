@@ -32,7 +32,7 @@ def test_weights_are_a_function_of_the_seed() -> None:
 
 
 def test_a_new_row_does_not_depend_on_the_others() -> None:
-    """So a query's first weights are the same alone and among others (docs/decisions/003)."""
+    """So a query's first weights are the same alone and among others."""
     layers = [ConditionalLinear(5, 4, {"batch": 2}, seeded(0)) for _ in range(2)]
     layers[0].grow({"batch": ["q1", "q2", "q3"]}, 7, "decoder.linear.0")
     layers[1].grow({"batch": ["q3"]}, 7, "decoder.linear.0")
