@@ -67,9 +67,8 @@ def check_h5(file: h5py.File) -> None:
         LimitError: as `check_array`. OpenError: it points to other files.
     """
 
-    def link(name: str, link: Any) -> None:
-        if isinstance(link, h5py.ExternalLink):
-            raise OpenError(f"{file.filename}: {name} points into another file ({link.filename}); that is not followed")
+    def link(name: str, link: Any) -> str | None:  # (h5py does not carry errors out of this callback)
+        return f"{name} points into another file ({link.filename})" if isinstance(link, h5py.ExternalLink) else None
 
     def member(name: str, value: Any) -> None:
         if not isinstance(value, h5py.Dataset):
@@ -80,7 +79,9 @@ def check_h5(file: h5py.File) -> None:
         if value.shape is not None:
             check_array(where, value.shape, value.chunks, value.dtype.itemsize, value.id.get_storage_size())
 
-    file.visititems_links(link)
+    outside = file.visititems_links(link)
+    if outside is not None:
+        raise OpenError(f"{file.filename}: {outside}; that is not followed")
     file.visititems(member)
 
 
