@@ -5,7 +5,7 @@ written by `ArrayWriter` in the one layout below, which every zarr v3 reader ope
 which knows that layout alone: shard index once, compressed runs of chunks by one positioned read, decoded
 straight into the caller's buffer with the interpreter lock released (3 times zarr's own pipeline).
 
-Layout: ``sharding_indexed`` over chunks of (bytes little, blosc lz4 bitshuffle, crc32c), index at the end.
+Layout: ``sharding_indexed`` over chunks of (bytes little, blosc lz4, crc32c), index at the end.
 Files are read, not mapped: a mapped file counts as memory of the process, and a cut one kills it (SIGBUS).
 """
 
@@ -35,6 +35,7 @@ LIMIT_CHUNK_BYTES = 1 << 26  # a chunk that claims more is refused unread
 _ABSENT = (1 << 64) - 1
 _CRC_BYTES = 4
 _BLOSC_HEADER = 16
+_SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
 class Files(Protocol):
@@ -150,6 +151,7 @@ class ArrayWriter:
         *,
         width: int | None = None,
         chunk_rows: int | None = None,
+        shuffle: str = "bitshuffle",
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
@@ -160,6 +162,7 @@ class ArrayWriter:
         row_bytes = self.dtype.itemsize * max(1, width or 1)
         self._chunk = np.zeros((chunk_rows or max(1, CHUNK_BYTES // row_bytes), *self._row), self.dtype)
         self._filled = 0
+        self._shuffle = shuffle
         self._index: list[tuple[int, int]] = []
         self._file: BinaryIO | None = None
         self._shards = 0
@@ -189,7 +192,7 @@ class ArrayWriter:
                 name = name / "0"
             self._file = open(name, "wb")  # noqa: SIM115 - closed when the shard is full
         raw = self._chunk.view(np.uint8).reshape(-1) if self._chunk.size else np.zeros(0, np.uint8)
-        sealed = _sealed(blosc.compress(raw, b"lz4", 5, blosc.BITSHUFFLE, 0, self.dtype.itemsize))
+        sealed = _sealed(blosc.compress(raw, b"lz4", 5, _SHUFFLES[self._shuffle], 0, self.dtype.itemsize))
         self._index.append((self._file.tell(), len(sealed)))
         self._file.write(sealed)
         if len(self._index) == CHUNKS_PER_SHARD:
@@ -216,7 +219,7 @@ class ArrayWriter:
         endian: dict[str, Any] = {"name": "bytes"}
         if self.dtype.itemsize > 1:
             endian["configuration"] = {"endian": "little"}
-        inner = [endian, _blosc_codec(self.dtype.itemsize, "bitshuffle"), {"name": "crc32c"}]
+        inner = [endian, _blosc_codec(self.dtype.itemsize, self._shuffle), {"name": "crc32c"}]
         index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
         sharding = {
             "name": "sharding_indexed",

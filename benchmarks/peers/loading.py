@@ -33,6 +33,23 @@ def scarcade(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any],
     return loader.epoch, lambda one: len(one.counts.dense(cpu))
 
 
+def scarcade_memory(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any], int]]:
+    import anndata as ad
+    import torch
+
+    from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory
+    from scarcade.engine.contracts import Categories, Schema
+
+    adata = ad.read_h5ad(data)
+    batches = adata.obs["batch"].cat
+    schema = Schema(tuple(adata.var_names), Categories("batch", tuple(batches.categories)))
+    loader = in_memory(adata.X, Columns(batches.codes.to_numpy()), schema, LoaderConfig(batch_size=batch), seed=0)
+    cpu = torch.device("cpu")
+    if csr:
+        return loader.epoch, lambda one: len(one.counts.csr()[0]) - 1
+    return loader.epoch, lambda one: len(one.counts.dense(cpu))
+
+
 def annbatch(data: str, batch: int, csr: bool, **options: Any) -> tuple[Batches, Callable[[Any], int]]:
     import anndata as ad
     import zarr
@@ -55,8 +72,13 @@ def scdataset(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any]
     import anndata as ad
     from scdataset import BlockShuffling, scDataset
 
-    matrix = ad.read_h5ad(data, backed="r").X
-    loader = scDataset(matrix, BlockShuffling(block_size=512), batch_size=batch, fetch_factor=max(1, 16384 // batch))
+    loader = scDataset(
+        ad.read_h5ad(data, backed="r"),
+        BlockShuffling(block_size=512),
+        batch_size=batch,
+        fetch_factor=max(1, 16384 // batch),
+        fetch_callback=lambda adata, rows: adata.X[rows],
+    )
     return lambda epoch: iter(loader), _densified(csr, lambda one: one)
 
 
@@ -66,7 +88,7 @@ def scvi_tools(data: str, batch: int, csr: bool) -> tuple[Batches, Callable[[Any
 
     adata = ad.read_h5ad(data)
     scvi.model.SCVI.setup_anndata(adata, batch_key="batch", labels_key="label")
-    manager = scvi.model.SCVI._get_most_recent_anndata_manager(adata, required=False) or scvi.model.SCVI(adata).adata_manager
+    manager = scvi.model.SCVI(adata).adata_manager
     loader = scvi.dataloaders.AnnDataLoader(manager, batch_size=batch, shuffle=True)
     return lambda epoch: iter(loader), lambda one: len(one["X"])
 
@@ -141,6 +163,7 @@ class _NoChecksum:
 
 CONTENDERS = {
     "scarcade": scarcade,
+    "scarcade_memory": scarcade_memory,
     "annbatch": annbatch,
     "annbatch_tuned": annbatch_tuned,
     "scdataset": scdataset,
