@@ -255,7 +255,9 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], s
     names = (f"{kind}.safetensors", f"{kind}.json")
     manifest = read_manifest(folder)
     if lacking := [name for name in names if name not in manifest["files"]]:
-        raise ModelFileError(f"{folder}: not a {kind} folder (its manifest has no {lacking[0]})")
+        other = kind_of(folder)
+        hint = "; it is what a query added: load its reference with delta=FOLDER" if other == DELTA else ""
+        raise ModelFileError(f"{folder}: not a {kind} folder (its manifest has no {lacking[0]}){hint}")
     # what lies beside the model (a latent store of gigabytes) is checked by who reads it
     wanted = {**manifest, "files": {name: manifest["files"][name] for name in names}}
     if wrong := _problems(folder, wanted):

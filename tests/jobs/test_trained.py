@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.contracts import Noise, Step
-from scarcade.engine.errors import CategoryError, GenesError, UsageError
+from scarcade.engine.errors import CategoryError, GenesError, ModelFileError, UsageError
 from scarcade.jobs.trained import Trained, load
 from scarcade.models import Scvi
-from scarcade.models.saved import save
+from scarcade.models.saved import save, save_delta
+from scarcade.models.surgery import grow
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcade.dataloaders.schema.DataWarning")
 
@@ -212,3 +214,18 @@ def test_load(trained: Trained, adata: anndata.AnnData, tmp_path: Path) -> None:
     again = load(tmp_path / "model")
     np.testing.assert_array_equal(again.get_latent_representation(adata), trained.get_latent_representation(adata))
     assert "40 genes, 3 batches" in repr(again)
+
+
+def test_load_of_a_delta(trained: Trained, adata: anndata.AnnData, tmp_path: Path) -> None:
+    save(trained.model, tmp_path / "model", training={}, data_fingerprint=None)
+    reference = load(tmp_path / "model")
+    schema = replace(reference.model.schema, batch=reference.model.schema.batch.extended(("new",)))
+    grown = grow(reference.model, schema, seed=0)
+    assert reference.model.fingerprint is not None
+    save_delta(grown, tmp_path / "q.delta", parent=reference.model.fingerprint, training={})
+    query = adata[:50].copy()
+    query.obs["batch"] = "new"
+    latent = load(tmp_path / "model", delta=tmp_path / "q.delta").get_latent_representation(query)
+    assert np.isfinite(latent).all()
+    with pytest.raises(ModelFileError, match="delta=FOLDER"):
+        load(tmp_path / "q.delta")
