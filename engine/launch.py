@@ -26,6 +26,7 @@ from scarcade.engine.config import Section
 from scarcade.engine.errors import ClusterError, ScarcadeError, UsageError
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
+from scarcade.engine.storage import Mirror, is_url
 from scarcade.engine.world import World, cores, use_threads
 
 Message = Mapping[str, Any]
@@ -101,7 +102,7 @@ def run(
     private = scale.address is None and not os.environ.get("RAY_ADDRESS")
     cpus, threads = scale.grant(private=private)
     needed = max(cores(), int(cpus * scale.workers + 0.999))
-    with _settings(scale, named=not private), cluster(scale.address, cpus=needed):
+    with _settings(scale, named=not private), cluster(scale.address, cpus=needed), _without_traces(place):
         grant = _Grant(cpus, threads, place, uuid.uuid4().hex)
         trainer = _trainer(work, arguments, scale, grant)
         if private:
@@ -132,6 +133,27 @@ def _threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         use_threads(before)
+
+
+@contextmanager
+def _without_traces(place: str) -> Iterator[None]:
+    """Remove what Ray Train writes in the run folder, before and after.
+
+    Its list of checkpoints would hold a later start to checkpoints that are long gone; ours are found by looking.
+    """
+
+    def remove() -> None:
+        for name in ("checkpoint_manager_snapshot.json", ".validate_storage_marker"):
+            if is_url(place):
+                Mirror(place).remove_file(name)
+            else:
+                Path(place, name).unlink(missing_ok=True)
+
+    remove()
+    try:
+        yield
+    finally:
+        remove()
 
 
 @contextmanager
@@ -172,7 +194,7 @@ def _trainer(work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Gra
     """Ray's TorchTrainer for `work`."""
     train: Any = importlib.import_module("ray.train")
     torch_train: Any = importlib.import_module("ray.train.torch")
-    above, _, name = grant.place.rstrip("/").rpartition("/")
+    above, name = _above(grant.place)
     elastic = scale.min_workers is not None and scale.min_workers < scale.workers
     return torch_train.TorchTrainer(
         _entry,
@@ -189,11 +211,18 @@ def _trainer(work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Gra
         torch_config=torch_train.TorchConfig(backend="nccl" if scale.gpus else "gloo"),
         run_config=train.RunConfig(
             name=name,
-            storage_path=above or "/",
+            storage_path=above,
             failure_config=train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=1),
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _above(place: str) -> tuple[str, str]:
+    """(what holds the run folder, its name); the query of a URL stays with the former."""
+    path, mark, query = place.partition("?") if is_url(place) else (place, "", "")
+    above, _, name = path.rstrip("/").rpartition("/")
+    return (above or "/") + mark + query, name
 
 
 def _without_cleaner(trainer: Any) -> None:
@@ -305,9 +334,8 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
     watch = _Watch(mailbox)
     threading.Thread(target=watch.look, daemon=True).start()
     module, _, name = config["work"].partition(":")
-    worker = Worker(
-        world, lambda message: mailbox.send(attempt, message), watch.stop.is_set, partial(_announce, grant.place)
-    )
+    tell = partial(mailbox.send, attempt) if world.first else _nobody
+    worker = Worker(world, tell, watch.stop.is_set, partial(_announce, grant.place))
     try:
         return {"result": getattr(importlib.import_module(module), name)(worker, config["arguments"])}
     except ScarcadeError as error:
@@ -326,14 +354,20 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
         watch.ended.set()
 
 
+def _nobody(message: Message) -> None:
+    """Whom the ranks above 0 tell."""
+
+
 def _announce(place: str, checkpoint: Path | None, step: int) -> None:
     """Report a committed checkpoint to Ray, which is told where it lies and copies nothing.
 
     Every rank must call it. Resuming never depends on it: the run's own folder is what is believed.
     """
     train: Any = importlib.import_module("ray.train")
-    train.report(
-        {"step": step},
-        checkpoint=None if checkpoint is None else train.Checkpoint(f"{place}/checkpoints/{checkpoint.name}"),
-        checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
-    )
+    reported = None
+    if checkpoint is not None and is_url(place):
+        mirror = Mirror(place)
+        reported = train.Checkpoint(f"{mirror.root}/checkpoints/{checkpoint.name}", filesystem=mirror.filesystem)
+    elif checkpoint is not None:
+        reported = train.Checkpoint.from_directory(str(checkpoint))
+    train.report({"step": step}, checkpoint=reported, checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD)

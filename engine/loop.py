@@ -130,12 +130,12 @@ def fit(
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     run.begin()
     try:
-        if over := run.state.stopped:  # a finished run that was started again
-            return run.result(over)
-        while not run.state.stopped:
+        began_at = run.state.step
+        while not run.is_over():
             if not run.epoch():
                 return run.result("interrupted")
-        run.save()
+        if run.state.step > began_at:  # else it was over before
+            run.save()
         return run.result(run.state.stopped)
     finally:
         run.gradients.close()
@@ -241,6 +241,9 @@ class _Run:
         elif state.epoch >= self.epochs:
             state.stopped = state.stopped or "epochs"
         return True
+
+    def is_over(self) -> bool:
+        return bool(self.state.stopped)
 
     def _at_last_step(self) -> bool:
         return self.config.max_steps is not None and self.state.step >= self.config.max_steps

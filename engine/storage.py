@@ -102,6 +102,15 @@ class Mirror:
 
         self._tried(gone, name)
 
+    def remove_file(self, name: str) -> None:
+        """Remove one file, if it is there."""
+
+        def gone() -> None:
+            if self.filesystem.get_file_info(f"{self.root}/{name}").is_file:
+                self.filesystem.delete_file(f"{self.root}/{name}")
+
+        self._tried(gone, name)
+
     def _files(self, name: str) -> list[str]:
         selector, _ = self._info
         base = f"{self.root}/{name}/"

@@ -84,7 +84,10 @@ class RunFolder:
             if self.mirror is None:
                 path = self.local / "lock"
             else:
-                path = Path(tempfile.gettempdir()) / f"scarcade-{os.getuid()}-{sha256(self.place.encode()).hexdigest()[:16]}.lock"
+                path = (
+                    Path(tempfile.gettempdir())
+                    / f"scarcade-{os.getuid()}-{sha256(self.place.encode()).hexdigest()[:16]}.lock"
+                )
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise StorageError(f"--out {self.place}: cannot be written ({error.strerror})") from error

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import tomli_w
 import torch
 from pydantic import Field
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from scarcade.dataloaders.loader import LoaderConfig, lanes_for, stream
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
-from scarcade.engine.config import Section, checked, merged, nested, to_toml
+from scarcade.engine.config import Section, checked, merged, nested
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.interrupts import interruptible
@@ -104,7 +105,7 @@ def train(
         with folder.locked():
             folder.fetch()
             folder.sweep()
-            folder.settle(to_toml(config))
+            folder.settle(_toml(config))
             done = _finished(folder, config)
             if done is None:
                 for sentence in _notices(config, store):
@@ -146,6 +147,13 @@ def resolved(
             "optim": config.optim.model_copy(update={"epochs": config.optim.epochs or default_epochs(store.n_cells)}),
         }
     )
+
+
+def _toml(config: TrainConfig) -> str:
+    """The configuration as ``--config`` takes it: the model's name stands in the table of its settings."""
+    raw = config.model_dump(mode="json", exclude_none=True)
+    raw["model"] = {"name": raw.pop("name"), **raw["model"]}
+    return tomli_w.dumps(raw)
 
 
 def _check_keys(schema: Schema, batch_key: str | None, label_key: str | None) -> None:

@@ -101,7 +101,7 @@ def summed(world: World, bucket_bytes: int) -> list[np.ndarray]:
     gradients = GradientSum(model, world, 2, bucket_bytes=bucket_bytes)
     for step in range(3):
         model.zero_grad(set_to_none=True)
-        model(inputs(world.rank, step)).backward()  # type: ignore[no-untyped-call]
+        model(inputs(world.rank, step)).backward()
         signals = gradients.finish(torch.tensor([1.0, float(world.rank)]), 1 / world.size)
     gradients.close()
     return [*(p.grad.numpy().copy() for p in model.parameters() if p.grad is not None), signals.numpy().copy()]
@@ -145,7 +145,7 @@ def test_a_bad_cell_on_one_worker_stops_all_before_the_update(many: list[dict[st
 
 def test_the_sum_over_workers_is_that_of_one_worker_with_all_cells(many: list[dict[str, Any]]) -> None:
     model = Two()
-    model(torch.cat([inputs(rank, 2) for rank in range(len(many))])).backward()  # type: ignore[no-untyped-call]
+    model(torch.cat([inputs(rank, 2) for rank in range(len(many))])).backward()
     expected = [(torch.zeros_like(p) if p.grad is None else p.grad).numpy() for p in model.parameters()]
     for run in many:
         for *gradients, signals in run["summed"]:
@@ -157,7 +157,7 @@ def test_the_sum_over_workers_is_that_of_one_worker_with_all_cells(many: list[di
 def test_alone_a_parameter_that_was_not_touched_has_a_gradient_of_zeros() -> None:
     model = Two()
     gradients = GradientSum(model, World(), 1)
-    model(inputs(0, 0)).backward()  # type: ignore[no-untyped-call]
+    model(inputs(0, 0)).backward()
     assert gradients.finish(torch.tensor([4.0]), 1.0).tolist() == [4]
     assert model.idle.weight.grad is not None
     assert not model.idle.weight.grad.any()
