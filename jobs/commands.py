@@ -178,7 +178,7 @@ def ingest(
             append=append,
             replace=force,
             allow_noninteger=allow_noninteger,
-            progress=bar.stage,
+            progress=bar.ingesting,
             report=bar.line,
         )
     schema = store.schema
@@ -296,6 +296,21 @@ def embed(
             progress=bar,
         )
     print(path)
+
+
+@app.command(name="import")
+def import_(
+    model: Annotated[Path, told("A model.pt of scvi-tools (SCVI), or the folder that holds it.")],
+    *,
+    out: Out,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Make a model of scvi-tools a model of ours. Nothing in its pickle is run."""
+    from scarcade.jobs.exchange import import_model as run
+
+    refuse_to_overwrite(out, force)
+    print(run(model, out, replace=force))
 
 
 @app.command

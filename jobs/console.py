@@ -81,11 +81,15 @@ class Bar:
         parts = [f"{done:,}{of} {self.unit}", rate, left, text]
         self.line(f"{self.title}: {', '.join(part for part in parts if part)}")
 
-    def stage(self, done: int, total: int, name: str) -> None:
+    def stage(self, done: int, total: int, name: str, unit: str | None = None) -> None:
         """As calling it, for work in named stages: each is counted, and its speed measured, on its own."""
         if name != self._stage:
-            self._stage, self._first = name, None
+            self._stage, self._first, self.unit = name, None, unit or self.unit
         self(done, total, name)
+
+    def ingesting(self, done: int, total: int, stage: str) -> None:
+        """As `ingest` tells it: files are surveyed, cells are read and written."""
+        self.stage(done, total, stage, "files" if stage == "survey" else "cells")
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
@@ -191,10 +195,10 @@ def only_our_warnings(debug: bool) -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, UserWarning) and any(Path(filename).resolve().is_relative_to(one) for one in ours):
+        inside = any(Path(filename).resolve().is_relative_to(one) for one in ours)
+        if inside or category.__module__.startswith("scarcade."):
             note(f"warning: {message}")
 
-    warnings.simplefilter("default")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("default", UserWarning)
     warnings.showwarning = show
