@@ -82,6 +82,19 @@ class ConditionRows(nn.Module):
             self.new = None
 
 
+class Dispersion(ConditionRows):
+    """log theta of each gene in each category. A new category starts at the mean of the known ones and trains.
+
+    (scvi-tools draws it at random and freezes it.)
+    """
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        values = new.get(self.covariate, ())
+        if values:
+            mean_G = self.table().detach().mean(0)
+            self.append(values, lambda _: mean_G)
+
+
 class ConditionalLinear(nn.Module):
     """``W x + b + sum over covariates of E[category]``.
 
@@ -218,3 +231,17 @@ class Linear(nn.Linear):
         self.bias = nn.Parameter(torch.empty(n_out))
         start_uniform(self.weight, n_in**-0.5, generator)
         start_uniform(self.bias, n_in**-0.5, generator)
+
+
+class Encoder(nn.Module):
+    """x -> mean and variance of a normal distribution; 1e-4 is added to the variance."""
+
+    def __init__(self, trunk: FullyConnected, n_hidden: int, n_out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.mean = Linear(n_hidden, n_out, generator)
+        self.variance = Linear(n_hidden, n_out, generator)
+
+    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        h_BH = self.trunk(x_BI, codes, noise)
+        return self.mean(h_BH), self.variance(h_BH).exp() + 1e-4

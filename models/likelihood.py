@@ -4,6 +4,7 @@ Rows are dealt to as many threads as torch is allowed, in chunks, and sums over 
 that a result does not depend on the number of threads. Shapes: B cells, G genes.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,6 +23,9 @@ from scarcade.models import likelihood_kernel as kernel
 def _threads(n: int) -> ThreadPoolExecutor:
     """Helpers of the calling thread; they sleep when there is nothing to do."""
     return ThreadPoolExecutor(n, thread_name_prefix="likelihood")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of these threads
 
 
 def run(n_rows: int, work: Callable[[int, int], None]) -> None:

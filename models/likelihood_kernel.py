@@ -136,6 +136,15 @@ def gamma_logs(y: np.float64) -> tuple[np.float64, np.float64]:
 LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, SMALL, dtype=np.float64)))])
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _finite(x_G: np.ndarray) -> bool:
+    """Whether no entry is infinite or not a number: by their bits, which no fast math can argue away."""
+    largest = np.int32(0)
+    for g in range(len(x_G)):
+        largest = max(largest, bits32(x_G[g]) & np.int32(0x7FFFFFFF))
+    return bool(largest < np.int32(0x7F800000))
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
 def _softmax(logits_G: np.ndarray, out_G: np.ndarray) -> None:
     highest = logits_G[0]
@@ -289,7 +298,17 @@ def rows(  # type: ignore[no-untyped-def]
     place_G = np.empty(n_genes + 1, np.int32)
     row_theta_G = np.empty(n_genes, np.float32)
     work = np.empty((7, n_genes))
+    theta_is_finite = _finite(theta[0]) if shared else True
     for b in range(start, stop):
+        sound = theta_is_finite and log_library_B[b] < 88 and _finite(logits_BG[b])  # an empty cell has -inf
+        sound = sound and (shared or _finite(theta[b])) and (not zinb or _finite(dropout_BG[b]))
+        if not sound:  # the code below assumes finite numbers, and would make up a fine loss
+            value_B[b] = d_library_B[b] = np.nan
+            d_logits_BG[b] = np.nan
+            d_theta[b // CHUNK if shared else b] = np.nan
+            if zinb:
+                d_dropout_BG[b] = np.nan
+            continue
         x_G, t_G = x_BG[b], d_logits_BG[b]
         library = np.float32(np.exp(np.float64(log_library_B[b])))
         theta_G = theta[0] if shared else theta[b]

@@ -9,7 +9,7 @@ parameter has a gradient.
 Shapes: B cells, G genes, L latent dimensions, H hidden units.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -22,7 +22,8 @@ from scarcade.engine.config import Section
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
-from scarcade.models.layers import Codes, ConditionRows, FullyConnected, Linear, seeded
+from scarcade.models.layers import Dispersion, Encoder, FullyConnected, Linear, seeded
+from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import FusedLikelihood, why_not
 
 Where = Literal["encoder", "decoder", "none", "both"]
@@ -55,75 +56,6 @@ class Decoded:
     @property
     def rate_BG(self) -> Tensor:
         return self.log_library_B1.exp() * self.scale_BG
-
-
-class Encoder(nn.Module):
-    """x -> mean and variance of a normal distribution; 1e-4 is added to the variance."""
-
-    def __init__(self, trunk: FullyConnected, n_hidden: int, n_out: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.mean = Linear(n_hidden, n_out, generator)
-        self.variance = Linear(n_hidden, n_out, generator)
-
-    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        h_BH = self.trunk(x_BI, codes, noise)
-        return self.mean(h_BH), self.variance(h_BH).exp() + 1e-4
-
-
-class LibraryPrior(nn.Module):
-    """Normal prior of the log library size of each batch; a batch without cells keeps mean 0 and variance 1."""
-
-    mean: Tensor
-    variance: Tensor
-    new_mean: Tensor | None
-    new_variance: Tensor | None
-
-    def __init__(self, n_batches: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_batches))
-        self.register_buffer("variance", torch.ones(n_batches))
-        self.register_buffer("new_mean", None)
-        self.register_buffer("new_variance", None)
-
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every batch, (K,) each."""
-        if self.new_mean is None or self.new_variance is None:
-            return self.mean, self.variance
-        return torch.cat([self.mean, self.new_mean]), torch.cat([self.variance, self.new_variance])
-
-    def fill(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
-        """Set the batches that were `seen`; after surgery the new ones alone."""
-        old_mean, old_variance = self.parts()
-        first = 0 if self.new_mean is None else len(self.mean)
-        mean = torch.where(seen, mean.to(old_mean), old_mean)[first:]
-        variance = torch.where(seen, variance.to(old_variance), old_variance)[first:]
-        prefix = "new_" if first else ""
-        setattr(self, f"{prefix}mean", mean)
-        setattr(self, f"{prefix}variance", variance)
-
-    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
-        self.settle()
-        if n := len(new.get("batch", ())):
-            mean, variance = self.parts()
-            self.new_mean, self.new_variance = mean.new_zeros(n), variance.new_ones(n)
-
-    def settle(self) -> None:
-        self.mean, self.variance = self.parts()
-        self.new_mean = self.new_variance = None
-
-
-class Dispersion(ConditionRows):
-    """log theta of each gene in each category. A new category starts at the mean of the known ones and trains.
-
-    (scvi-tools draws it at random and freezes it.)
-    """
-
-    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
-        values = new.get(self.covariate, ())
-        if values:
-            mean_G = self.table().detach().mean(0)
-            self.append(values, lambda _: mean_G)
 
 
 class Scvi(nn.Module):
@@ -376,16 +308,8 @@ class Scvi(nn.Module):
         """
         if self.library_prior is None:
             return
-        mean_K, _ = self.library_prior.parts()
-        sums_K3 = torch.zeros(len(mean_K), 3, dtype=torch.float64)  # cells, sum of log, sum of squared log
-        for batch in batches:
-            library_B = batch.counts.dense(torch.device("cpu")).sum(-1).double()
-            log_B = torch.where(library_B > 0, library_B.log(), 0.0)
-            sums_K3.index_add_(0, batch.batch.cpu(), torch.stack([torch.ones_like(log_B), log_B, log_B**2], -1))
-        n_K, log_K, squares_K = total(sums_K3.to(self.device)).cpu().unbind(-1)
-        mean_K = log_K / n_K.clamp(min=1)
-        variance_K = (squares_K / n_K.clamp(min=1) - mean_K**2).clamp(min=0)
-        self.library_prior.fill(mean_K.to(self.device), variance_K.to(self.device), (n_K > 0).to(self.device))
+        sums_K3 = self.library_prior.sums(batches)
+        self.library_prior.fill(total(sums_K3.to(self.device)).cpu())
 
     def after_step(self, step: Step) -> None:
         """Nothing to do after an update."""

@@ -17,9 +17,10 @@ from torch import Tensor
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, OpenError, UsageError
 from scarcade.models.interop.pickles import read_pickle
-from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Linear
+from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
+from scarcade.models.library import LibraryPrior
 from scarcade.models.saved import check_schema
-from scarcade.models.scvi import Dispersion, LibraryPrior, Scvi
+from scarcade.models.scvi import Scvi
 
 PREFIXES = {
     "encoder.trunk": "z_encoder.encoder",

@@ -63,6 +63,24 @@ def test_extremes_stay_finite_and_right() -> None:
     torch.testing.assert_close(found[0].double(), wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("where", [1, 2, 3, 4])
+def test_what_is_not_finite_stays_so(where: int, shared: bool, value: float) -> None:
+    """Vector code that assumes finite numbers would turn a broken model's loss into a fine one."""
+    given = made(40, 57, zinb=True, shared=shared)
+    part = given[where]
+    assert part is not None
+    part.view(-1)[20] = value
+    found = value_and_gradients(fused, given, torch.float32, torch.ones(40))
+    wrong = ~torch.isfinite(found[0])
+    with torch.no_grad():
+        wanted = ~torch.isfinite(eager(*[p.double() for p in given if p is not None]))
+    assert wrong.any()
+    assert torch.equal(wrong | ~wanted, torch.ones(40, dtype=torch.bool))
+    assert not torch.isfinite(found[1][wrong]).any()
+
+
 def test_threads_do_not_change_a_bit() -> None:
     given = made(200, 40, zinb=True, shared=True)
     before = torch.get_num_threads()
