@@ -9,6 +9,7 @@
 """
 
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scarcade.engine.errors import BusyError, InputError, OpenError, StorageError, UsageError
-from scarcade.engine.folder import problems, read_manifest, sweep, write_bytes
+from scarcade.engine.folder import problems, sweep, write_bytes
 from scarcade.engine.metrics import MetricsFile
 from scarcade.engine.storage import Mirror, is_url
 
@@ -132,14 +133,20 @@ class RunFolder:
         if self.mirror is not None:
             self.mirror.push_file(path, CONFIG)
 
-    def has_model(self) -> bool:
-        """Whether an intact model is there (its manifest and sizes are looked at)."""
+    def model_record(self) -> dict[str, Any] | None:
+        """What ``model.json`` says, if a complete model is there (manifest and sizes are looked at)."""
+        path = self.model / "model.json"
         try:
-            if self.mirror is not None:
-                return self.mirror.exists(f"{MODEL}/MANIFEST.json")
-            return not problems(self.model, deep=False) and bool(read_manifest(self.model))
-        except InputError:
-            return False
+            if self.mirror is None:
+                if problems(self.model, deep=False):
+                    return None
+            elif not self.mirror.exists(f"{MODEL}/MANIFEST.json") or not self.mirror.pull_file(
+                f"{MODEL}/{path.name}", path
+            ):
+                return None
+            return dict(json.loads(path.read_text()))
+        except (InputError, OSError, ValueError):
+            return None
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Trains a reference on a store: resolves the configuration, runs the loop, leaves a model. Resumes by itself."""
 
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tomli_w
 import torch
@@ -24,11 +25,12 @@ from scarcade.engine.launch import Scale, Worker, run
 from scarcade.engine.loop import FitResult, fit
 from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import OptimConfig, default_epochs, final_kl_weight
+from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.embed import columns_of, write_latent
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.trained import Trained, load
 from scarcade.models import MODELS, RECIPES
-from scarcade.models.saved import read, save
+from scarcade.models.saved import save
 from scarcade.models.scvi import Scvi
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -59,7 +61,11 @@ class TrainedRun:
     @cached_property
     def model(self) -> Trained:
         """The trained model, read from ``<path>/model``."""
-        return load(Path(self.path) / MODEL)
+        if not is_url(self.path):
+            return load(Path(self.path) / MODEL)
+        with tempfile.TemporaryDirectory() as scratch:
+            Mirror(str(self.path)).pull(MODEL, Path(scratch) / MODEL)
+            return load(Path(scratch) / MODEL)
 
 
 def train(
@@ -106,7 +112,7 @@ def train(
             folder.fetch()
             folder.sweep()
             folder.settle(_toml(config))
-            done = _finished(folder, config)
+            done = _finished(folder, store, config)
             if done is None:
                 for sentence in _notices(config, store):
                     tell({"note": sentence})
@@ -197,13 +203,22 @@ def _notices(config: TrainConfig, store: Store) -> list[str]:
     return found
 
 
-def _finished(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
-    """How the run ended, if its model is there and no more was asked for."""
-    if not folder.has_model() or folder.mirror is not None:
+def _finished(folder: RunFolder, store: Store, config: TrainConfig) -> dict[str, Any] | None:
+    """How the run ended, if its model is there and no more was asked for.
+
+    Raises:
+        DataChangedError: it was trained on another store.
+    """
+    model = folder.model_record()
+    if model is None:
         return None
-    record: dict[str, Any] = cast(Any, read(folder.model).record)["training"]
-    more = record["asked_epochs"] != config.optim.epochs or record["asked_steps"] != config.optim.max_steps
-    return None if more and record["stopped"] != "early" else record
+    if model.get("data_fingerprint") != store.fingerprint:
+        raise DataChangedError(
+            f"--out {folder.place}: its model was trained on other data than {store.path}; give another --out"
+        )
+    record = dict(model.get("training", {}))
+    more = record.get("asked_epochs") != config.optim.epochs or record.get("asked_steps") != config.optim.max_steps
+    return None if more and record.get("stopped") != "early" else record
 
 
 def _train(folder: RunFolder, store: Store, config: TrainConfig, tell: Progress) -> dict[str, Any]:

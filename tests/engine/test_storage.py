@@ -1,6 +1,5 @@
 """A run's folders in an object store: a real S3 server on the loopback."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,27 +10,13 @@ from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
 from scarcade.engine.errors import CheckpointError, OpenError
 from scarcade.engine.folder import committed, problems
 from scarcade.engine.storage import Mirror, is_url
+from tests.s3 import s3_server
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """The URL of an empty bucket."""
-    server_module = pytest.importorskip("moto.server")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import boto3
-
-        server = server_module.ThreadedMotoServer(port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        patch = pytest.MonkeyPatch()
-        patch.setenv("AWS_ACCESS_KEY_ID", "x")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="runs")
-    yield f"s3://runs/atlas?endpoint_override=http%3A%2F%2F{host}%3A{port}&region=us-east-1"
-    patch.undo()
-    server.stop()
+    with s3_server() as url:
+        yield url("atlas")
 
 
 def test_what_is_a_url() -> None:
