@@ -7,6 +7,7 @@ held in memory for each cell is the number of its counts as a small integer; eve
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +161,17 @@ class Store:
         self._check_range(start, stop)
         if not self._manifest.get("proteins"):
             return None
+        counts, measured = self._protein_readers
+        return counts.rows(start, stop), measured.rows(start, stop)
+
+    @cached_property
+    def _protein_readers(self) -> tuple[ArrayReader, ArrayReader]:
         counts = ArrayReader(self._files, f"obsm/{PROTEIN_COUNTS}", self._manifest)
         measured = ArrayReader(self._files, f"obsm/{PROTEIN_MEASURED}", self._manifest)
         wanted = (self.n_cells, len(self.schema.proteins))
         if counts.shape != wanted or measured.shape != wanted:
             raise CorruptError(f"{self.path}: proteins of shape {counts.shape}, {wanted} were declared")
-        return counts.rows(start, stop), measured.rows(start, stop)
+        return counts, measured
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_cells:
