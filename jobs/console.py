@@ -41,6 +41,7 @@ class Bar:
         self._began = self._told = time.monotonic()
         self._first: int | None = None
         self._stage = ""
+        self._shown: tuple[int, str] | None = None
         self._live: Progress | None = None
         self._task: Any = None
 
@@ -73,9 +74,9 @@ class Bar:
             shown = ", ".join(part for part in (rate, text) if part)
             self._live.update(self._task, completed=done, total=total, text=shown)
             return
-        if now - self._told < LINE_EVERY and done != total:
+        if (now - self._told < LINE_EVERY and done != total) or (done, self._stage) == self._shown:
             return
-        self._told = now
+        self._told, self._shown = now, (done, self._stage)
         of = f" of {total:,}" if total else ""
         left = f"{seconds((total - done) / speed)} left" if total and speed > 0 and done < total else ""
         parts = [f"{done:,}{of} {self.unit}", rate, left, text]

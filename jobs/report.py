@@ -26,8 +26,8 @@ from scarcade.jobs.results import Record, Results
 
 INK, FAINT, ACCENT = "#1d2733", "#c9d1da", "#c2410c"
 PALETTE = (
-    "#2563eb", "#c2410c", "#15803d", "#9333ea", "#b45309", "#0e7490", "#be185d", "#4d7c0f", "#475569", "#1d4ed8",
-    "#ea580c", "#16a34a", "#7c3aed", "#ca8a04", "#0891b2", "#db2777", "#65a30d", "#64748b", "#60a5fa", "#fb923c",
+    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#17becf", "#9c755f", "#edc948", "#d37295", "#2f4b7c",
+    "#86bcb6", "#8cd17d", "#79706e", "#fabfd2", "#499894", "#ffbe7d", "#a0cbe8", "#b6992d", "#d4a6c8", "#ff9d9a",
 )  # fmt: skip
 LIMIT_LABEL = 80  # characters of a label that are shown
 
