@@ -14,7 +14,7 @@ from scarcade.engine.config import checked
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError
 from scarcade.engine.folder import sweep
 from scarcade.jobs.one_query import load_reference
-from scarcade.jobs.projection import how_to_project, project
+from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
 from scarcade.jobs.results import Record, Results
@@ -89,7 +89,7 @@ def map_queries(
     _prepare(Path(out))
     projection = None
     if loaded.latent is not None and len(loaded.latent):
-        projection = project(loaded.latent.mean, how_to_project(config.report.picture), seed=config.seed)
+        projection = project(loaded.latent.mean, config.report.picture, seed=config.seed)
     job = Job(loaded, config, Results(Path(out)), projection)
     say = told or (lambda name, line: None)
     records: dict[str, Record] = {}

@@ -1,11 +1,10 @@
 """Two dimensions of a latent space to look at: principal components of the reference, or its UMAP.
 
 A projection is made from the reference alone and then applied to queries, so that every query is shown in the same
-frame. Principal components are exact and cost nothing; UMAP (the extra `umap`) shows neighbourhoods and takes a
-quarter of a minute.
+frame. Principal components are exact and cost nothing, so they are the default. UMAP (the extra `umap`) shows
+neighbourhoods; compiling it alone takes longer than mapping a small query (25 s on quiet cores, minutes on busy ones).
 """
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -42,13 +41,6 @@ def project(latent: np.ndarray, how: How, *, seed: int = 0) -> Projection:
         return Projection(("UMAP 1", "UMAP 2"), of, sample, points)
     of = _components(latent)
     return Projection(("PC 1", "PC 2"), of, sample, of(latent[sample]))
-
-
-def how_to_project(picture: Literal["auto", "pca", "umap"]) -> How:
-    """What "auto" means here: a UMAP where umap-learn is installed."""
-    if picture != "auto":
-        return picture
-    return "umap" if importlib.util.find_spec("umap") is not None else "pca"
 
 
 def _components(latent: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

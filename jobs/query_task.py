@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,7 @@ from scarcade.jobs.one_query import (
     known_accuracy,
     map_query,
 )
-from scarcade.jobs.projection import Projection
+from scarcade.jobs.projection import How, Projection
 from scarcade.jobs.queries import Task
 from scarcade.jobs.results import Record, Results, histogram, provenance_of
 
@@ -41,8 +41,8 @@ Told = Callable[[str, Mapping[str, Any]], None]
 class ReportConfig(Section):
     """What report.html shows."""
 
-    picture: Literal["auto", "pca", "umap"] = Field(
-        "auto", description="Where cells are shown; auto: a UMAP if umap-learn is there, else principal components."
+    picture: How = Field(
+        "pca", description="Where cells are shown: principal components, or umap (slower; needs the extra umap)."
     )
 
 
