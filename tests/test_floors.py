@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,16 +78,21 @@ def test_nobody_imports_the_folders_by_their_bare_names(path: Path) -> None:
     assert [f"line {line}: {name}" for line, name in of(path) if name.split(".")[0] in STANDS_ON] == []
 
 
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """Everything that a file imports, and every dotted name in it."""
+    tree = ast.parse(path.read_text())
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return frozenset({imported for _, imported in of(path)} | attributes)
+
+
 def users(name: str) -> set[str]:
     """The source files that import `name` or something below it, or reach it as an attribute."""
-    found = set()
-    for path in SOURCES:
-        tree = ast.parse(path.read_text())
-        attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        names = {imported for _, imported in of(path)} | attributes
-        if any(used == name or used.startswith(f"{name}.") for used in names):
-            found.add(path.relative_to(ROOT).as_posix())
-    return found
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in SOURCES
+        if any(used == name or used.startswith(f"{name}.") for used in names_in(path))
+    }
 
 
 def test_collectives_are_reached_through_one_file() -> None:
