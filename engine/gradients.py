@@ -5,7 +5,7 @@ out anew after the first step of a process, so a run that was killed adds in ano
 not, and ends with other bits on three workers and more. It takes the mean over workers, where batches that
 differ by a cell want the sum. And it does not carry the loss, a request to stop, or the running statistics
 of batch norm, each of which would be a collective of its own. Here the layout is fixed by the order of the
-parameters, and those few numbers ride in the tail of the last bucket. (Decision 002.)
+parameters, and those few numbers ride in the tail of the last bucket. (Decision 004.)
 """
 
 from collections.abc import Sequence

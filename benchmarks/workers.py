@@ -1,0 +1,86 @@
+"""Cells per second of training with 1, 2, ... Ray workers of one thread each, and in one plain process.
+
+    python -m benchmarks.workers --data FOLDER [--workers 0 1 2] [--cells 100000] [--batch 1024] [--epochs 3]
+
+The global batch is the same for all. The first epoch (compilation) is left out; starting Ray is told apart. With
+as many cores as workers, the bar is 1.5 times one worker for two.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from scarcade.dataloaders.synthetic import simulate
+from scarcade.jobs.train import train
+
+RESULTS = Path(__file__).parent / "results" / "workers.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder for the made cells")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--likelihood", default="nb")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.data.mkdir(parents=True, exist_ok=True)
+    store = options.data / f"workers-{options.cells}.zarr"
+    if not store.exists():
+        simulate(store, cells=options.cells, genes=2000, seed=0)
+    speeds: dict[int, list[float]] = {n: [] for n in options.workers}
+    starts: dict[int, list[float]] = {n: [] for n in options.workers}
+    for _ in range(options.rounds):
+        for n in options.workers:
+            speed, start = measure(store, n, options)
+            speeds[n].append(speed)
+            starts[n].append(start)
+    rows = [
+        {
+            "workers": n,
+            "cells_per_s": round(statistics.median(speeds[n])),
+            "start_s": round(statistics.median(starts[n]), 1),
+        }
+        for n in options.workers
+    ]
+    one = next((row["cells_per_s"] for row in rows if row["workers"] == 1), None)
+    print(f"{'workers':>8}{'cells/s':>10}{'times':>7}{'start s':>9}")
+    for row in rows:
+        times = row["cells_per_s"] / one if one else float("nan")
+        print(f"{row['workers']:8}{row['cells_per_s']:10,}{times:7.2f}{row['start_s']:9}")
+    options.out.parent.mkdir(exist_ok=True)
+    about = {"cells": options.cells, "genes": 2000, "batch": options.batch, "likelihood": options.likelihood}
+    options.out.write_text(json.dumps({**about, "cores": os.cpu_count(), "rows": rows}, indent=1) + "\n")
+
+
+def measure(store: Path, workers: int, options: argparse.Namespace) -> tuple[float, float]:
+    """(cells per second after the first epoch, seconds until the end of the first epoch)."""
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(
+            store,
+            out=Path(folder) / "run",
+            epochs=options.epochs,
+            batch_size=options.batch,
+            workers=workers,
+            threads=1,
+            settings={
+                "model": {"gene_likelihood": options.likelihood, "use_batch_norm": "none", "use_layer_norm": "both"},
+                "optim": {"validate_every": 0},
+                "checkpoint": {"every_seconds": None},
+            },
+            progress=lambda _: None,
+        )
+    first, last = run.history[0], run.history[-1]
+    return (last["cells"] - first["cells"]) / (last["time"] - first["time"]), first["time"] - began
+
+
+if __name__ == "__main__":
+    main()
