@@ -18,48 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
-from scarcade.engine import errors
 from scarcade.engine.cluster import cluster
-from scarcade.engine.config import Section
-from scarcade.engine.errors import ClusterError, ScarcadeError, UsageError
+from scarcade.engine.errors import ScarcadeError, UsageError
+from scarcade.engine.failures import explained, revived
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
+from scarcade.engine.scale import Scale
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.engine.world import World, cores, use_threads
+
+__all__ = ["Message", "Scale", "Work", "Worker", "run"]
 
 Message = Mapping[str, Any]
 _POLL_S = 0.2
 _FATAL_S = 5.0  # how long a worker looks for the reason why another one went away
-
-
-class Scale(Section):
-    """How many workers train, and what each of them is given."""
-
-    workers: int = Field(0, ge=0, description="Ray Train workers; 0: train in this process, without Ray.")
-    min_workers: int | None = Field(None, ge=1, description="Elastic: go on with as few as this when nodes are lost.")
-    threads: int | None = Field(None, ge=1, description="Threads of each worker; default: its cores.")
-    cpus_per_worker: float | None = Field(None, gt=0, description="Cores reserved for each worker; default: its share.")
-    gpus: bool = Field(False, description="One GPU for each worker (nccl); without workers: use the GPU.")
-    address: str | None = Field(None, description="Running Ray cluster; default: RAY_ADDRESS, else a private session.")
-    max_failures: int = Field(3, ge=-1, description="Restarts after a worker was lost; -1: no limit.")
-    start_seconds: float = Field(120, gt=0, description="How long to wait for the cluster to give the workers.")
-
-    @model_validator(mode="after")
-    def _sensible(self) -> "Scale":
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers ({self.min_workers}) is more than workers ({self.workers})")
-        return self
-
-    def grant(self, *, private: bool) -> tuple[float, int]:
-        """(cores reserved, threads) of each worker.
-
-        A private session shares out the cores of this machine; of a cluster one core each is asked for.
-        """
-        share = max(1, cores() // max(self.workers, 1)) if private else 1
-        cpus = self.cpus_per_worker or float(self.threads or share)
-        return cpus, self.threads or max(1, int(cpus))
 
 
 @dataclass(frozen=True)
@@ -110,9 +83,9 @@ def run(
         attended = _Attended(trainer, grant.launch)
         returned = attended.result(tell, interrupts)
     if attended.error is not None:
-        raise _explained(attended.error, scale, grant) from attended.error
+        raise explained(attended.error, scale, grant.cpus) from attended.error
     if "error" in returned:
-        raise _revived(returned["error"])
+        raise revived(returned["error"])
     return dict(returned["result"])
 
 
@@ -271,32 +244,6 @@ class _Attended:
             tell(message)
         self._mailbox.clear()
         return {} if self.error is not None else dict(self._result.return_value)
-
-
-def _explained(error: Exception, scale: Scale, grant: _Grant) -> ScarcadeError:
-    """Ray's failure in the words of a user: the last line of each worker's own error."""
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    if failures:
-        told = [str(e).strip().splitlines() for e in failures.values()]
-        lines = sorted({said[-1].strip() for said in told if said})
-        return ClusterError(
-            f"workers failed more often than --scale.max_failures {scale.max_failures} allows "
-            f"({'; '.join(lines)[:2000]}); the same command continues from the last checkpoint"
-        )
-    if "timed out" in str(error).lower() or "StartupTimeout" in repr(error):
-        return ClusterError(
-            f"the cluster did not give {scale.workers} workers of {grant.cpus:g} cores"
-            f"{' and a GPU' if scale.gpus else ''} each within {scale.start_seconds:g} s; "
-            "lower --workers or --scale.cpus_per_worker, or set --scale.min_workers"
-        )
-    reason = str(error).strip().splitlines()
-    return ClusterError(f"Ray Train gave up: {reason[-1] if reason else type(error).__name__}")
-
-
-def _revived(told: Mapping[str, str]) -> ScarcadeError:
-    """The error that a worker met, as the class that it was."""
-    kind = getattr(errors, told["class"], ScarcadeError)
-    return kind(told["message"]) if issubclass(kind, ScarcadeError) else ScarcadeError(told["message"])
 
 
 # within a worker

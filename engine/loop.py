@@ -7,9 +7,8 @@ that is killed anywhere and continued from a checkpoint ends with the same bits.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from scarcade.engine.gradients import GradientSum
 from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, Sums, means
 from scarcade.engine.optim import (
     OptimConfig,
-    Patience,
     adam,
     default_epochs,
     kl_weight,
@@ -31,69 +29,13 @@ from scarcade.engine.optim import (
     stop_early,
 )
 from scarcade.engine.readback import Readback
+from scarcade.engine.state import Checkpointing, FitResult, TrainingState
+from scarcade.engine.validation import validate
 from scarcade.engine.world import World
 
 FitConfig = OptimConfig
-_VALIDATION = 0x76616C  # a seed word that keeps the noise of validation apart from that of training
 _OPTIMISER = "optimiser:"
 _WEIGHTS = "model:"
-
-
-@dataclass
-class TrainingState:
-    """Where a run stands between two steps; with weights and moments all that a checkpoint needs."""
-
-    lr: float
-    epoch: int = 0
-    in_epoch: int = 0  # steps taken of this epoch
-    step: int = 0
-    cells: int = 0
-    since_line: tuple[dict[str, float], int] = field(default_factory=lambda: ({}, 0))  # sums, cells
-    since_epoch: tuple[dict[str, float], int] = field(default_factory=lambda: ({}, 0))
-    plateau: Patience = field(default_factory=Patience)
-    stopping: Patience = field(default_factory=Patience)
-    stopped: str = ""  # why the run is over: "epochs", "steps" or "early"
-    history: list[Line] = field(default_factory=list)  # one line for each epoch
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "plateau": self.plateau.to_dict(), "stopping": self.stopping.to_dict()}
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "TrainingState":
-        values = dict(raw)
-        for name in ("since_line", "since_epoch"):
-            sums, cells = values[name]
-            values[name] = (dict(sums), int(cells))
-        for name in ("plateau", "stopping"):
-            values[name] = Patience.from_dict(values[name])
-        return cls(**values)
-
-
-class Checkpointing(Protocol):
-    """Where `fit` keeps its state (`engine.checkpoint.Checkpoints`)."""
-
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The newest intact (state, tensors), or None if there is none; asked on rank 0."""
-        ...
-
-    def due(self, step: int) -> bool:
-        """Whether it is time to save; asked on rank 0 before each step."""
-        ...
-
-    def save(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Commit; called on every rank with the same values, written by rank 0."""
-        ...
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a run ended. `stopped`: "epochs", "steps", "early", or "interrupted" (to be continued)."""
-
-    history: list[Line]
-    steps: int
-    epochs: int
-    cells: int
-    stopped: str
 
 
 def fit(
@@ -387,27 +329,3 @@ class _Run:
     def result(self, stopped: str) -> FitResult:
         state = self.state
         return FitResult(list(state.history), state.step, state.epoch, state.cells, stopped)
-
-
-@torch.no_grad()
-def validate(model: nn.Module, loader: Loader, step: Step, *, seed: int, world: World) -> dict[str, float]:
-    """``validation/...``: the mean over all cells of `loader`, over all ranks, of each term of the loss.
-
-    In eval mode, with noise that is the same at every call, so that curves do not tremble.
-
-    Raises:
-        NonFiniteError: a mean is not finite.
-    """
-    training = model.training
-    model.eval()
-    sums = Sums()
-    for number, batch in enumerate(loader.epoch(0)):
-        batch = batch.to(world.device)
-        noise = Noise([((seed, number, lane, _VALIDATION), n) for lane, n in batch.lanes], world.device)
-        sums.add(cast(Model, model).losses(batch, step, noise))
-    model.train(training)
-    found = means(*sums.merged(world), "validation")
-    for name, value in found.items():
-        if not np.isfinite(value):
-            raise NonFiniteError(f"{name} is not finite after step {step.step}; lower --optim.lr or set --optim.clip")
-    return found

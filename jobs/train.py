@@ -22,9 +22,10 @@ from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.interrupts import interruptible
 from scarcade.engine.launch import Scale, Worker, run
-from scarcade.engine.loop import FitResult, fit
+from scarcade.engine.loop import fit
 from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import OptimConfig, default_epochs, final_kl_weight
+from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.embed import columns_of, write_latent
 from scarcade.jobs.run_folder import MODEL, RunFolder
