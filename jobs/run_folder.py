@@ -133,6 +133,13 @@ class RunFolder:
         if self.mirror is not None:
             self.mirror.push_file(path, CONFIG)
 
+    def lanes(self) -> int | None:
+        """The lanes that the run began with, which it keeps on any number of workers; None for a new run."""
+        try:
+            return int(tomllib.loads((self.local / CONFIG).read_text())["data"]["lanes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def model_record(self) -> dict[str, Any] | None:
         """What ``model.json`` says, if a complete model is there (manifest and sizes are looked at)."""
         path = self.model / "model.json"

@@ -105,12 +105,13 @@ def train(
     _check_keys(store.schema, batch_key, label_key)
     direct = {"optim.epochs": epochs, "data.batch_size": batch_size, "scale.workers": workers, "scale.threads": threads}
     given = merged(nested(settings or {}), nested({k: v for k, v in direct.items() if v is not None}))
-    config = resolved(given, name=model, recipe=recipe, seed=seed, store=store)
     tell = progress or _plain
     folder = RunFolder(out)
     try:
+        folder.fetch()
+        begun = {} if (lanes := folder.lanes()) is None else {"data": {"lanes": lanes}}
+        config = resolved(merged(begun, given), name=model, recipe=recipe, seed=seed, store=store)
         with folder.locked():
-            folder.fetch()
             folder.sweep()
             folder.settle(_toml(config))
             done = _finished(folder, store, config)

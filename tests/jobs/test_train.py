@@ -83,6 +83,13 @@ def test_other_settings_are_refused_and_named(store: Store, tmp_path: Path) -> N
     trained(store, tmp_path / "run", settings={**SMALL, "scale": {"threads": 2}})  # how fast is free
 
 
+def test_a_run_keeps_its_lanes_whatever_the_number_of_workers(store: Store, tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "run").lanes() is None
+    trained(store, tmp_path / "run", settings={**SMALL, "data": {"batch_size": 64, "lanes": 16}})
+    assert RunFolder(tmp_path / "run").lanes() == 16
+    trained(store, tmp_path / "run", epochs=3)  # for so few workers a new run has 8
+
+
 def test_other_data_are_refused_in_a_finished_run_and_in_one_that_is_not(store: Store, tmp_path: Path) -> None:
     trained(store, tmp_path / "run")
     other = simulate(tmp_path / "b.zarr", cells=500, genes=50, batches=2, labels=3, seed=3)
