@@ -49,7 +49,7 @@ def demo(out: str | Path = "demo", *, cells: int = 20_000, workers: int = 2, see
             seed=seed,
             epochs=EPOCHS,
             workers=workers,
-            settings={"optim": {"kl_epochs": EPOCHS // 2, "lr": 2e-3}, "checkpoint": {"every_seconds": 30}},
+            settings={"optim": {"kl_epochs": EPOCHS - 1, "lr": 2e-3}, "checkpoint": {"every_seconds": 30}},
             progress=training_told(bar),
         )
     with Bar("mapping", unit="epochs") as bar:
@@ -61,7 +61,7 @@ def demo(out: str | Path = "demo", *, cells: int = 20_000, workers: int = 2, see
             epochs=QUERY_EPOCHS,
             seed=seed,
             told=mapping_told(bar),
-            optim={"kl_epochs": QUERY_EPOCHS // 2},
+            optim={"kl_epochs": QUERY_EPOCHS - 1},
             report={"picture": "pca"},
         )
     result.raise_if_failed()

@@ -6,6 +6,7 @@ one query at a time, and the same call again maps only what is not there yet.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from scarcade.engine.config import checked
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError
 from scarcade.engine.folder import sweep
+from scarcade.engine.world import use_threads
 from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
@@ -160,5 +162,21 @@ def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told)
 
         yield from map_on_ray(job, tasks, keys)
         return
-    for task in tasks:
-        yield task.name, map_task(job, task, keys[task.name], say)
+    with threads_of(job.config.scale.threads):
+        for task in tasks:
+            yield task.name, map_task(job, task, keys[task.name], say)
+
+
+@contextmanager
+def threads_of(n: int | None) -> Iterator[None]:
+    """This process computes with `n` threads within the block; None: as it did."""
+    import torch
+
+    before = torch.get_num_threads()
+    if n is not None:
+        use_threads(n)
+    try:
+        yield
+    finally:
+        if n is not None:
+            use_threads(before)
