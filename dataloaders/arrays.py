@@ -370,48 +370,65 @@ class ArrayReader:
             have = self._scratch.bytes = memoryview(bytearray(n_bytes + (n_bytes >> 2)))
         return have[:n_bytes]
 
-    def decode(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> None:
-        """Decode the chunks [first, last) one behind the other into `out` (contiguous, of this dtype).
+    def _sealed(self, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
+        """The chunks [first, last) as they lie on disk, valid until the next one; read in runs of `READ_BYTES`."""
+        if not 0 <= first <= last <= self.n_chunks:
+            raise IndexError(f"{self.name}: chunks {first} to {last} of {self.n_chunks}")
+        chunk = first
+        while chunk < last:
+            shard, inside = divmod(chunk, CHUNKS_PER_SHARD)
+            index = self._index(shard)
+            part = index[inside : inside + last - chunk]
+            ends = part.sum(axis=1)
+            begin = int(part[0, 0])
+            count = max(1, int(np.searchsorted(ends, begin + READ_BYTES, side="right")))
+            gaps = np.flatnonzero(part[1:count, 0] != ends[: count - 1])
+            if len(gaps):
+                count = int(gaps[0]) + 1
+            run = self._buffer(int(ends[count - 1]) - begin)
+            self._files.read_into(self._file(shard), begin, run)
+            position = 0
+            for length in part[:count, 1].tolist():
+                yield chunk, run[position : position + length]
+                position += length
+                chunk += 1
+
+    def _unpack(self, chunk: int, sealed: memoryview, out: np.ndarray, below: int | None) -> None:
+        """Check one chunk and decode it into `out`, which has its length."""
+        where = f"{self._files.where}: {self.name}: chunk {chunk} (in {self._file(chunk // CHUNKS_PER_SHARD)})"
+        body = _unsealed(sealed, where)
+        if _decoded_bytes(body, where) != self.chunk_bytes:
+            raise CorruptError(f"{where}: does not hold {self.chunk_bytes} bytes")
+        try:
+            blosc.decompress(body, out.view(np.uint8).reshape(-1))
+        except (RuntimeError, ValueError) as error:
+            raise CorruptError(f"{where}: blosc cannot decode it ({error})") from error
+        if below is not None and int(out.max()) >= below:
+            raise CsrError(f"{where}: a column index that is not below the {below} genes")
+
+    def each(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> Iterator[int]:
+        """Decode the chunks [first, last) one after the other into `out` (of one chunk); yields their numbers.
 
         Raises:
             CsrError: a value that is not `below`.
             MissingChunkError, CorruptError: naming store, array, shard and chunk. Nothing else is raised for
             bytes that were changed on disk.
         """
-        target = out.view(np.uint8).reshape(-1)
-        step, size = self.chunk_bytes, self.dtype.itemsize
-        if len(target) != (last - first) * step or last > self.n_chunks:
-            raise IndexError(f"{self.name}: chunks {first} to {last} of {self.n_chunks} into {len(target)} bytes")
-        chunk = first
-        while chunk < last:
-            shard, inside = divmod(chunk, CHUNKS_PER_SHARD)
-            index = self._index(shard)
-            count = min(last - chunk, len(index) - inside)
-            part = index[inside : inside + count]
-            ends = part.sum(axis=1)
-            gaps = np.flatnonzero(part[1:, 0] != ends[:-1])
-            if len(gaps):
-                count = int(gaps[0]) + 1
-            begin = int(part[0, 0])
-            count = max(1, min(count, int(np.searchsorted(ends, begin + READ_BYTES, side="right"))))
-            sealed = self._buffer(int(ends[count - 1]) - begin)
-            self._files.read_into(self._file(shard), begin, sealed)
-            position = 0
-            for k in range(count):
-                length = int(part[k, 1])
-                where = f"{self._files.where}: {self.name}: chunk {chunk + k} (in {self._file(shard)})"
-                body = _unsealed(sealed[position : position + length], where)
-                if _decoded_bytes(body, where) != step:
-                    raise CorruptError(f"{where}: does not hold {step} bytes")
-                at = (chunk + k - first) * step
-                try:
-                    blosc.decompress(body, target[at : at + step])
-                except (RuntimeError, ValueError) as error:
-                    raise CorruptError(f"{where}: blosc cannot decode it ({error})") from error
-                if below is not None and int(out[at // size : (at + step) // size].max()) >= below:
-                    raise CsrError(f"{where}: a column index that is not below the {below} genes")
-                position += length
-            chunk += count
+        for chunk, sealed in self._sealed(first, last):
+            self._unpack(chunk, sealed, out, below)
+            yield chunk
+
+    def decode(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> None:
+        """Decode the chunks [first, last) one behind the other into `out` (contiguous, of this dtype).
+
+        Raises:
+            as `each`.
+        """
+        if len(out) != (last - first) * self.chunk_rows:
+            raise IndexError(f"{self.name}: {last - first} chunks into {len(out)} rows")
+        for chunk, sealed in self._sealed(first, last):
+            at = (chunk - first) * self.chunk_rows
+            self._unpack(chunk, sealed, out[at : at + self.chunk_rows], below)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) in the machine's byte order: (stop - start,) or (stop - start, width)."""

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 
 OK, BAD_INDPTR, BAD_COLUMN, BAD_ORDER = 0, 1, 2, 3
 _AHEAD = 2  # cells
+_STRIP = 2048  # genes: 8 kB of a dense row
 
 
 @njit(nogil=True, cache=True)
@@ -66,14 +67,34 @@ def _fetch_cell(indices: np.ndarray, data: np.ndarray, start: int, length: int) 
 @njit(nogil=True, cache=True)
 def scatter(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray) -> None:
     """Dense float32 rows (n, n_genes) of the cells whose counts begin at `starts`; `out` is overwritten."""
-    n = len(starts)
+    n, n_genes = out.shape
     for i in range(n):
         if i + _AHEAD < n:
             _fetch_cell(indices, data, starts[i + _AHEAD], lengths[i + _AHEAD])
         row = out[i]
-        row[:] = 0.0
-        for k in range(starts[i], starts[i] + lengths[i]):
-            row[indices[k]] = data[k]
+        columns = indices[starts[i] : starts[i] + lengths[i]]
+        values = data[starts[i] : starts[i] + lengths[i]]
+        # places are counted unsigned: numba checks signed ones for negative values, a quarter of the time
+        if n_genes <= 2 * _STRIP:
+            row[:] = 0.0
+            for k in range(len(columns)):
+                row[columns[np.uintp(k)]] = values[np.uintp(k)]
+            continue
+        # long rows strip by strip, cleared and filled while in the first cache (columns ascend; if they did not,
+        # a value would still come after its strip was cleared)
+        at, end = np.uintp(0), np.uintp(len(columns))
+        for strip in range(0, n_genes, _STRIP):
+            stop = min(strip + _STRIP, n_genes)
+            row[strip:stop] = 0.0
+            while at < end and columns[at] < stop:
+                row[columns[at]] = values[at]
+                at += np.uintp(1)
+
+
+@njit(nogil=True, cache=True)
+def _copy(source: np.ndarray, out: np.ndarray) -> None:
+    for k in range(len(source)):
+        out[np.uintp(k)] = source[np.uintp(k)]  # unsigned, or the check for negative places forbids vectors
 
 
 @njit(nogil=True, cache=True)
@@ -91,21 +112,36 @@ def gather(
     for i in range(n):
         if i + _AHEAD < n:
             _fetch_cell(indices, data, starts[i + _AHEAD], lengths[i + _AHEAD])
-        start = starts[i]
-        for k in range(lengths[i]):
-            out_indices[at + k] = indices[start + k]
-            out_data[at + k] = data[start + k]
+        stop = starts[i] + lengths[i]
+        _copy(indices[starts[i] : stop], out_indices[at : at + lengths[i]])
+        _copy(data[starts[i] : stop], out_data[at : at + lengths[i]])
         at += lengths[i]
 
 
 @njit(nogil=True, cache=True)
-def place(
-    row_lengths: np.ndarray, first: int, begins: int, starts: np.ndarray, lengths: np.ndarray, rows: np.ndarray
-) -> None:
-    """Where the counts of consecutive cells stand: the first is row `first`, its counts begin at `begins`."""
-    at = begins
-    for i in range(len(row_lengths)):
-        starts[i] = at
-        lengths[i] = row_lengths[i]
-        rows[i] = first + i
-        at += row_lengths[i]
+def deliver(
+    indices: np.ndarray,
+    data: np.ndarray,
+    begin: int,
+    row: int,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    places: np.ndarray,
+    out_indices: np.ndarray,
+    out_data: np.ndarray,
+) -> int:
+    """Copy what a chunk (the counts from `begin` on) holds of the cells from `row` on to their places.
+
+    ``starts`` says where the counts of each cell stand in the file. Returns the cell to go on with in the chunk
+    that follows: the last one of this chunk, where it reaches beyond.
+    """
+    end = begin + len(indices)
+    while row < len(starts) and starts[row] < end:
+        first, stop = max(starts[row], begin), starts[row] + lengths[row]
+        at, to, n = first - begin, places[row] + first - starts[row], min(stop, end) - first
+        _copy(indices[at : at + n], out_indices[to : to + n])
+        _copy(data[at : at + n], out_data[to : to + n])
+        if stop > end:
+            return row
+        row += 1
+    return row

@@ -192,9 +192,8 @@ class CellLoader:
         for number in range(self.plan.window_of(start), self.plan.n_windows):
             planned = self.plan.window_plan(epoch, number, self.shard, blocks)
             runs = [(self._first + a, self._first + b) for a, b in planned.runs]
-            loaded = self._source.load(runs)
+            loaded = self._source.load(runs, planned.order)
             proteins = self._source.proteins(loaded, runs)
-            loaded.ordered(planned.order)
             small = self._columns(loaded.rows)
             if proteins is not None:
                 small["proteins"] = torch.from_numpy(proteins[0][planned.order].astype(np.float32))

@@ -52,10 +52,6 @@ class Superbatch:
         if release is not None:
             weakref.finalize(self, release, (indices, data)).atexit = False
 
-    def ordered(self, order: np.ndarray) -> None:
-        """Put the cells into `order` (their counts stay where they are)."""
-        self.starts, self.lengths, self.rows = self.starts[order], self.lengths[order], self.rows[order]
-
 
 class DenseRing:
     """Two float32 buffers used in turn: a fresh one for each batch costs more than filling it."""

@@ -133,7 +133,7 @@ def ceiling(data: str, batch: int, csr: bool) -> dict[str, float]:
                 array.decode(first, last, buffer[: step * (last - first)])
 
     cells = min(n, 32768)
-    loaded = StoreSource(store).load([(0, cells)])
+    loaded = StoreSource(store).load([(0, cells)], np.arange(cells))
     ring, cpu = DenseRing(), torch.device("cpu")
 
     def densify() -> None:

@@ -23,6 +23,21 @@ def test_scatter_and_gather(index: str, value: str) -> None:
     assert np.array_equal(got_data, counts[rows].data)
 
 
+@pytest.mark.parametrize("genes", [4095, 4096, 4097, 6144, 20_001])
+def test_long_rows_are_filled_in_strips(genes: int) -> None:
+    counts = sp.random(7, genes, density=0.05, format="csr", random_state=0)
+    counts.data = np.ceil(counts.data * 100)
+    out = np.full((7, genes), np.nan, np.float32)
+    starts, lengths = counts.indptr[:-1].astype(np.int64), np.diff(counts.indptr).astype(np.int32)
+    kernels.scatter(counts.indices.astype(np.uint16), counts.data, starts, lengths, out)
+    assert np.array_equal(out, counts.toarray())
+    for row in range(7):  # any order within a cell is right
+        np.random.default_rng(row).shuffle(counts.indices[counts.indptr[row] : counts.indptr[row + 1]])
+    kernels.scatter(counts.indices.astype(np.uint16), counts.data, starts, lengths, out)
+    counts.has_sorted_indices = False
+    assert np.array_equal(out, counts.toarray())
+
+
 @pytest.mark.parametrize(
     ("indptr", "indices", "expected"),
     [
@@ -50,9 +65,17 @@ def test_check_rows_of_unsigned_columns() -> None:
     assert kernels.check_rows(np.array([0, 2]), columns, 5)[0] == kernels.BAD_COLUMN
 
 
-def test_place() -> None:
-    starts, lengths, rows = np.empty(3, np.int64), np.empty(3, np.int32), np.empty(3, np.int64)
-    kernels.place(np.array([2, 0, 5], np.uint16), 10, 100, starts, lengths, rows)
-    assert starts.tolist() == [100, 102, 102]
-    assert lengths.tolist() == [2, 0, 5]
-    assert rows.tolist() == [10, 11, 12]
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_deliver(size: int) -> None:
+    """Cells of 3, 0, 4 and 2 counts, whose first stands at 2 in the file, to other places, chunk by chunk."""
+    indices, data = np.arange(12, dtype=np.uint16), np.arange(12, dtype=np.float32) * 10
+    lengths = np.array([3, 0, 4, 2], np.uint16)
+    starts, places = np.array([2, 5, 5, 9]), np.array([4, 4, 0, 7])
+    out_indices, out_data = np.zeros(9, np.uint16), np.zeros(9, np.float32)
+    row = 0
+    for begin in range(0, 12, size):
+        part = slice(begin, begin + size)
+        row = kernels.deliver(indices[part], data[part], begin, row, starts, lengths, places, out_indices, out_data)
+    assert row == 4
+    assert out_indices.tolist() == [5, 6, 7, 8, 2, 3, 4, 9, 10]
+    assert out_data.tolist() == [50, 60, 70, 80, 20, 30, 40, 90, 100]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from scarcade.dataloaders import writer
 from scarcade.dataloaders.sources import Columns, MemorySource, StoreSource
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CategoryError, CsrError
@@ -19,21 +20,25 @@ def source(counts: Any, keys: np.ndarray | None = None) -> MemorySource:
     return MemorySource(counts, Columns(BATCH), SCHEMA, keys, 0)
 
 
-def test_runs_of_a_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1 << 16, 100, 7])
+def test_runs_of_a_store(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "COUNTS_PER_CHUNK", chunk)  # 7: a cell reaches over several chunks
     made = make(tmp_path / "s.zarr")
     ours = StoreSource(made.store)
     runs = [(100, 300), (2900, 3000), (0, 7), (50, 50)]
-    loaded = ours.load(runs)
+    order = np.random.default_rng(0).permutation(307)
+    loaded = ours.load(runs, order)
     rows = np.concatenate([np.arange(a, b) for a, b in runs])
+    both = ours.proteins(loaded, runs)
+    assert both is not None
+    assert np.array_equal(both[0], made.proteins[rows])
+    rows = rows[order]
     assert np.array_equal(loaded.rows, rows)
-    for k in (0, 5, 250, 306):
+    for k in range(307):
         counts = slice(loaded.starts[k], loaded.starts[k] + loaded.lengths[k])
         row = made.counts[rows[k]]
         assert np.array_equal(loaded.indices[counts], row.indices)
         assert np.array_equal(loaded.data[counts], row.data)
-    both = ours.proteins(loaded, runs)
-    assert both is not None
-    assert np.array_equal(both[0], made.proteins[rows])
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "array", "triple", "unsorted", "csr_array"])
@@ -52,7 +57,7 @@ def test_counts_in_memory_may_come_in_any_form(form: str) -> None:
         "csr_array": sp.csr_array(counts),
     }
     ours = source(forms[form], np.array([5, 4, 3, 2, 1], np.uint64))
-    loaded = ours.load([(0, 2)])
+    loaded = ours.load([(0, 2)], np.array([0, 1]))
     assert loaded.rows.tolist() == [4, 3]
     got = ours.data[loaded.starts[0] : loaded.starts[0] + loaded.lengths[0]]
     assert np.array_equal(got, counts[4].data)
