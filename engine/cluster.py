@@ -20,6 +20,7 @@ from typing import Any
 
 from scarcade.engine import watchdog
 from scarcade.engine.errors import ClusterError, UsageError
+from scarcade.engine.interrupts import kept_handlers
 
 _PREFIX = "sc-ray-"
 _SOCKET_LIMIT = 107  # bytes in the path of a unix socket on Linux
@@ -109,7 +110,7 @@ def _init(**options: Any) -> None:
     where = options["address"]
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_handlers():
             warnings.simplefilter("ignore")
             ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="scarcade", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:

@@ -26,6 +26,18 @@ class Interrupts:
 
 
 @contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Handlers are after the block what they were before: `ray.init` takes SIGTERM for itself."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
 def interruptible() -> Iterator[Interrupts]:
     """Within the block the first signal is remembered and the second ends the process as usual.
 

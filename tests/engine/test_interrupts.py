@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from scarcade.engine.interrupts import Interrupts, interruptible
+from scarcade.engine.interrupts import Interrupts, interruptible, kept_handlers
 
 
 def test_the_first_signal_is_remembered_and_passed_on_after_the_block() -> None:
@@ -32,6 +32,13 @@ def test_handlers_are_put_back() -> None:
         assert seen == ["mine"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_who_takes_a_signal_for_himself_gives_it_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with kept_handlers():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_away_from_the_main_thread_nothing_is_touched() -> None:
