@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test test-all demo check format bench clean
+.PHONY: test test-slow demo check format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 test: $(READY)          ## the test suite (minutes)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(READY)      ## the long tests too: kills, fuzzing, memory
-	$(BIN)/python -m pytest
+test-slow: $(READY)     ## the long tests: kill -9 at random steps, real atlases, large made ones
+	$(BIN)/python -m pytest -m slow
 
 demo: $(READY)          ## simulate -> ingest -> train on Ray -> map -> report
 	$(BIN)/scarcade demo --out demo --force
