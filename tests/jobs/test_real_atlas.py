@@ -31,10 +31,10 @@ def test_five_studies_carry_their_labels_over_to_the_sixth(tmp_path: Path) -> No
     assert len(files) == 5
 
     keys = ["--batch-key", "batch", "--label-key", "cell_type"]
-    steps = [
+    reference = ["--recipe", "scarches", "--workers", 2, "--epochs", 8, "--optim.kl-epochs", 8]
+    steps: list[list[object]] = [
         ["ingest", *files, "--out", "atlas.zarr", *keys, "--hvg", 2000, "--unlabelled", "unlabelled"],
-        ["train", "--data", "atlas.zarr", "--model", "scvi", "--recipe", "scarches", "--out", "runs/blood"]
-        + ["--workers", 2, "--epochs", 8, "--optim.kl-epochs", 8],
+        ["train", "--data", "atlas.zarr", "--model", "scvi", "--out", "runs/blood", *reference],
         ["map", "runs/blood/model", "tenx_pbmc10k.h5ad", "--out", "mapped", *keys, "--epochs", 8],
     ]
     for words in steps:
