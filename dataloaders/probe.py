@@ -6,6 +6,7 @@ does not survive is refused, and the child is started anew. It costs a third of 
 Run as a program this file is that child; it needs h5py and the standard library.
 """
 
+import atexit
 import json
 import math
 import os
@@ -57,6 +58,13 @@ def _started() -> "subprocess.Popen[bytes]":
         _end(process)
         raise RuntimeError(f"the process that looks through .h5ad files did not start: {' '.join(command)}")
     return process
+
+
+@atexit.register
+def _end_with_us() -> None:
+    """The child ends with its parent by itself (its input ends); this also waits for it and closes the pipes."""
+    if _child is not None and _child[0] == os.getpid():
+        _end(_child[1])
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
