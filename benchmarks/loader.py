@@ -6,7 +6,8 @@ annbatch needs Python 3.12 and scDataset and scvi-tools an environment of their 
 process of the interpreter that has it (`benchmarks/peers/loading.py`); without an interpreter it is left out.
 Rounds are interleaved and the median is taken, since machines are shared. annbatch reads our store, with its
 defaults and tuned, through its zarrs pipeline; what it densifies with is scipy into a reused buffer, the best
-there is on a CPU. Rows of a data set that is not measured now are kept. The ceiling is our reading, decoding and densifying one after the other without any check.
+there is on a CPU. The ceiling is our reading, decoding and densifying one after the other without any check.
+Rows of a data set that is not measured now are kept.
 """
 
 import argparse
