@@ -13,11 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from scarcade.engine.world import World
 
 BUCKET_BYTES = 25 << 20
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running mean and variance of every batch norm in `model`, torch's own or not; empty if it has none."""
+    return [
+        buffer
+        for module in model.modules()
+        for name in ("running_mean", "running_var")
+        if isinstance(buffer := getattr(module, name, None), Tensor)
+    ]
 
 
 class _Bucket:
@@ -47,13 +56,7 @@ class GradientSum:
         self._world = world
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._signals = signals
-        self._statistics = [
-            buffer
-            for module in model.modules()
-            if isinstance(module, _BatchNorm) and module.track_running_stats
-            for buffer in (module.running_mean, module.running_var)
-            if buffer is not None
-        ]
+        self._statistics = running_statistics(model)
         self._buckets: list[_Bucket] = []
         self._hooks: list[Any] = []
         self._next = 0

@@ -12,7 +12,6 @@ from typing import Any
 import tomli_w
 import torch
 from pydantic import Field
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from scarcade.dataloaders.loader import LoaderConfig, lanes_for, stream
 from scarcade.dataloaders.store import Store, open_store
@@ -20,6 +19,7 @@ from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
 from scarcade.engine.config import Section, checked, merged, nested
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import DataChangedError, UsageError
+from scarcade.engine.gradients import running_statistics
 from scarcade.engine.interrupts import interruptible
 from scarcade.engine.launch import Scale, Worker, run
 from scarcade.engine.loop import fit
@@ -197,7 +197,7 @@ def _notices(config: TrainConfig, store: Store) -> list[str]:
         model = _build(config, store.schema)
     if notice := model.surgery_notice:
         found.append(notice)
-    if config.scale.workers > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if config.scale.workers > 1 and running_statistics(model):
         found.append(
             f"batch norm: each of the {config.scale.workers} workers normalises with its own part of the batch, so "
             "results depend a little on their number; layer norm (--recipe scarches) does not"

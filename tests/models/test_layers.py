@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from scarcade.engine.contracts import Noise
+from scarcade.engine.gradients import running_statistics
 from scarcade.models.layers import BatchNorm, ConditionalLinear, FullyConnected, Linear, seeded
 
 
@@ -83,3 +84,21 @@ def test_dropout_comes_from_the_noise_and_in_training_only() -> None:
     assert not torch.equal(block(x, {}, noise()), block(x, {}, Noise([((0, 2), 8)])))
     block.eval()
     assert torch.equal(block(x, {}, noise()), block(x, {}, None))
+
+
+def test_the_engine_averages_the_running_statistics_of_our_batch_norm_over_workers() -> None:
+    # it once looked for torch's class alone, and every worker kept statistics of its own
+    layer = FullyConnected(
+        5,
+        4,
+        2,
+        {},
+        inject=False,
+        dropout_rate=0.0,
+        batch_norm=True,
+        layer_norm=False,
+        generator=seeded("test"),
+    )
+    found = {buffer.data_ptr() for buffer in running_statistics(layer)}
+    assert found == {buffer.data_ptr() for buffer in layer.buffers()}
+    assert len(found) == 4
