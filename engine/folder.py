@@ -77,7 +77,9 @@ def committed(target: Path, *, extra: Mapping[str, Any] | None = None, replace: 
         work.chmod(0o755)  # mkdtemp gives 0700; the result is as readable as any other folder
         yield work
         write_manifest(work, extra or {})
-        for folder, _, _ in os.walk(work):
+        for folder, _, names in os.walk(work):
+            for name in names:
+                os.chmod(Path(folder) / name, 0o644)  # safetensors makes its files readable by their owner alone
             sync(Path(folder))
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{target.name}-old-", dir=target.parent))

@@ -22,6 +22,13 @@ def test_a_committed_folder_is_intact_and_leaves_nothing_beside_it(tmp_path: Pat
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_what_is_committed_can_be_read_by_others(tmp_path: Path) -> None:
+    with folder.committed(tmp_path / "x") as work:
+        (work / "weights").touch(mode=0o600)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "x" / "weights").stat().st_mode & 0o777 == 0o644
+
+
 def test_an_error_in_the_block_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), folder.committed(tmp_path / "x") as work:
         (work / "a").write_bytes(b"1")
