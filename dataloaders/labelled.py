@@ -66,11 +66,11 @@ class SubsetSource:
         for begin in range(0, len(wanted), step):
             spans, places = _spans(wanted[begin : begin + step], self._gap)
             loaded = self._source.load(spans)
-            loaded.ordered(places)
-            total = int(loaded.lengths.sum())
+            starts, lengths, rows = loaded.starts[places], loaded.lengths[places], loaded.rows[places]
+            total = int(lengths.sum())
             indices, data = np.empty(total, loaded.indices.dtype), np.empty(total, loaded.data.dtype)
-            kernels.gather(loaded.indices, loaded.data, loaded.starts, loaded.lengths, indices, data)
-            parts.append((indices, data, loaded.lengths, loaded.rows))
+            kernels.gather(loaded.indices, loaded.data, starts, lengths, indices, data)
+            parts.append((indices, data, lengths, rows))
             del loaded  # its buffers go back before the next piece asks for some
         indices, data, lengths, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
         starts = np.zeros(len(lengths), np.int64)
