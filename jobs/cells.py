@@ -18,7 +18,7 @@ from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.contracts import UNLABELLED, Batch, Categories, Loader, Schema
 from scarcade.engine.errors import CategoryError, GenesError
 from scarcade.jobs.embed import is_store
-from scarcade.models.scvi import Scvi
+from scarcade.models.model import AtlasModel
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class StoreCells:
 Cells = MemoryCells | StoreCells
 
 
-def cells_of(data: Any, model: Scvi, *, batch_key: str | None = None, layer: str | None = None) -> Cells:
+def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, layer: str | None = None) -> Cells:
     """`data` as cells of `model`.
 
     Args:
@@ -189,7 +189,7 @@ def cells_of(data: Any, model: Scvi, *, batch_key: str | None = None, layer: str
     )
 
 
-def _store_cells(store: Store, model: Scvi) -> StoreCells:
+def _store_cells(store: Store, model: AtlasModel) -> StoreCells:
     schema, reference = store.schema, model.schema
     where = str(store.path)
     if schema.genes != reference.genes:
@@ -219,13 +219,13 @@ def _store_cells(store: Store, model: Scvi) -> StoreCells:
     return StoreCells(store, replace(reference, batch=known), tables, known.values[len(reference.batch) :])
 
 
-def refuse_unknown(cells: Cells, model: Scvi, *, decoding: bool) -> bool:
+def refuse_unknown(cells: Cells, model: AtlasModel, *, decoding: bool) -> bool:
     """Whether the batch of these cells has any effect; if not, any code will do.
 
     Raises:
         CategoryError: it has, and some cells are of a batch that the model does not know.
     """
-    matters = len(model.schema.batch) > 1 and (decoding or model.config.encode_covariates)
+    matters = len(model.schema.batch) > 1 and (decoding or model.encodes_batch)
     if matters and cells.unknown_batches:
         shown = ", ".join(map(repr, cells.unknown_batches[:5])) + (", ..." if len(cells.unknown_batches) > 5 else "")
         raise CategoryError(

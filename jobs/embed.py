@@ -20,8 +20,8 @@ from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError
 from scarcade.engine.folder import MANIFEST, read_manifest
 from scarcade.engine.world import use_threads
 from scarcade.jobs.latent import LatentWriter
+from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
-from scarcade.models.scvi import Scvi
 
 Progress = Callable[[int, int], None]
 """Told (cells done, cells in all) now and then."""
@@ -30,7 +30,7 @@ Column = tuple[Categories, np.ndarray]
 
 
 def embed(
-    model: str | Path | Scvi,
+    model: str | Path | AtlasModel,
     data: Any,
     out: str | Path,
     *,
@@ -55,7 +55,7 @@ def embed(
     """
     if threads is not None:
         use_threads(threads)
-    trained = model if isinstance(model, Scvi) else read(model)
+    trained = model if isinstance(model, AtlasModel) else read(model)
     about = {"model": trained.fingerprint, "model_name": trained.name, "time": int(time.time())}
     config = LoaderConfig(batch_size=batch_size, validation=0.0)
     if is_store(data):
@@ -93,7 +93,7 @@ def embed(
 
 
 def write_latent(
-    model: Scvi,
+    model: AtlasModel,
     loader: Loader,
     path: Path,
     *,
@@ -132,7 +132,7 @@ def write_latent(
 
 
 @torch.no_grad()
-def latent_of(model: Scvi, batch: Batch, translate: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def latent_of(model: AtlasModel, batch: Batch, translate: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the latent of a batch, float32 (B, L) each.
 
     Raises:
@@ -148,7 +148,7 @@ def latent_of(model: Scvi, batch: Batch, translate: np.ndarray | None = None) ->
     return mean, variance
 
 
-def batch_translation(schema: Schema, model: Scvi) -> np.ndarray | None:
+def batch_translation(schema: Schema, model: AtlasModel) -> np.ndarray | None:
     """The model's code for each batch code of `schema`; None where they are the same.
 
     A model whose encoder does not see the batch takes any: the code has no effect on the latent.
@@ -166,7 +166,7 @@ def batch_translation(schema: Schema, model: Scvi) -> np.ndarray | None:
     known_codes = model.schema.batch.codes()
     codes = np.array([known_codes.get(value, -1) for value in schema.batch.values], np.int64)
     if (codes < 0).any():
-        if model.config.encode_covariates:
+        if model.encodes_batch:
             unknown = [value for value, code in zip(schema.batch.values, codes, strict=True) if code < 0]
             shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
             raise CategoryError(

@@ -23,8 +23,8 @@ from scarcade.engine.world import World
 from scarcade.jobs.embed import batch_columns, latent_of
 from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
 from scarcade.jobs.latent import Latent, read_latent
+from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
-from scarcade.models.scvi import Scvi
 from scarcade.models.surgery import SurgeryConfig, additions, grow
 
 LATENT = "latent.zarr"
@@ -64,7 +64,7 @@ class Reference:
     """A model to map onto, with the latent of its own cells where it carries one."""
 
     path: Path
-    model: Scvi
+    model: AtlasModel
     latent: Latent | None
     transfer: LabelTransfer | None
 
@@ -88,9 +88,9 @@ def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -
     if not (path / LATENT).is_dir():
         return Reference(path, model, None, None)
     latent = read_latent(path / LATENT)
-    if latent.mean.shape[1] != model.config.n_latent:
+    if latent.mean.shape[1] != model.n_latent:
         raise ModelFileError(
-            f"{path / LATENT}: has {latent.mean.shape[1]} dimensions, the model {model.config.n_latent}: not its own"
+            f"{path / LATENT}: has {latent.mean.shape[1]} dimensions, the model {model.n_latent}: not its own"
         )
     columns = []
     for wanted in model.schema.labels:
@@ -105,7 +105,7 @@ def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -
 class Mapped:
     """What became of a query: results of its n cells, and the model grown for it."""
 
-    model: Scvi
+    model: AtlasModel
     mean: np.ndarray  # float32 (n, L)
     variance: np.ndarray  # float32 (n, L)
     predictions: list[Prediction]
@@ -197,10 +197,10 @@ def known_accuracy(reference: Schema, query: Query, predictions: list[Prediction
 
 
 def _embedded(
-    model: Scvi, query: Query, columns: Any, schema: Schema, data: LoaderConfig
+    model: AtlasModel, query: Query, columns: Any, schema: Schema, data: LoaderConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of every cell, in the query's order."""
-    width = model.config.n_latent
+    width = model.n_latent
     mean, variance = (np.empty((query.n_cells, width), np.float32) for _ in range(2))
     if query.n_cells:
         config = LoaderConfig(batch_size=max(1024, data.batch_size), validation=0.0, memory=data.memory)

@@ -30,9 +30,9 @@ from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.embed import columns_of, write_latent
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.trained import Trained, load
-from scarcade.models import MODELS, RECIPES
-from scarcade.models.saved import save
-from scarcade.models.scvi import Scvi
+from scarcade.models import MODELS
+from scarcade.models.model import AtlasModel
+from scarcade.models.saved import read, save
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Given ``{"note": sentence}``, ``{"warning": sentence}``, or a line of metrics with `epochs` and `steps_per_epoch`."""
@@ -43,6 +43,7 @@ class TrainConfig(Section):
 
     name: str = Field("scvi", description="Which model.")
     recipe: str | None = Field(None, description="Named settings of the model that go before its defaults.")
+    init_from: str | None = Field(None, description="Folder of a trained model whose weights are the first ones.")
     seed: int = Field(0, ge=0, description="Of the first weights, the order of the cells, and the noise.")
     model: dict[str, Any] = Field({}, description="The model's own settings.")
     data: LoaderConfig = LoaderConfig()
@@ -75,6 +76,7 @@ def train(
     *,
     out: str | Path,
     recipe: str | None = None,
+    init_from: str | Path | None = None,
     seed: int = 0,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -91,6 +93,7 @@ def train(
         data: the store, or its path.
         out: folder of the run, or a URL that Ray takes.
         recipe: "scarches" gives the architecture that surgery wants.
+        init_from: folder of a trained model to start from (scanvi: an scvi model); its architecture is taken over.
         epochs, batch_size, workers, threads: short for the fields of `TrainConfig` of those names.
         batch_key, label_key: must be those of the store, if given.
         settings: further fields, as a tree (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``).
@@ -103,7 +106,9 @@ def train(
     """
     store = data if isinstance(data, Store) else open_store(data)
     _check_keys(store.schema, batch_key, label_key)
-    direct = {"optim.epochs": epochs, "data.batch_size": batch_size, "scale.workers": workers, "scale.threads": threads}
+    direct: dict[str, Any] = {"optim.epochs": epochs, "data.batch_size": batch_size}
+    direct |= {"scale.workers": workers, "scale.threads": threads}
+    direct["init_from"] = None if init_from is None else str(Path(init_from).absolute())
     given = merged(nested(settings or {}), nested({k: v for k, v in direct.items() if v is not None}))
     tell = progress or _plain
     folder = RunFolder(out)
@@ -138,16 +143,21 @@ def resolved(
     """
     if name not in MODELS:
         raise UsageError(f"--model {name}: there is no such model; there are {', '.join(MODELS)}")
-    if recipe is not None and recipe not in RECIPES:
-        raise UsageError(f"--recipe {recipe}: there is no such recipe; there are {', '.join(RECIPES)}")
+    kind = MODELS[name]
+    if recipe is not None and recipe not in kind.recipes:
+        there_are = f"there are {', '.join(kind.recipes)}" if kind.recipes else f"{name} has none"
+        raise UsageError(f"--recipe {recipe}: there is no such recipe; {there_are}")
+    given = merged(kind.training_defaults(store.n_cells, started=given.get("init_from") is not None), given)
     config = checked(TrainConfig, {**given, "name": name, "recipe": recipe, "seed": seed})
-    architecture = merged(RECIPES[recipe] if recipe else {}, config.model)
+    architecture = merged(kind.recipes[recipe] if recipe else {}, config.model)
+    if config.init_from is not None:
+        architecture = _shared_with(config.init_from, kind, architecture)
     try:
-        own = checked(MODELS[name].Config, architecture)
+        own = checked(kind.Config, architecture)
     except UsageError as error:
         raise UsageError(str(error).replace("--", "--model.")) from error
     with torch.device("meta"):  # to have what the model itself says of its configuration, before anything starts
-        MODELS[name](own, store.schema)
+        kind(own, store.schema)
     return config.model_copy(
         update={
             "model": own.model_dump(mode="json"),
@@ -155,6 +165,22 @@ def resolved(
             "optim": config.optim.model_copy(update={"epochs": config.optim.epochs or default_epochs(store.n_cells)}),
         }
     )
+
+
+def _shared_with(init_from: str, kind: type[AtlasModel], architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """`architecture`, with the fields that must be those of the model to start from.
+
+    Raises:
+        UsageError: a setting that was given differs from that model's.
+    """
+    shared = kind.config_from(read(init_from))
+    for name, value in shared.items():
+        if name in architecture and architecture[name] != value:
+            raise UsageError(
+                f"--model.{name.replace('_', '-')} {architecture[name]}: the model in --init-from {init_from} was "
+                f"trained with {value}; leave the setting out"
+            )
+    return {**architecture, **shared}
 
 
 def _toml(config: TrainConfig) -> str:
@@ -172,9 +198,17 @@ def _check_keys(schema: Schema, batch_key: str | None, label_key: str | None) ->
         raise UsageError(f"--label-key {label_key}: the first label column of the store is {first}")
 
 
-def _build(config: TrainConfig, schema: Schema) -> Scvi:
+def _build(config: TrainConfig, schema: Schema) -> AtlasModel:
     kind = MODELS[config.name]
     return kind(kind.Config.model_validate(config.model), schema, seed=config.seed)
+
+
+def _first(config: TrainConfig, schema: Schema) -> AtlasModel:
+    """The model with its first weights."""
+    model = _build(config, schema)
+    if config.init_from is not None:
+        model.start_from(read(config.init_from))
+    return model
 
 
 def _notices(config: TrainConfig, store: Store) -> list[str]:
@@ -255,7 +289,7 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if worker.world.first:
             folder.fetch()
-        model = _build(config, store.schema)
+        model = _first(config, store.schema)
         result = fit(
             model,
             loaders[0],
@@ -317,7 +351,7 @@ def _record(result: FitResult, config: TrainConfig, began: float) -> dict[str, A
     }
 
 
-def _save(model: Scvi, store: Store, folder: RunFolder, record: Mapping[str, Any], worker: Worker) -> None:
+def _save(model: AtlasModel, store: Store, folder: RunFolder, record: Mapping[str, Any], worker: Worker) -> None:
     """The model, and beside it the latent of the reference's cells."""
 
     def latent(target: Path) -> None:

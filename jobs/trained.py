@@ -21,6 +21,8 @@ from scarcade.engine.errors import CategoryError, GenesError, UsageError
 from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of, refuse_unknown
 from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, groups_of, raw_statistics
 from scarcade.models import outputs
+from scarcade.models.distributions import draw
+from scarcade.models.model import AtlasModel
 from scarcade.models.outputs import OBSERVED
 from scarcade.models.saved import read, read_delta
 from scarcade.models.scvi import Scvi
@@ -52,13 +54,78 @@ class Trained:
         GenesError: genes that are not the model's.
     """
 
-    def __init__(self, model: Scvi, folder: Path | None = None) -> None:
+    def __init__(self, model: AtlasModel, folder: Path | None = None) -> None:
         self.model = model.eval()
         self.folder = folder
 
     def __repr__(self) -> str:
         schema = self.model.schema
         return f"Trained({self.model.name}: {schema.n_genes} genes, {len(schema.batch)} batches, from {self.folder})"
+
+    @property
+    def _scvi(self) -> Scvi:
+        """The model, for outputs that scVI's decoder defines."""
+        if isinstance(self.model, Scvi):
+            return self.model
+        there_are = f"; a {self.model.name} model has output({', '.join(map(repr, self.model.outputs))})"
+        raise UsageError(f"only scvi models and their kin have this{there_are if self.model.outputs else ''}")
+
+    def output(
+        self,
+        name: str,
+        data: Any,
+        *,
+        n_samples: int = 0,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        **settings: Any,
+    ) -> pd.DataFrame:
+        """One of ``model.outputs`` for every cell, (n, its columns).
+
+        Args:
+            n_samples: draws of the latent that are averaged; 0 takes the latent's mean.
+            settings: of that output.
+
+        Raises:
+            UsageError: the model has no such output.
+        """
+        if name not in self.model.outputs:
+            there_are = f"there are {', '.join(self.model.outputs)}" if self.model.outputs else "it has none"
+            raise UsageError(f"a {self.model.name} model has no output {name!r}; {there_are}")
+        cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
+        output = self.model.outputs[name]
+
+        @torch.no_grad()
+        def of_batch(batch: Batch) -> list[Tensor]:
+            draws = [output.of(self.model, batch, noise, **settings) for noise in self._noises(batch, seed, n_samples)]
+            return [torch.stack(draws).mean(0) if len(draws) > 1 else draws[0]]
+
+        (found,) = self._each(cells, of_batch, batch_size, decoding=output.decodes)
+        return pd.DataFrame(found, index=cells.names(), columns=list(output.columns(self.model)))
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        soft: bool = False,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> np.ndarray | pd.DataFrame:
+        """The label of every cell by the model's own classifier (n,); or the probabilities (n, classes) with `soft`.
+
+        Raises:
+            UsageError: the model has no classifier.
+        """
+        cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
+        (found,) = self._each(cells, lambda batch: [self.model.predict_labels(batch)], batch_size, decoding=False)
+        values = np.array(self.model.schema.labels[0].values, dtype=object)
+        if soft:
+            return pd.DataFrame(found, index=cells.names(), columns=values)
+        named: np.ndarray = values[found.argmax(1)]
+        return named
 
     def get_latent_representation(
         self,
@@ -77,9 +144,12 @@ class Trained:
         def of_batch(batch: Batch) -> list[Tensor]:
             if give_mean or return_dist:
                 return list(self.model.embed(batch))
+            noise = self._noise(batch, seed)
+            if not isinstance(self.model, Scvi):
+                return [draw(*self.model.embed(batch), noise)]
             with torch.no_grad():
                 q = self.model.encode(batch.counts.dense(self.model.device), batch)
-                z_BL, _ = outputs.draw_latent(q, self._noise(batch, seed))
+                z_BL, _ = outputs.draw_latent(q, noise)
                 return [self.model.shape_latent(z_BL)]
 
         found = self._each(cells, of_batch, batch_size, decoding=False)
@@ -115,7 +185,7 @@ class Trained:
         def of_batch(batch: Batch) -> list[Tensor]:
             draws = [
                 outputs.normalised_expression(
-                    self.model, batch, noise, transform_batch=codes, library_size=library_size
+                    self._scvi, batch, noise, transform_batch=codes, library_size=library_size
                 )[:, genes]
                 for noise in self._noises(batch, seed, n_samples)
             ]
@@ -143,7 +213,7 @@ class Trained:
 
         def of_batch(batch: Batch) -> list[Tensor]:
             draws = [
-                outputs.likelihood_parameters(self.model, batch, noise)
+                outputs.likelihood_parameters(self._scvi, batch, noise)
                 for noise in self._noises(batch, seed, n_samples)
             ]
             keys[:] = list(draws[0])
@@ -182,7 +252,7 @@ class Trained:
 
         def of_batch(batch: Batch) -> list[Tensor]:
             noise = self._noise(batch, seed)
-            return [outputs.marginal_log_likelihood(self.model, batch, noise, n_mc_samples)]
+            return [outputs.marginal_log_likelihood(self._scvi, batch, noise, n_mc_samples)]
 
         (found,) = self._each(cells, of_batch, batch_size, decoding=True)
         return float(found.mean()) if return_mean else found
@@ -206,7 +276,7 @@ class Trained:
             for i in range(n_samples):
                 noise = self._noise(batch, seed, i)
                 generator = torch.Generator(self.model.device).manual_seed(_seed_of(batch, seed, i))
-                x_BG = outputs.predictive_sample(self.model, batch, noise, generator)[:, genes]
+                x_BG = outputs.predictive_sample(self._scvi, batch, noise, generator)[:, genes]
                 parts[i].append(sparse.csr_matrix(x_BG.cpu().numpy()))
         drawn = [sparse.vstack(part, format="csr") for part in parts]
         return drawn[0] if n_samples == 1 else drawn
@@ -224,7 +294,7 @@ class Trained:
         cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
         found = self._each(
             cells,
-            lambda batch: [outputs.library_size(self.model, batch, mean=give_mean)[:, None]],
+            lambda batch: [outputs.library_size(self._scvi, batch, mean=give_mean)[:, None]],
             batch_size,
             decoding=False,
         )
@@ -282,7 +352,7 @@ class Trained:
 
                 def scale(batch: Batch, codes: tuple[int | None, ...] = codes, i: int = len(scales)) -> list[Tensor]:
                     noise = self._noise(batch, seed, i)
-                    return [outputs.normalised_expression(self.model, batch, noise, transform_batch=codes)]
+                    return [outputs.normalised_expression(self._scvi, batch, noise, transform_batch=codes)]
 
                 scales += self._each(chosen, scale, batch_size, decoding=codes == OBSERVED)
             drawn.append(Draws(np.concatenate(scales), np.repeat(np.array(values, dtype=object), n)))
@@ -301,7 +371,7 @@ class Trained:
         cells = cells_of(data, self.model, **where)
 
         def of_batch(batch: Batch) -> list[Tensor]:
-            return [outputs.loss_terms(self.model, batch, self._noise(batch, seed))[term]]
+            return [outputs.loss_terms(self._scvi, batch, self._noise(batch, seed))[term]]
 
         return self._each(cells, of_batch, batch_size, decoding=True)[0]
 

@@ -1,7 +1,10 @@
 """The models by their name on the command line. One model a file."""
 
+from scarcade.models.model import AtlasModel
 from scarcade.models.scvi import RECIPES, Scvi
 
-MODELS: dict[str, type[Scvi]] = {"scvi": Scvi}
+MODELS: dict[str, type[AtlasModel]] = {
+    "scvi": Scvi,
+}
 
-__all__ = ["MODELS", "RECIPES", "Scvi"]
+__all__ = ["MODELS", "RECIPES", "AtlasModel", "Scvi"]

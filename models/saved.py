@@ -22,7 +22,8 @@ from scarcade.engine.config import Section
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, UnsafeFileError, UsageError
 from scarcade.engine.folder import MANIFEST, committed, read_manifest, sha256, write_bytes
-from scarcade.models import MODELS, Scvi
+from scarcade.models import MODELS
+from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import apply_delta, settled
 from scarcade.models.surgery import delta as delta_of
 
@@ -47,7 +48,7 @@ class ModelRecord(Section):
 
 
 def save(
-    model: Scvi,
+    model: AtlasModel,
     folder: Path,
     *,
     training: Mapping[str, Any],
@@ -85,7 +86,7 @@ def save(
     _write(folder, MODEL, tensors, record, _model_card(plain, record), replace=replace, beside=beside)
 
 
-def read(folder: str | Path) -> Scvi:
+def read(folder: str | Path) -> AtlasModel:
     """The model in `folder`, in evaluation mode, with its `fingerprint` and `record`.
 
     Raises:
@@ -121,7 +122,9 @@ def read(folder: str | Path) -> Scvi:
     return model
 
 
-def save_delta(model: Scvi, folder: Path, *, parent: str, training: Mapping[str, Any], replace: bool = False) -> None:
+def save_delta(
+    model: AtlasModel, folder: Path, *, parent: str, training: Mapping[str, Any], replace: bool = False
+) -> None:
     """Write what surgery added to the reference with fingerprint `parent`: kilobytes.
 
     Raises:
@@ -147,7 +150,7 @@ def save_delta(model: Scvi, folder: Path, *, parent: str, training: Mapping[str,
     _write(folder, DELTA, tensors, record, card, replace=replace)
 
 
-def read_delta(folder: str | Path, reference: Scvi) -> Scvi:
+def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
     """`reference` with the rows of the delta in `folder`, frozen, in evaluation mode.
 
     Raises:
@@ -324,7 +327,7 @@ def _reasons(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
 
 
-def _model_card(model: Scvi, record: Mapping[str, Any]) -> str:
+def _model_card(model: AtlasModel, record: Mapping[str, Any]) -> str:
     schema = model.schema
     lines = [
         "---",

@@ -11,20 +11,20 @@ Shapes: B cells, G genes, L latent dimensions, H hidden units.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scarcade.engine.config import Section
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
 from scarcade.models.layers import Dispersion, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import FusedLikelihood, why_not
+from scarcade.models.model import AtlasModel
 
 Where = Literal["encoder", "decoder", "none", "both"]
 
@@ -58,17 +58,30 @@ class Decoded:
         return self.log_library_B1.exp() * self.scale_BG
 
 
-class Scvi(nn.Module):
+RECIPES: dict[str, dict[str, object]] = {
+    "scvi": {},
+    # what architecture surgery wants: Lotfollahi et al. 2022, and the scArches tutorials of scvi-tools
+    "scarches": {
+        "n_layers": 2,
+        "dropout_rate": 0.2,
+        "encode_covariates": True,
+        "deeply_inject_covariates": True,
+        "use_layer_norm": "both",
+        "use_batch_norm": "none",
+        "gene_likelihood": "nb",
+    },
+}
+"""Named settings of `Scvi.Config` (``--recipe``)."""
+
+
+class Scvi(AtlasModel):
     """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
 
     name: ClassVar[str] = "scvi"
     obsm_key: ClassVar[str] = "X_scVI"
-    fingerprint: str | None = None
-    """sha256 over the model's files, of a model that was read from disk."""
-    record: Mapping[str, object] | None = None
-    """The content of its ``model.json``."""
+    recipes: ClassVar[Mapping[str, Mapping[str, object]]] = RECIPES
 
-    class Config(Section):
+    class Config(AtlasModel.Config):
         """Architecture of scVI. Defaults are those of scvi-tools."""
 
         n_hidden: int = Field(128, ge=1, le=65536, description="units of each hidden layer")
@@ -98,16 +111,15 @@ class Scvi(nn.Module):
             "formula); auto: fused where it can, else analytic; all agree to 1e-5",
         )
 
+    config: Config
+
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
         """The first weights are a pure function of (config, schema sizes, seed).
 
         Raises:
             UsageError: the configuration needs something that the schema does not have.
         """
-        super().__init__()
-        self.config = config
-        self.schema = schema
-        self.query_mode: Literal["eval", "train"] | None = None  # set by surgery
+        super().__init__(config, schema)
         if config.dispersion == "gene-label" and not schema.n_labels:
             raise UsageError("dispersion gene-label needs labels: the data have no label column (--label-key)")
         generator = seeded("scvi", seed)
@@ -162,6 +174,10 @@ class Scvi(nn.Module):
         return not self.config.use_observed_lib_size and self.schema.size_factor is None
 
     @property
+    def encodes_batch(self) -> bool:
+        return self.config.encode_covariates
+
+    @property
     def surgery_notice(self) -> str | None:
         """What to tell before training and before mapping, if surgery cannot move this model's cells."""
         if self.config.encode_covariates:
@@ -175,14 +191,6 @@ class Scvi(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.scale.weight.device
-
-    def train(self, mode: bool = True) -> Self:
-        """In query mode "eval" surgery trains as scvi-tools does: no dropout, running batch statistics."""
-        return super().train(mode and self.query_mode != "eval")
-
-    def forward(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
-        """`losses`, as the call that distributed data parallel synchronises."""
-        return self.losses(batch, step, noise)
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Negative ELBO of each cell: reconstruction + w * KL(z) + KL(library), spec of scvi-tools' VAE.loss.
@@ -310,22 +318,3 @@ class Scvi(nn.Module):
             return
         sums_K3 = self.library_prior.sums(batches)
         self.library_prior.fill(total(sums_K3.to(self.device)).cpu())
-
-    def after_step(self, step: Step) -> None:
-        """Nothing to do after an update."""
-
-
-RECIPES: dict[str, dict[str, object]] = {
-    "scvi": {},
-    # what architecture surgery wants: Lotfollahi et al. 2022, and the scArches tutorials of scvi-tools
-    "scarches": {
-        "n_layers": 2,
-        "dropout_rate": 0.2,
-        "encode_covariates": True,
-        "deeply_inject_covariates": True,
-        "use_layer_norm": "both",
-        "use_batch_norm": "none",
-        "gene_likelihood": "nb",
-    },
-}
-"""Named settings of `Scvi.Config` (``--recipe``)."""

@@ -19,9 +19,9 @@ from scarcade.engine.config import Section
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CategoryError, GenesError, ModelFileError
 from scarcade.models.layers import GROWN, BatchNorm, Growable
-from scarcade.models.scvi import Scvi
+from scarcade.models.model import AtlasModel
 
-M = TypeVar("M", bound=Scvi)
+M = TypeVar("M", bound=AtlasModel)
 
 
 class SurgeryConfig(Section):
@@ -125,9 +125,9 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def decoder_norm(model: nn.Module) -> dict[str, nn.Parameter]:
+def decoder_norm(model: AtlasModel) -> dict[str, nn.Parameter]:
     """Weight and bias of the decoder's batch norms, by name."""
-    return {n: p for n, p in model.named_parameters() if n.startswith("decoder.norm.")}
+    return {n: p for n, p in model.named_parameters() if n.startswith(model.decoder_norms)}
 
 
 def delta(model: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError
 from scarcade.jobs.embed import batch_translation, embed, is_store, write_latent
 from scarcade.jobs.latent import read_latent
+from scarcade.models import Scvi
 from scarcade.models.saved import read
 from tests.jobs.conftest import Atlas, train_on
 
@@ -81,6 +82,7 @@ def test_cells_out_of_order_are_a_bug(atlas: Atlas, blind: Path, tmp_path: Path)
 
 def test_a_latent_that_is_not_finite_is_told(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
     model = read(blind)
+    assert isinstance(model, Scvi)
     with torch.no_grad():
         model.encoder.mean.bias[0] = torch.nan
     with pytest.raises(NonFiniteError, match="not finite"):

@@ -6,7 +6,7 @@ import torch
 
 from scarcade.engine.contracts import Categories, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, GenesError, ModelFileError
-from scarcade.models import RECIPES, Scvi
+from scarcade.models import RECIPES, AtlasModel, Scvi
 from scarcade.models.surgery import (
     SurgeryConfig,
     additions,
@@ -36,7 +36,7 @@ def with_batches(schema: Schema, *new: str) -> Schema:
     return replace(schema, batch=schema.batch.extended(new))
 
 
-def train(model: Scvi, steps: int = 5, seed: int = 1, first_batch: int = 2) -> None:
+def train(model: AtlasModel, steps: int = 5, seed: int = 1, first_batch: int = 2) -> None:
     """As the engine does: parameters that require a gradient, with weight decay to make it hard."""
     batch = made_batch(model.schema, 30, seed=seed, first_batch=first_batch)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=1e-2)

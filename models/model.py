@@ -1,0 +1,150 @@
+"""What every model is: the floor of what training, surgery, mapping and users need of one, with defaults.
+
+A model overrides what it has of its own; its loss is all in its own file. To add a model: one file with a
+subclass of `AtlasModel`, one line in `MODELS`, its tests. Nothing else knows models by their names.
+
+Shapes: B cells, L latent dimensions, C classes of the primary label.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from scarcade.engine.config import Section
+from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A table that users ask of a model: a row for each cell (`Trained.output`).
+
+    `of(model, batch, noise, **settings)` gives the rows (B, columns); with ``noise=None`` the latent is its mean.
+    """
+
+    of: Callable[..., Tensor]
+    columns: Callable[[Any], Sequence[str]]  # of the model: names of the columns
+    about: str  # one sentence for `help`
+    decodes: bool = True  # whether a cell's batch matters even if the encoder does not see it
+
+
+class AtlasModel(nn.Module):
+    """A model of single cells. Subclasses give `name`, `obsm_key`, `Config`, `losses` and `embed`, at least."""
+
+    name: ClassVar[str]  # on the command line: "scvi"
+    obsm_key: ClassVar[str]  # of its latent in AnnData: "X_scVI"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named settings of `Config` (``--recipe``)."""
+    outputs: ClassVar[Mapping[str, Output]] = {}
+    """What else users may ask of it, by name."""
+    labelled_beside: ClassVar[bool] = False
+    """Whether `Batch.labelled` is wanted: labelled cells beside the others, in training and validation."""
+    decoder_norms: ClassVar[tuple[str, ...]] = ("decoder.norm.",)
+    """Beginnings of the names of the batch norm weights that `train_decoder_norm` lets surgery train."""
+
+    fingerprint: str | None = None
+    """sha256 over the model's files, of a model that was read from disk."""
+    record: Mapping[str, Any] | None = None
+    """The content of its ``model.json``."""
+
+    class Config(Section):
+        """Architecture of the model. Subclasses derive theirs from this one."""
+
+    def __init__(self, config: Any, schema: Schema, *, seed: int = 0) -> None:
+        """`config` is a `Config` of the class. First weights are a pure function of (config, schema sizes, seed).
+
+        Raises:
+            UsageError: the configuration needs something that the schema does not have.
+        """
+        super().__init__()
+        self.config: Any = config
+        self.schema = schema
+        self.query_mode: Literal["eval", "train"] | None = None  # set by surgery
+
+    @classmethod
+    def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+        """Settings of `TrainConfig` that go before its defaults: ``{"optim": {"lr": 4e-3}}``.
+
+        Args:
+            n_cells: of the data. started: whether the weights come from a trained model (``--init-from``).
+        """
+        return {}
+
+    @property
+    def n_latent(self) -> int:
+        """Dimensions of what `embed` returns."""
+        return int(self.config.n_latent)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def encodes_batch(self) -> bool:
+        """Whether the latent of a cell depends on its batch."""
+        return True
+
+    @property
+    def surgery_notice(self) -> str | None:
+        """What to tell before training and before mapping, if surgery cannot move this model's cells."""
+        return None
+
+    def train(self, mode: bool = True) -> Self:
+        """In query mode "eval" surgery trains as scvi-tools does: no dropout, running batch statistics."""
+        return super().train(mode and self.query_mode != "eval")
+
+    def forward(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """`losses`, as the call that distributed data parallel synchronises."""
+        return self.losses(batch, step, noise)
+
+    def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """The loss of each cell. With `noise=None` every latent is its mean and nothing is dropped."""
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent, each (B, L)."""
+        raise NotImplementedError
+
+    def after_step(self, step: Step) -> None:
+        """Called after every update (proximal operators); most models do nothing."""
+
+    @property
+    def observes(self) -> bool:
+        """Whether `observe` must be called once before training."""
+        return False
+
+    def observe(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
+        """One pass over the data for what depends on all of it; `total` adds a tensor up over all workers."""
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model has a classifier of its own for the primary label."""
+        return False
+
+    def predict_labels(self, batch: Batch) -> Tensor:
+        """Probabilities of the classes, (B, C).
+
+        Raises:
+            UsageError: the model has no classifier.
+        """
+        raise UsageError(f"a {self.name} model has no classifier; labels are transferred from neighbours (`map`)")
+
+    @classmethod
+    def config_from(cls, other: "AtlasModel") -> Mapping[str, Any]:
+        """The fields of `Config` that a model must share with `other` to start from it (``--init-from``).
+
+        Raises:
+            UsageError: there is no way from that model to this one.
+        """
+        raise UsageError(f"--init-from: a {cls.name} model cannot start from a {other.name} model")
+
+    def start_from(self, other: "AtlasModel") -> None:
+        """Take the weights of `other`, of whose `config_from` this model was built.
+
+        Raises:
+            GenesError, CategoryError: it was trained on other genes or conditions.
+        """
+        raise UsageError(f"--init-from: a {self.name} model cannot start from a {other.name} model")
