@@ -39,6 +39,9 @@ class LoaderConfig(Section):
     lanes: int | None = Field(None, ge=1, description="stretches read in turn; fixed for a run (8, or more workers)")
     memory: int = Field(1 << 30, ge=1 << 20, description="bytes of decoded cells; the window shrinks to fit them")
     read_ahead: bool = Field(True, description="decode the next window in a thread of its own")
+    samples_per_label: int | None = Field(
+        None, ge=1, description="labelled cells of each label in an epoch (scanvi), drawn anew for each; all if not set"
+    )
 
 
 def stream(
@@ -127,8 +130,8 @@ class CellLoader:
         self.schema = source.schema
         self.plan = plan
         self.shard = shard
-        self._source = source
-        self._first = first
+        self.source = source
+        self.first = first
         self._ahead = read_ahead
         self._waited = 0.0
         self._rings: list[DenseRing] = []
@@ -150,7 +153,7 @@ class CellLoader:
 
     def fingerprint(self) -> str:
         """Of the cells and their order on disk, and of which of them are in this split."""
-        what = f"{self._source.fingerprint} {self._first} {self.plan.n_cells}"
+        what = f"{self.source.fingerprint} {self.first} {self.plan.n_cells}"
         return hashlib.sha256(what.encode()).hexdigest()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -191,9 +194,9 @@ class CellLoader:
         blocks = self.plan.blocks(epoch)
         for number in range(self.plan.window_of(start), self.plan.n_windows):
             planned = self.plan.window_plan(epoch, number, self.shard, blocks)
-            runs = [(self._first + a, self._first + b) for a, b in planned.runs]
-            loaded = self._source.load(runs, planned.order)
-            proteins = self._source.proteins(loaded, runs)
+            runs = [(self.first + a, self.first + b) for a, b in planned.runs]
+            loaded = self.source.load(runs, planned.order)
+            proteins = self.source.proteins(loaded, runs)
             small = self._columns(loaded.rows)
             if proteins is not None:
                 small["proteins"] = torch.from_numpy(proteins[0][planned.order].astype(np.float32))
@@ -203,7 +206,7 @@ class CellLoader:
 
     def _columns(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The small tensors of a window's cells."""
-        columns = self._source.columns
+        columns = self.source.columns
 
         def codes(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values[rows].astype(np.int64))
@@ -226,7 +229,7 @@ class CellLoader:
         self,
         planned: WindowPlan,
         loaded: Superbatch,
-        small: dict[str, Tensor],
+        small: dict[str, Any],
         *,
         epoch: int,
         start: int,

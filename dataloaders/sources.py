@@ -37,6 +37,11 @@ class Source(Protocol):
     nnz: int
     columns: Columns
     fingerprint: str
+    least: int  # counts that must be decoded for a range of a single cell
+
+    def labels(self) -> np.ndarray | None:
+        """Codes of the primary label in the order of positions (those of `load`); None without a label column."""
+        ...
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of rows, put into `order` (places in those ranges, one behind the other)."""
@@ -66,6 +71,10 @@ class StoreSource:
         )
         check_columns(self.columns, schema, self.n_cells, str(store.path))
         self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype)
+        self.least = int(store.x_indices.chunk_rows)
+
+    def labels(self) -> np.ndarray | None:
+        return self.columns.labels
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """Each chunk is decoded while it is in the cache, and its cells are copied to where they belong in `order`.
@@ -135,6 +144,10 @@ class MemorySource:
             for part in array if isinstance(array, tuple) else (array,):
                 digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
         self.fingerprint = digest.hexdigest()
+        self.least = 0
+
+    def labels(self) -> np.ndarray | None:
+        return None if self.columns.labels is None else self.columns.labels[self.place]
 
     def n_before(self, fraction: float) -> int:
         """As `Store.n_before`."""

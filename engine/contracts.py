@@ -21,6 +21,7 @@ from scarcade.engine.errors import ModelFileError
 
 UNLABELLED = -1
 """The code of a cell without a label, in every label column."""
+_LABELLED = 0x6C6162  # a seed word that keeps the noise of labelled cells apart from that of the cells beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class Batch:
     proteins: Tensor | None = None  # float32 (B, P)
     proteins_measured: Tensor | None = None  # bool (B, P); False: not measured (never a zero)
     size_factor: Tensor | None = None  # float32 (B,)
+    labelled: "Batch | None" = None  # labelled cells that come beside these, for models that ask for them
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,6 +165,8 @@ class Batch:
             for name in ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
             if (value := getattr(self, name)) is not None
         }
+        if self.labelled is not None:
+            moved["labelled"] = self.labelled.to(device)
         return replace(self, **moved)
 
 
@@ -173,6 +177,9 @@ class Noise:
     depends on (seed, step, lane) and its place in the lane, not on how lanes are dealt to workers.
     A draw advances every generator alike, so draws must come in the same order on every worker.
     """
+
+    labelled: "Noise | None" = None
+    """That of `Batch.labelled`."""
 
     def __init__(self, segments: Sequence[tuple[tuple[int, ...], int]], device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
@@ -187,7 +194,10 @@ class Noise:
     @classmethod
     def of_step(cls, seed: int, step: int, batch: Batch, device: torch.device | None = None) -> "Noise":
         """The noise of optimiser step `step` of a run with `seed`."""
-        return cls([((seed, step, lane), n) for lane, n in batch.lanes], device)
+        noise = cls([((seed, step, lane), n) for lane, n in batch.lanes], device)
+        if batch.labelled is not None:
+            noise.labelled = cls([((seed, step, lane, _LABELLED), n) for lane, n in batch.labelled.lanes], device)
+        return noise
 
     @property
     def n_cells(self) -> int:
@@ -227,6 +237,7 @@ class Step:
     epoch: int = 0
     cells: int = 0  # cells seen before this step, over all workers
     kl_weight: float = 1.0
+    lr: float = 1e-3  # learning rate of this step (proximal operators are scaled by it)
 
 
 @dataclass(slots=True)
@@ -236,11 +247,15 @@ class Losses:
     `minimise` holds what each cell contributes to the loss; the engine takes its mean over the GLOBAL
     batch. `penalty` is for what belongs to no cell (an MMD, a prior on weights): a scalar, added once.
     `terms` are for people to read: named, per cell, summed over cells and divided by their number.
+    `labelled` and `labelled_terms` are the same for the M cells of `Batch.labelled`; the engine takes their
+    mean over the labelled cells of all workers.
     """
 
     minimise: Tensor  # (B,)
     terms: dict[str, Tensor] = field(default_factory=dict)  # each (B,)
     penalty: Tensor | None = None  # scalar
+    labelled: Tensor | None = None  # (M,)
+    labelled_terms: dict[str, Tensor] = field(default_factory=dict)  # each (M,)
 
 
 @runtime_checkable

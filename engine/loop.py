@@ -198,6 +198,7 @@ class _Run:
             state.epoch,
             state.cells,
             kl_weight(self.config, epoch=state.epoch, step=state.step, cells=state.cells),
+            state.lr,
         )
         batch = batch.to(device)
         self.optimiser.zero_grad(set_to_none=True)
@@ -205,6 +206,8 @@ class _Run:
         loss = losses.minimise.sum() / batch.n_global
         if losses.penalty is not None:
             loss = loss + losses.penalty / world.size
+        if losses.labelled is not None and batch.labelled is not None:
+            loss = loss + losses.labelled.sum() / batch.labelled.n_global
         loss.backward()  # type: ignore[no-untyped-call]
         asked = (
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
@@ -293,7 +296,7 @@ class _Run:
         state = self.state
         step, cells = max(state.step - 1, 0), max(state.cells - 1, 0)
         weight = kl_weight(self.config, epoch=state.epoch, step=step, cells=cells)
-        return Step(step, state.epoch, cells, weight)
+        return Step(step, state.epoch, cells, weight, state.lr)
 
     def _where(self, of: str) -> Line:
         state = self.state

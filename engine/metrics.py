@@ -17,6 +17,8 @@ from scarcade.engine.folder import write_bytes
 from scarcade.engine.world import World
 
 Line = dict[str, Any]
+_LABELLED = "labelled:"  # begins the names of sums over the labelled cells that came beside the others
+_N_LABELLED = _LABELLED + "cells"
 Report = Callable[[Mapping[str, Any]], None]
 """Takes one line of metrics as it is written, to show it."""
 
@@ -32,6 +34,7 @@ class Sums:
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._cells = 0
+        self._labelled: Sums | None = None  # terms of the labelled cells beside
 
     @torch.no_grad()
     def add(self, losses: Losses) -> None:
@@ -42,6 +45,9 @@ class Sums:
             self._sums = torch.zeros(len(terms), dtype=torch.float64, device=losses.minimise.device)
         self._sums += torch.stack([terms[name].detach() for name in self._names]).sum(1, dtype=torch.float64)
         self._cells += len(losses.minimise)
+        if losses.labelled is not None:
+            self._labelled = self._labelled or Sums()
+            self._labelled.add(Losses(losses.labelled, losses.labelled_terms))
 
     def merged(self, world: World) -> tuple[dict[str, float], int]:
         """(sums, cells) over all workers; this worker's sums begin anew."""
@@ -51,12 +57,25 @@ class Sums:
         *sums, cells = world.sum(torch.cat([self._sums, count])).tolist()
         self._sums.zero_()
         self._cells = 0
-        return dict(zip(self._names, sums, strict=True)), int(cells)
+        found = dict(zip(self._names, sums, strict=True))
+        if self._labelled is not None:
+            beside, n = self._labelled.merged(world)
+            found |= {_LABELLED + name: value for name, value in beside.items()} | {_N_LABELLED: float(n)}
+        return found, int(cells)
 
 
 def means(sums: Mapping[str, float], cells: int, prefix: str) -> Line:
-    """``{"train/loss": ...}`` from sums and the number of cells."""
-    return {f"{prefix}/{name}": value / max(cells, 1) for name, value in sums.items()}
+    """``{"train/loss": ...}`` from sums and the number of cells; what labelled cells add to the loss is in it."""
+    line = {}
+    beside = {name: value for name, value in sums.items() if name.startswith(_LABELLED)}
+    for name, value in sums.items():
+        if name not in beside:
+            line[f"{prefix}/{name}"] = value / max(cells, 1)
+    n_labelled = max(beside.pop(_N_LABELLED, 0.0), 1.0)
+    for name, value in beside.items():
+        name = f"{prefix}/{name.removeprefix(_LABELLED)}"
+        line[name] = line.get(name, 0.0) + value / n_labelled
+    return line
 
 
 class Clock:

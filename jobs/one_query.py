@@ -6,15 +6,16 @@ It is a function of (reference, query, settings) alone: a query comes out the sa
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, in_memory
 from scarcade.dataloaders.schema import Query
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import Schema
+from scarcade.engine.contracts import Categories, Loader, Schema
 from scarcade.engine.errors import ModelFileError
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
@@ -56,6 +57,10 @@ class QuerySurgery(SurgeryConfig):
 
     train_decoder: bool = Field(
         False, description="Train new rows even where they cannot move cells (encode_covariates = false)."
+    )
+    use_labels: bool = Field(
+        False,
+        description="scanvi: labels of the query's cells take part in its training; then they no longer test it",
     )
 
 
@@ -102,12 +107,28 @@ def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -
 
 
 @dataclass(frozen=True)
+class Classified:
+    """Labels of n cells by the classifier of a model."""
+
+    column: Categories
+    by: str  # name of the model
+    probabilities: np.ndarray  # float32 (n, C)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The likeliest class of each cell (n,)."""
+        codes: np.ndarray = self.probabilities.argmax(axis=1) if len(self.probabilities) else np.zeros(0, np.int64)
+        return codes
+
+
+@dataclass(frozen=True)
 class Mapped:
     """What became of a query: results of its n cells, and the model grown for it."""
 
     model: AtlasModel
     mean: np.ndarray  # float32 (n, L)
     variance: np.ndarray  # float32 (n, L)
+    classified: Classified | None  # what the model's own classifier says, where it has one
     predictions: list[Prediction]
     distance: np.ndarray | None  # float32 (n,), 1: the edge of the reference
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -155,17 +176,24 @@ def map_query(
     notes, history, steps = list(_notes(reference, query, new, surgery)), [], 0
     world = world or World()
     if query.n_cells and new and (reference.model.surgery_notice is None or surgery.train_decoder):
-        train = in_memory(query.counts, columns, schema, data, seed=seed, split="train")
+
+        def loader(split: Literal["train", "validation"]) -> Loader:
+            cells = in_memory(query.counts, columns, schema, data, seed=seed, split=split)
+            labelled = grown.labelled_beside and surgery.use_labels
+            return with_labelled(cells, data, seed=seed) if labelled else cells
+
+        train = loader("train")
         held_out = data.validation > 0 and train.n_cells < query.n_cells
-        validation = in_memory(query.counts, columns, schema, data, seed=seed, split="validation") if held_out else None
+        validation = loader("validation") if held_out else None
         result = fit(grown, train, validation, optim, world=world, seed=seed, progress=progress)
         history, steps = list(result.history), result.steps
-    mean, variance = _embedded(grown.to(world.device), query, columns, schema, data)
+    mean, variance, probabilities = _embedded(grown.to(world.device), query, columns, schema, data)
     transfer = reference.transfer
     return Mapped(
         model=grown.to("cpu"),
         mean=mean,
         variance=variance,
+        classified=None if probabilities is None else Classified(schema.labels[0], grown.name, probabilities),
         predictions=transfer.predict(mean) if transfer else [],
         distance=transfer.distance(mean) if transfer else None,
         history=history,
@@ -198,16 +226,19 @@ def known_accuracy(reference: Schema, query: Query, predictions: list[Prediction
 
 def _embedded(
     model: AtlasModel, query: Query, columns: Any, schema: Schema, data: LoaderConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of every cell, in the query's order."""
-    width = model.n_latent
-    mean, variance = (np.empty((query.n_cells, width), np.float32) for _ in range(2))
-    if query.n_cells:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Mean and variance of every cell, in the query's order, and what the model's classifier says of it."""
+    n, width = query.n_cells, model.n_latent
+    mean, variance = (np.empty((n, width), np.float32) for _ in range(2))
+    probabilities = np.empty((n, schema.n_labels), np.float32) if model.classifies else None
+    if n:
         config = LoaderConfig(batch_size=max(1024, data.batch_size), validation=0.0, memory=data.memory)
         model.eval()
         for batch in in_memory(query.counts, columns, schema, config, seed=0, lanes=1, shuffle=False).epoch(0):
             mean[batch.rows], variance[batch.rows] = latent_of(model, batch)
-    return mean, variance
+            if probabilities is not None:
+                probabilities[batch.rows] = model.predict_labels(batch.to(model.device)).cpu().numpy()
+    return mean, variance, probabilities
 
 
 def _notes(reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]], surgery: QuerySurgery) -> list[str]:

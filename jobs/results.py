@@ -119,16 +119,27 @@ def write_h5ad(path: Path, task: Task, query: Query, mapped: Mapped, provenance:
             (f"{mapped.model.obsm_key}_variance", mapped.variance),
         ):
             ad.io.write_elem(file["obsm"], name, value)
+        if mapped.classified is not None:
+            one = mapped.classified
+            table = pd.DataFrame(one.probabilities, index=obs.index, columns=list(one.column.values))
+            ad.io.write_elem(file["obsm"], f"{one.column.name}_{one.by}", table)
         ad.io.write_elem(file["uns"], "scarcade", {"mapping": json.dumps(dict(provenance), sort_keys=True)})
 
 
 def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
-    """The query's obs with ``<label>_pred`` and ``<label>_uncertainty`` of every label, and ``reference_distance``."""
+    """The query's obs with ``<label>_pred`` and ``<label>_uncertainty`` of every label, and ``reference_distance``.
+
+    Where the model has a classifier, what it says of the primary label is in ``<label>_<model>``.
+    """
     obs = query.obs.copy()
     for prediction in mapped.predictions:
         values = pd.Categorical.from_codes(prediction.codes, categories=pd.Index(prediction.column.values))
         obs[f"{prediction.column.name}_pred"] = values
         obs[f"{prediction.column.name}_uncertainty"] = prediction.uncertainty
+    if mapped.classified is not None:
+        one = mapped.classified
+        values = pd.Categorical.from_codes(one.codes, categories=pd.Index(one.column.values))
+        obs[f"{one.column.name}_{one.by}"] = values
     if mapped.distance is not None:
         obs[DISTANCE] = mapped.distance
     return obs

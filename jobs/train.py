@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 import torch
 from pydantic import Field
 
+from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, lanes_for, stream
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
 from scarcade.engine.config import Section, checked, merged, nested
-from scarcade.engine.contracts import Schema
+from scarcade.engine.contracts import Loader, Schema, Shard
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.gradients import running_statistics
 from scarcade.engine.interrupts import interruptible
@@ -281,8 +282,8 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if store.fingerprint != arguments["fingerprint"]:
         raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
     assert config.data.lanes is not None
-    loaders = [
-        stream(store, split, config.data, seed=config.seed, shard=worker.world.shard, lanes=config.data.lanes)
+    loaders: list[Loader] = [
+        _stream(store, split, config, worker.world.shard)
         for split in (("train", "validation") if store.n_before(config.data.validation) else ("train",))
     ]
     folder = RunFolder(arguments["out"])
@@ -310,6 +311,12 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return record
     finally:
         folder.close()
+
+
+def _stream(store: Store, split: Literal["train", "validation"], config: TrainConfig, shard: Shard) -> Loader:
+    """The cells of a split, as the model wants them."""
+    loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
+    return with_labelled(loader, config.data, seed=config.seed) if MODELS[config.name].labelled_beside else loader
 
 
 def _checkpoints(worker: Worker, folder: RunFolder, config: TrainConfig, store: Store) -> Checkpoints:

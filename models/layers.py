@@ -165,14 +165,17 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(n_hidden))
 
     def forward(self, x_BH: Tensor) -> Tensor:
-        """(B, H). In training mode with the statistics of this batch, which needs two cells."""
+        """(B, H). In training mode with the statistics of this batch; of a single cell with the running ones.
+
+        (A worker's share of a small batch of labelled cells may be one cell, or none.)
+        """
         return F.batch_norm(
             x_BH,
             self.running_mean,
             self.running_var,
             self.weight,
             self.bias,
-            training=self.training,
+            training=self.training and len(x_BH) > 1,
             momentum=self.momentum,
             eps=self.EPS,
         )

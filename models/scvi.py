@@ -218,9 +218,7 @@ class Scvi(AtlasModel):
         """The posterior of each cell; `noise` is used for dropout, in training mode only."""
         codes = self.codes(batch)
         library_B1 = x_BG.sum(-1, keepdim=True)
-        x_BI = torch.log1p(x_BG) if self.config.log_variational else x_BG
-        if self.config.encode_covariates and batch.continuous is not None:
-            x_BI = torch.cat([x_BI, batch.continuous], -1)
+        x_BI = self.encoder_input(x_BG, batch)
         mean_BL, variance_BL = self.encoder(x_BI, codes, noise)
         if self.library is not None:
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
@@ -230,6 +228,13 @@ class Scvi(AtlasModel):
             library_B1 = batch.size_factor[:, None]
         # an empty cell has log library -inf and rate 0
         return Posterior(mean_BL, variance_BL, library_B1.log())
+
+    def encoder_input(self, x_BG: Tensor, batch: Batch) -> Tensor:
+        """What encoders see of the counts, and of the continuous covariates if they are encoded."""
+        x_BI = torch.log1p(x_BG) if self.config.log_variational else x_BG
+        if self.config.encode_covariates and batch.continuous is not None:
+            x_BI = torch.cat([x_BI, batch.continuous], -1)
+        return x_BI
 
     def decode(self, z_BL: Tensor, log_library_B1: Tensor, batch: Batch, transform_batch: int | None = None) -> Decoded:
         """The likelihood's parameters; with `transform_batch` as if every cell were of that batch."""

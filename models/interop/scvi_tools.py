@@ -1,4 +1,4 @@
-"""SCVI models of scvi-tools: their files to our models, and our weights in their layout.
+"""SCVI and SCANVI models of scvi-tools: their files to our models, and our weights in their layout.
 
 One-hot columns of every injected layer become rows of embedding tables (`from_state`), and back
 (`to_state`). The file is read by `interop.pickles`, so nothing of it is run. Layouts: ``model.pt`` (since
@@ -20,6 +20,7 @@ from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
 from scarcade.models.saved import check_schema
+from scarcade.models.scanvi import Scanvi
 from scarcade.models.scvi import Scvi
 
 PREFIXES = {
@@ -33,7 +34,16 @@ PREFIXES = {
     "scale": "decoder.px_scale_decoder.0",
     "dropout": "decoder.px_dropout_decoder",
     "theta": "decoder.px_r_decoder",
+    "classifier.trunk": "classifier.classifier.0",
+    "classifier.head": "classifier.classifier.1",
+    "z2_encoder.trunk": "encoder_z2_z1.encoder",
+    "z2_encoder.mean": "encoder_z2_z1.mean_encoder",
+    "z2_encoder.variance": "encoder_z2_z1.var_encoder",
+    "z1_decoder.trunk": "decoder_z1_z2.decoder",
+    "z1_decoder.mean": "decoder_z1_z2.mean_decoder",
+    "z1_decoder.variance": "decoder_z1_z2.var_decoder",
 }
+KINDS: dict[str, type[Scvi]] = {"SCVI": Scvi, "SCANVI": Scanvi}
 OLD_KEYS = {
     "batch_indices": "batch",
     "cat_covs": "extra_categorical_covs",
@@ -41,16 +51,17 @@ OLD_KEYS = {
     "protein_expression": "proteins",
 }
 DROPPED = {"use_cuda", "use_gpu", "var_activation", "batch_representation", "use_size_factor_key"}
+DROPPED |= {"labels_groups", "use_labels_groups", "y_prior", "logits"}  # the prior is in the state dict
 
 
 def read_scvi_tools(path: str | Path) -> Scvi:
-    """The SCVI model in a ``model.pt``, or in a folder that holds one (or the three older files).
+    """The SCVI or SCANVI model in a ``model.pt``, or in a folder that holds one (or the three older files).
 
     The result is in evaluation mode; ``record`` says which version of scvi-tools wrote it.
 
     Raises:
         OpenError: there is no such model. UnsafeFileError: the file names more than a model needs.
-        ModelFileError: not an SCVI model, or its tensors do not fit what it says of itself.
+        ModelFileError: not such a model, or its tensors do not fit what it says of itself.
     """
     path = Path(path)
     return build(*_read(path), where=str(path))
@@ -64,12 +75,13 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     """
     registry = attributes.get("registry_") or _old_registry(attributes.get("scvi_setup_dict_") or {})
     name = registry.get("model_name", "SCVI")
-    if name != "SCVI":
-        raise ModelFileError(f"{where}: is a {name} model of scvi-tools; SCVI can be imported so far")
+    if name not in KINDS:
+        raise ModelFileError(f"{where}: is a {name} model of scvi-tools; {' and '.join(KINDS)} can be imported so far")
+    kind = KINDS[name]
     try:
-        schema = _schema(registry, names)
-        config = _config(attributes.get("init_params_") or {}, state, schema)
-        model = Scvi(config, schema)
+        schema = _schema(registry, names, n_classes=state["y_prior"].shape[-1] if kind is Scanvi else None)
+        config = _config(attributes.get("init_params_") or {}, state, schema, kind)
+        model = kind(config, schema)
         model.load_state_dict(from_state(model, state))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
@@ -90,6 +102,7 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
         ModelFileError: a tensor is missing or has another shape.
     """
     out: dict[str, Tensor] = {}
+    linear_classifier = getattr(model.config, "linear_classifier", False)
 
     def put(name: str, foreign: str, value: np.ndarray | None = None) -> None:
         value = _tensor(state, foreign) if value is None else value
@@ -101,7 +114,7 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
             put(f"{path}.new", foreign, rows[len(table.rows) :])
 
     for path, module in model.named_modules():
-        theirs = foreign_name(path)
+        theirs = foreign_name(path, linear_classifier)
         if isinstance(module, ConditionalLinear):
             weight = _tensor(state, f"{theirs}.weight")
             start = module.weight.shape[1]
@@ -114,12 +127,10 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
                 start = stop
             if weight.shape[1] != start:
                 raise ModelFileError(f"{theirs}.weight has {weight.shape[1]} columns, {start} were expected")
-        elif isinstance(module, BatchNorm):
-            for part in ("weight", "bias", "running_mean", "running_var"):
+        elif isinstance(module, BatchNorm | Linear):
+            statistics = ("running_mean", "running_var") if isinstance(module, BatchNorm) else ()
+            for part in ("weight", "bias", *statistics):
                 put(f"{path}.{part}", f"{theirs}.{part}")
-        elif isinstance(module, Linear):
-            put(f"{path}.weight", f"{theirs}.weight")
-            put(f"{path}.bias", f"{theirs}.bias")
         elif isinstance(module, Dispersion):
             rows = np.atleast_2d(_tensor(state, "px_r").T)
             if module.covariate == "label":  # ours has one row more, for cells without a label
@@ -131,6 +142,8 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
                 put(f"{path}.{part}", foreign, values[: len(module.mean)])
                 if module.new_mean is not None:
                     put(f"{path}.new_{part}", foreign, values[len(module.mean) :])
+    if isinstance(model, Scanvi):
+        put("label_prior", "y_prior", _tensor(state, "y_prior")[0])
     return out
 
 
@@ -152,17 +165,17 @@ def to_state(model: Scvi, tensors: Mapping[str, Tensor] | None = None) -> dict[s
         return np.concatenate(parts)
 
     out: dict[str, np.ndarray] = {}
+    linear_classifier = getattr(model.config, "linear_classifier", False)
     for path, module in model.named_modules():
-        theirs = foreign_name(path)
+        theirs = foreign_name(path, linear_classifier)
         if isinstance(module, ConditionalLinear):
             tables = [rows(f"{path}.conditions.{covariate}").T for covariate in module.conditions]
             out[f"{theirs}.weight"] = np.concatenate([get(f"{path}.weight"), *tables], axis=1)
             out[f"{theirs}.bias"] = get(f"{path}.bias")
-        elif isinstance(module, BatchNorm):
-            for part in ("weight", "bias", "running_mean", "running_var"):
+        elif isinstance(module, BatchNorm | Linear):
+            statistics = ("running_mean", "running_var") if isinstance(module, BatchNorm) else ()
+            for part in ("weight", "bias", *statistics):
                 out[f"{theirs}.{part}"] = get(f"{path}.{part}")
-        elif isinstance(module, Linear):
-            out[f"{theirs}.weight"], out[f"{theirs}.bias"] = get(f"{path}.weight"), get(f"{path}.bias")
         elif isinstance(module, Dispersion):
             table = rows(path)
             table = table[:-1] if module.covariate == "label" else table
@@ -171,11 +184,15 @@ def to_state(model: Scvi, tensors: Mapping[str, Tensor] | None = None) -> dict[s
             mean, variance = module.parts()
             out["library_log_means"] = mean.cpu().numpy()[None]
             out["library_log_vars"] = variance.cpu().numpy()[None]
+    if isinstance(model, Scanvi):
+        out["y_prior"] = get("label_prior")[None]
     return out
 
 
-def foreign_name(path: str) -> str:
+def foreign_name(path: str, linear_classifier: bool = False) -> str:
     """Our module's path in their state dict: "decoder.linear.0" -> "decoder.px_decoder.fc_layers.Layer 0.0"."""
+    if path == "classifier.head" and linear_classifier:
+        return "classifier.classifier.0"
     for ours, theirs in PREFIXES.items():
         if path == ours or path.startswith((f"{ours}.linear.", f"{ours}.norm.")):
             parts = path.removeprefix(ours).strip(".").split(".")
@@ -224,7 +241,8 @@ def _old_registry(setup: Mapping[str, Any]) -> dict[str, Any]:
     return {"scvi_version": setup.get("scvi_version"), "field_registries": fields}
 
 
-def _schema(registry: Mapping[str, Any], names: list[str]) -> Schema:
+def _schema(registry: Mapping[str, Any], names: list[str], n_classes: int | None = None) -> Schema:
+    """`n_classes`: outputs of the classifier, where there is one; its labels are the first of the mapping."""
     fields = registry["field_registries"]
     arguments = registry.get("setup_args") or {}
 
@@ -241,6 +259,8 @@ def _schema(registry: Mapping[str, Any], names: list[str]) -> Schema:
     labels = categories("labels")
     if labels is not None and len(labels) == 1 and labels.name == "labels":
         labels = None  # no label column was registered
+    if labels is not None and n_classes is not None:  # the unlabelled category is the last one, and is no class
+        labels = Categories(labels.name, labels.values[:n_classes])
     extra = state("extra_categorical_covs")
     mappings = extra.get("mappings", extra.get("mapping", {}))
     return Schema(
@@ -256,7 +276,7 @@ def _schema(registry: Mapping[str, Any], names: list[str]) -> Schema:
     )
 
 
-def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema) -> Scvi.Config:
+def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema, kind: type[Scvi] = Scvi) -> Scvi.Config:
     flat: dict[str, Any] = {}
     for key, value in given.items():
         if key in ("kwargs", "model_kwargs") and isinstance(value, dict):
@@ -278,7 +298,11 @@ def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema) 
     flat.setdefault("use_observed_lib_size", "library_log_means" not in state)
     if "library_log_means" not in state and schema.size_factor is None:
         flat["use_observed_lib_size"] = True
-    return Scvi.Config.model_validate(flat)
+    classifier = flat.pop("classifier_parameters", None) or {}
+    for theirs, ours in (("n_layers", "layers"), ("n_hidden", "hidden"), ("dropout_rate", "dropout")):
+        if theirs in classifier:
+            flat[f"classifier_{ours}"] = classifier[theirs]
+    return kind.Config.model_validate(flat)
 
 
 def _tensor(state: Mapping[str, Any], name: str) -> np.ndarray:

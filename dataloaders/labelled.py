@@ -1,0 +1,189 @@
+"""Labelled cells beside all cells: a second stream over a subset of rows, out of core.
+
+Each batch of the main stream carries a batch of labelled cells. They are dealt by a plan of their own over the
+sorted rows that have a label, pass after pass, each in another order; or over `samples_per_label` cells of each
+class, drawn anew for each epoch. So the labelled cells of a step are a function of (seed, epoch, step), for any
+number of workers, and nothing but the position is needed to resume.
+"""
+
+import hashlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from scarcade.dataloaders import kernels
+from scarcade.dataloaders.loader import CellLoader, LoaderConfig
+from scarcade.dataloaders.plan import Plan, permutation
+from scarcade.dataloaders.sources import Runs, Source
+from scarcade.dataloaders.superbatch import Superbatch
+from scarcade.engine.contracts import UNLABELLED, Batch, Loader, Schema
+
+_LABELLED = 0x6C6162  # a seed word that keeps the order of labelled cells apart from that of all cells
+_PIECE = 32 << 20  # bytes decoded at once, at most, while the cells of a window are picked out
+_BYTES = 8  # of a decoded count, at most
+
+
+class SubsetSource:
+    """The cells of `source` at the ascending `positions`. What is decoded besides them is dropped at once.
+
+    With `hold` they are read once and kept: for a subset as small as a window that would be read in every pass.
+    """
+
+    def __init__(self, source: Source, positions: np.ndarray, *, hold: bool) -> None:
+        self.schema, self.columns, self.n_cells = source.schema, source.columns, len(positions)
+        self.nnz = source.nnz * len(positions) // max(1, source.n_cells)
+        self.least = 0
+        self.fingerprint = f"{source.fingerprint} {hashlib.sha256(positions.tobytes()).hexdigest()}"
+        self._source, self._positions, self._hold = source, positions, hold
+        self._held: Superbatch | None = None
+        # cells that a chunk holds: what lies between two wanted cells of one chunk costs nothing more
+        self._gap = source.least * source.n_cells // max(1, source.nnz)
+        self._cells_at_once = max(64, _PIECE // (_BYTES * max(1, source.least)))
+
+    def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
+        """The cells of some ranges of places in `positions`, put into `order`."""
+        places = np.concatenate([np.arange(start, stop) for start, stop in runs])
+        if self._hold and self._held is None:
+            self._held = self._read(self._positions)
+        have = self._held if self._held is not None else self._read(self._positions[places])
+        chosen = places[order] if self._held is not None else order
+        return Superbatch(
+            have.indices, have.data, starts=have.starts[chosen], lengths=have.lengths[chosen], rows=have.rows[chosen]
+        )
+
+    def labels(self) -> np.ndarray | None:
+        codes = self._source.labels()
+        return None if codes is None else codes[self._positions]
+
+    def proteins(self, superbatch: Superbatch, runs: Runs) -> None:
+        """Classifiers see counts alone."""
+
+    def _read(self, wanted: np.ndarray) -> Superbatch:
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        step = self._cells_at_once if self._gap else len(wanted)
+        for begin in range(0, len(wanted), step):
+            spans, places = _spans(wanted[begin : begin + step], self._gap)
+            loaded = self._source.load(spans, np.arange(sum(stop - start for start, stop in spans)))
+            lengths = loaded.lengths[places]
+            total = int(lengths.sum())
+            indices, data = np.empty(total, loaded.indices.dtype), np.empty(total, loaded.data.dtype)
+            kernels.gather(loaded.indices, loaded.data, loaded.starts[places], lengths, indices, data)
+            parts.append((indices, data, lengths, loaded.rows[places]))
+            del loaded  # its buffers go back before the next piece asks for some
+        indices, data, lengths, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+        starts = np.zeros(len(lengths), np.int64)
+        np.cumsum(lengths[:-1], out=starts[1:])
+        return Superbatch(indices, data, starts=starts, lengths=lengths, rows=rows)
+
+
+def _spans(wanted: np.ndarray, gap: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Ranges that hold all `wanted` positions, over gaps of up to `gap`, and the place of each among their cells."""
+    steps = np.diff(wanted)
+    cuts = np.flatnonzero((steps < 1) | (steps > gap + 1)) + 1
+    first = np.concatenate([[0], cuts])
+    begins, ends = wanted[first], wanted[np.concatenate([cuts, [len(wanted)]]) - 1] + 1
+    before = np.concatenate([[0], np.cumsum(ends - begins)[:-1]])
+    places = np.repeat(before - begins, np.diff(np.concatenate([first, [len(wanted)]]))) + wanted
+    return list(zip(begins.tolist(), ends.tolist(), strict=True)), places
+
+
+def with_labelled(main: CellLoader, config: LoaderConfig, *, seed: int) -> Loader:
+    """The batches of `main`, each with labelled cells of the same split beside it (`Batch.labelled`).
+
+    Without any labelled cell in the split it is `main` itself. What `config` says of memory holds for all cells; a
+    quarter of it is for the labelled ones besides.
+    """
+    codes = main.source.labels()
+    if codes is None:
+        return main
+    codes = codes[main.first : main.first + main.n_cells]
+    places = np.flatnonzero(codes != UNLABELLED)
+    return WithLabelled(main, main.first + places, codes[places], config, seed=seed) if len(places) else main
+
+
+class WithLabelled:
+    """See `with_labelled`; `positions` are those of the labelled cells in the source, ascending."""
+
+    def __init__(
+        self, main: CellLoader, positions: np.ndarray, codes: np.ndarray, config: LoaderConfig, *, seed: int
+    ) -> None:
+        self.schema: Schema = main.schema
+        self._main, self._positions, self._per_label = main, positions, config.samples_per_label
+        self._classes = [positions[codes == code] for code in np.unique(codes)]
+        self._seed = int(np.random.SeedSequence((seed, _LABELLED)).generate_state(1, np.uint64)[0])
+        k, whole, source, memory = self._per_label, main.plan, main.source, config.memory // 4
+        n = len(positions) if k is None else sum(min(k, len(one)) for one in self._classes)
+        per_cell = max(1, _BYTES * source.nnz // source.n_cells)
+        self._hold = n * per_cell <= memory
+        window = max(config.batch_size, min(config.window, memory // (2 * per_cell)))
+        self.plan = Plan(n, whole.batch_size, whole.lanes, window, seed=self._seed, shuffle=whole.shuffle)
+        self._passes = -(-main.steps_per_epoch // self.plan.steps)
+        self._waited = 0.0
+        self._loader: tuple[int, CellLoader] | None = None  # the epoch it is for, where that matters
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of this split, over all workers."""
+        return self._main.n_cells
+
+    @property
+    def n_labelled(self) -> int:
+        """Labelled cells of an epoch, over all workers."""
+        return self.plan.n_cells
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Those of all cells."""
+        return self._main.steps_per_epoch
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the consumer has waited for data so far."""
+        return self._main.waited + self._waited
+
+    def fingerprint(self) -> str:
+        """Of all cells: which have labels is a part of it."""
+        return self._main.fingerprint()
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """As that of the main stream; a labelled cell may come in several steps of an epoch."""
+        labelled = self._labelled(epoch, start)
+        try:
+            for batch in self._main.epoch(epoch, start):
+                began = time.perf_counter()
+                beside = next(labelled)
+                self._waited += time.perf_counter() - began
+                yield replace(batch, labelled=beside)
+                del beside
+        finally:
+            labelled.close()
+
+    def _labelled(self, epoch: int, start: int) -> Generator[Batch, None, None]:
+        loader = self._of(epoch)
+        number, step = divmod(start, self.plan.steps)
+        while True:
+            yield from loader.epoch(epoch * self._passes + number, step)
+            number, step = number + 1, 0
+
+    def _of(self, epoch: int) -> CellLoader:
+        """The loader of an epoch's labelled cells."""
+        key = epoch if self._per_label is not None else 0
+        if self._loader is None or self._loader[0] != key:
+            subset = SubsetSource(self._main.source, self._chosen(epoch), hold=self._hold)
+            self._loader = key, CellLoader(subset, self.plan, 0, self._main.shard, read_ahead=not self._hold)
+        return self._loader[1]
+
+    def _chosen(self, epoch: int) -> np.ndarray:
+        if self._per_label is None:
+            return self._positions
+        parts: Sequence[np.ndarray] = [
+            one[permutation(len(one), _state(self._seed, epoch, number))[: self._per_label]]
+            for number, one in enumerate(self._classes)
+        ]
+        return np.sort(np.concatenate(parts))
+
+
+def _state(*words: int) -> np.uint64:
+    return np.uint64(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
