@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
+from scarcade.models.distributions import Path, log_likelihood
 
 
 @cache
@@ -130,3 +132,28 @@ def why_not(family: str, logits_BG: Tensor, *, softplus: bool) -> str | None:
     if logits_BG.dtype != torch.float32:
         return f"it is for float32, and the logits are {logits_BG.dtype}"
     return None
+
+
+def counts_log_likelihood(
+    x_BG: Tensor,
+    logits_BG: Tensor,
+    log_size_B: Tensor,
+    log_theta: Tensor,
+    dropout_BG: Tensor | None,
+    *,
+    path: Path = "auto",
+) -> Tensor:
+    """log p of each cell (B,): negative binomial with mean exp(log size) * softmax(logits); zinb with dropout logits.
+
+    Raises:
+        UsageError: `path` is "fused" and the kernel cannot compute it.
+    """
+    if path in ("auto", "fused"):
+        family = "nb" if dropout_BG is None else "zinb"
+        reason = why_not(family, logits_BG, softplus=False)
+        if reason is None:
+            return FusedLikelihood.apply(x_BG, logits_BG, log_size_B, log_theta, dropout_BG)  # type: ignore[no-any-return, no-untyped-call]
+        if path == "fused":
+            raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
+    rate_BG = log_size_B.exp()[:, None] * torch.softmax(logits_BG, -1)
+    return log_likelihood("nb" if dropout_BG is None else "zinb", x_BG, rate_BG, log_theta, dropout_BG, path=path)

@@ -9,7 +9,7 @@ New rows of one query do not touch those of another, so queries can be trained t
 import copy
 import hashlib
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Categories, Schema
-from scarcade.engine.errors import CategoryError, GenesError, ModelFileError
+from scarcade.engine.errors import CategoryError, GenesError, ModelFileError, UsageError
 from scarcade.models.layers import GROWN, BatchNorm, Growable
 from scarcade.models.model import AtlasModel
 
@@ -36,6 +36,9 @@ class SurgeryConfig(Section):
         False,
         description="also train the decoder's batch norm weights, as scvi-tools does; the latents of reference "
         "cells stay, but queries trained together are then no longer independent of each other",
+    )
+    model: dict[str, Any] = Field(
+        {}, description="what the model itself adds for a query (expimap: n_ext, new_programs, ...)"
     )
 
 
@@ -80,7 +83,7 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
     The copy stands in evaluation mode. A row's first weights are a pure function of (seed, layer, category).
 
     Raises:
-        GenesError, CategoryError: as `additions`.
+        GenesError, CategoryError: as `additions`. UsageError: the model cannot add what `config.model` asks for.
     """
     config = config or SurgeryConfig()
     new = additions(model.schema, schema)
@@ -90,6 +93,9 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
     for path, module in grown.named_modules():
         if isinstance(module, Growable):
             module.grow(new, seed, path)
+    if config.model:
+        grown.extend(config.model, seed=seed)
+        grown.extension = dict(config.model)
     for module in grown.modules():
         if isinstance(module, BatchNorm):
             module.momentum = 0.0  # running statistics belong to the reference
@@ -108,9 +114,10 @@ def settled(model: M) -> M:
         if isinstance(module, Growable):
             module.settle()
         if isinstance(module, BatchNorm):
-            module.momentum = BatchNorm.MOMENTUM
+            module.momentum = module.MOMENTUM
     plain.requires_grad_(True)
     plain.query_mode = None
+    plain.extension = {}
     plain.fingerprint = plain.record = None  # it is no longer what was read
     return plain
 
@@ -140,13 +147,21 @@ def delta(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def apply_delta(reference: M, tensors: Mapping[str, Tensor], schema: Schema) -> M:
+def apply_delta(
+    reference: M, tensors: Mapping[str, Tensor], schema: Schema, extension: Mapping[str, Any] | None = None
+) -> M:
     """`reference` grown for `schema`, with the rows of a `delta`. The result is frozen, in evaluation mode.
+
+    Args:
+        extension: what `SurgeryConfig.model` was.
 
     Raises:
         ModelFileError: the delta is not one of this reference and schema.
     """
-    grown = grow(reference, schema, seed=0)
+    try:
+        grown = grow(reference, schema, seed=0, config=SurgeryConfig(model=dict(extension or {})))
+    except UsageError as error:
+        raise ModelFileError(f"the delta does not fit the reference: {error}") from error
     state = grown.state_dict()
     wanted = {name for name in state if name.rsplit(".", 1)[-1].startswith(GROWN)}
     allowed = wanted | set(decoder_norm(grown))
@@ -169,7 +184,7 @@ def reference_hash(model: nn.Module) -> str:
     """sha256 over every tensor that surgery did not add: equal before and after the training of a query."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not name.rsplit(".", 1)[-1].startswith(GROWN):
+        if tensor.numel() and not name.rsplit(".", 1)[-1].startswith(GROWN):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,360 @@
+"""expiMap: a conditional autoencoder whose latent dimensions are gene programs (Lotfollahi et al. 2023, Nat Cell Biol).
+
+    loss = reconstruction + w * KL(z) + beta * HSIC(new terms, the rest);  after each step: group lasso over programs
+
+The decoder is one linear layer. The weights of a program are 0 outside its genes (hard mask), or are shrunk there
+(soft mask); a program that explains nothing is switched off by the lasso. New terms are learned beside the programs:
+constrained ones, with genes of their own, and unconstrained ones; surgery can add both to a trained reference.
+
+The function and the names are those of scArches 0.6.1 (tests/parity), the defaults those of its tutorial; what
+differs on purpose is in docs/deviations.md. Shapes: B cells, G genes, H hidden units, T programs, E new terms,
+L = T + E latent dimensions, ordered [programs | constrained | unconstrained].
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, PlainSerializer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.errors import UsageError
+from scarcade.models.distributions import draw, kl_to_standard_normal, log_likelihood
+from scarcade.models.hsic import hsic
+from scarcade.models.layers import ConditionRows, seeded, start_uniform
+from scarcade.models.likelihood import counts_log_likelihood
+from scarcade.models.model import AtlasModel
+from scarcade.models.proximal import annealed, shrink_, shrink_groups_
+from scarcade.models.scarches_layers import (
+    ScarchesConfig,
+    SplitLinear,
+    Stack,
+    StackEncoder,
+    Widths,
+    cell_sizes,
+    covariate_codes,
+    covariate_sizes,
+    dispersion_by_batch,
+    log_normalised,
+)
+
+FREE, CONSTRAINED = "free", "constrained"
+
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: genes.split() if isinstance(genes, str) else genes for name, genes in value.items()}
+
+
+def _lines(value: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A program as one line, as in a .gmt file, where no name has a space in it."""
+    return {name: " ".join(g) if all(len(gene.split()) == 1 for gene in g) else list(g) for name, g in value.items()}
+
+
+Programs = Annotated[
+    dict[str, tuple[str, ...]], BeforeValidator(_words), PlainSerializer(_lines, return_type=dict, when_used="json")
+]
+"""Name of a gene program -> its genes."""
+
+
+class Terms(nn.Module):
+    """New terms of one kind: for each a row of the two encoder heads and a row of gene weights.
+
+    A row belongs to a term as a condition's rows do to a condition, so surgery appends terms as it does conditions.
+    """
+
+    mask: Tensor | None
+    new_mask: Tensor | None
+
+    def __init__(self, kind: str, n_hidden: int, n_genes: int) -> None:
+        super().__init__()
+        self.covariate = kind
+        self.mean, self.log_variance = ConditionRows(kind, 0, n_hidden), ConditionRows(kind, 0, n_hidden)
+        self.mean_bias, self.log_variance_bias = ConditionRows(kind, 0, 1), ConditionRows(kind, 0, 1)
+        self.genes = ConditionRows(kind, 0, n_genes)
+        self.register_buffer("mask", None)
+        self.register_buffer("new_mask", None)
+
+    def masks(self) -> Tensor | None:
+        """(E, G); None if every gene may have a weight."""
+        if self.mask is None or self.new_mask is None:
+            return self.new_mask if self.mask is None else self.mask
+        return torch.cat([self.mask, self.new_mask])
+
+    def weight(self, *, masked: bool) -> Tensor:
+        """Gene weights (E, G)."""
+        mask_EG = self.masks()
+        return self.genes.table() if mask_EG is None or not masked else self.genes.table() * mask_EG
+
+    def encode(self, h_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each term, (B, E) each."""
+        mean_BE = F.linear(h_BH, self.mean.table(), self.mean_bias.table()[:, 0])
+        return mean_BE, F.linear(h_BH, self.log_variance.table(), self.log_variance_bias.table()[:, 0]).exp() + 1e-4
+
+    def add(self, names: Sequence[str], mask_EG: Tensor | None, words: Sequence[object]) -> None:
+        """Append trainable rows; first weights are a function of (`words`, name of the term) and how many there are."""
+        self.settle()
+        heads = self.mean.rows.shape[1] ** -0.5
+        parts = (
+            *((self.mean, heads), (self.mean_bias, heads), (self.log_variance, heads), (self.log_variance_bias, heads)),
+            (self.genes, max(len(names), 1) ** -0.5),
+        )
+        for number, (table, bound) in enumerate(parts):
+
+            def start(name: str, table: ConditionRows = table, bound: float = bound, number: int = number) -> Tensor:
+                row = torch.empty(table.rows.shape[1])
+                start_uniform(row, bound, seeded(*words, number, name))
+                return row
+
+            table.append(names, start)
+        if mask_EG is not None:
+            self.new_mask = mask_EG.to(self.genes.rows)
+
+    def settle(self) -> None:
+        for table in (self.mean, self.mean_bias, self.log_variance, self.log_variance_bias, self.genes):
+            table.settle()
+        self.mask, self.new_mask = self.masks(), None
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        """Nothing: terms are added by `Expimap.extend`."""
+
+
+class Expimap(AtlasModel):
+    """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
+
+    name: ClassVar[str] = "expimap"
+    obsm_key: ClassVar[str] = "X_expiMap"
+
+    class Config(ScarchesConfig):
+        """Architecture and loss of expiMap. Defaults are those of scArches' tutorial."""
+
+        programs: Programs = Field({}, description="gene programs: name and genes (--programs FILE.gmt)")
+        hidden_layer_sizes: Widths = Field((256, 256), description="units of the encoder's layers")
+        recon_loss: Literal["nb", "mse"] = Field(
+            "nb", description="distribution of counts, or squared error of normalised log counts"
+        )
+        decoder_last_layer: Literal["softmax", "softplus", "exp", "relu", "identity"] | None = Field(
+            None, description="default: softmax of counts, nothing of mse; sizes of cells count with softmax alone"
+        )
+        alpha: float = Field(0.7, ge=0, description="group lasso over programs; larger switches more of them off")
+        omega: dict[str, float] = Field({}, description="factor of alpha for a program, by its name; else 1")
+        soft_mask: bool = Field(False, description="genes outside a program may come in, against alpha_l1")
+        alpha_l1: float = Field(0.0, ge=0, description="lasso on weights outside soft masks")
+        alpha_l1_epochs: int | None = Field(None, ge=1, description="epochs until alpha_l1 is at its full value")
+        n_ext: int = Field(0, ge=0, le=4096, description="new unconstrained terms")
+        gamma_ext: float = Field(0.0, ge=0, description="lasso on the weights of unconstrained terms")
+        gamma_epochs: int | None = Field(None, ge=1, description="epochs until gamma_ext is at its full value")
+        new_programs: Programs = Field({}, description="new constrained terms: programs without the group lasso")
+        soft_ext_mask: bool = Field(False, description="as soft_mask, for new_programs")
+        use_hsic: bool = Field(False, description="keep unconstrained terms independent of the rest")
+        hsic_one_vs_all: bool = Field(False, description="each of them of all others, and not all of them jointly")
+        beta: float = Field(1.0, ge=0, description="weight of the HSIC")
+        anneal_every: int = Field(5, ge=1, description="epochs between two steps of alpha_l1 and gamma_ext")
+
+    config: Config
+    mask: Tensor
+
+    def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
+        super().__init__(config, schema, seed=seed)
+        if not config.programs:
+            raise UsageError("--model expimap needs gene programs: give --programs FILE.gmt")
+        if config.decoder_last_layer == "softmax" and config.recon_loss == "mse":
+            raise UsageError("--model.decoder-last-layer softmax: is for counts, and not for --model.recon-loss mse")
+        if unknown := config.omega.keys() - config.programs.keys():
+            raise UsageError(f"--model.omega: there is no program {sorted(unknown)[0]!r}")
+        generator = seeded("expimap", seed)
+        sizes, genes, hidden = covariate_sizes(schema, self.name), schema.n_genes, config.hidden_layer_sizes
+        trunk = Stack((genes, *hidden), sizes, config, generator, bias=True)
+        self.encoder = StackEncoder(trunk, hidden[-1], len(config.programs), generator)
+        self.decoder = SplitLinear(len(config.programs), genes, sizes, generator, bias=False)
+        self.register_buffer("mask", self._mask(config.programs).T.contiguous())
+        self.theta = None if config.recon_loss == "mse" else dispersion_by_batch(schema, generator)
+        self.terms = nn.ModuleDict()
+        self._add(list(config.new_programs), CONSTRAINED, ("expimap", seed))
+        self._add([f"unconstrained_{i}" for i in range(config.n_ext)], FREE, ("expimap", seed))
+        for terms in self.terms.values():
+            assert isinstance(terms, Terms)
+            terms.settle()
+        if not config.soft_mask and not self.mask.is_meta:
+            with torch.no_grad():
+                self.decoder.weight *= self.mask
+
+    def _mask(self, programs: Mapping[str, Sequence[str]]) -> Tensor:
+        """(programs, G): 1 where a gene is in a program.
+
+        Raises:
+            UsageError: a gene is not one of the model's.
+        """
+        places = {gene: i for i, gene in enumerate(self.schema.genes)}
+        mask = torch.zeros(len(programs), self.schema.n_genes)
+        for t, (name, genes) in enumerate(programs.items()):
+            if unknown := [gene for gene in genes if gene not in places]:
+                raise UsageError(f"program {name!r}: the data have no gene {unknown[0]!r}")
+            mask[t, [places[gene] for gene in genes]] = 1
+        return mask
+
+    def _add(self, names: Sequence[str], kind: str, words: Sequence[object]) -> None:
+        """Append new terms of one kind."""
+        if not names:
+            return
+        if kind not in self.terms:
+            n_hidden = self.encoder.mean.weight.shape[1]
+            self.terms[kind] = Terms(kind, n_hidden, self.schema.n_genes).to(self.encoder.mean.weight.device)
+            self.terms[kind].requires_grad_(self.encoder.mean.weight.requires_grad)
+        terms = self.terms[kind]
+        assert isinstance(terms, Terms)
+        mask_EG = self._mask({n: self.config.new_programs[n] for n in names}) if kind == CONSTRAINED else None
+        terms.add(names, mask_EG, (*words, kind))
+        if terms.genes.new is not None and terms.new_mask is not None and not self.config.soft_ext_mask:
+            with torch.no_grad():
+                terms.genes.new *= terms.new_mask
+
+    @classmethod
+    def training(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+        """As scArches' tutorial trains it; the warm-up of the KL takes 100 epochs there, of some 400."""
+        return {"optim": {"weight_decay": 0.0, "kl_max": 0.5, "kl_epochs": 100.0}}
+
+    @property
+    def n_latent(self) -> int:
+        return len(self.terms_names)
+
+    @property
+    def terms_names(self) -> list[str]:
+        """Names of the latent dimensions, in their order."""
+        free = [f"unconstrained_{i}" for i in range(self.config.n_ext)]
+        return [*self.config.programs, *self.config.new_programs, *free]
+
+    def kinds_of_terms(self) -> Iterator[Terms]:
+        """The new terms: constrained ones before unconstrained ones."""
+        for kind in (CONSTRAINED, FREE):
+            if kind in self.terms:
+                terms = self.terms[kind]
+                assert isinstance(terms, Terms)
+                yield terms
+
+    def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """Reconstruction and KL of each cell, and the HSIC of the batch as penalty (scArches' expiMap.forward).
+
+        With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1, without the HSIC.
+        """
+        x_BG = batch.counts.dense(self.device)
+        size_B = cell_sizes(x_BG, batch, self.schema)
+        mean_BL, variance_BL = self.encode(x_BG, size_B, batch, noise)
+        z_BL = draw(mean_BL, variance_BL, noise)
+
+        reconstruction_B = self.reconstruction(x_BG, size_B, self.decode(z_BL, batch), batch)
+        kl_B = kl_to_standard_normal(mean_BL, variance_BL)
+        terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
+        penalty: Tensor | None = None
+        if self.config.use_hsic and self.config.n_ext:
+            penalty = self.config.beta * self.dependence(z_BL)
+            terms["hsic"] = penalty.detach().expand(len(batch))
+        return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
+
+    def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
+        if self.config.recon_loss == "mse" or self.config.normalise_input:
+            seen_BG = log_normalised(x_BG, size_B, self.config.target_sum)
+        else:
+            seen_BG = torch.log1p(x_BG)
+        h_BH = self.encoder.trunk(seen_BG, covariate_codes(batch), noise)
+        parts = [(self.encoder.mean(h_BH), self.encoder.log_variance(h_BH).exp() + 1e-4)]
+        parts += [terms.encode(h_BH) for terms in self.kinds_of_terms()]
+        mean_BL, variance_BL = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+        return mean_BL, variance_BL
+
+    def decode(self, z_BL: Tensor, batch: Batch, *, transform_batch: int | None = None) -> Tensor:
+        """What the last layer makes expression of, (B, G); with `transform_batch` as if every cell were of that batch."""
+        codes = covariate_codes(batch)
+        if transform_batch is not None:
+            codes["batch"] = torch.full_like(batch.batch, transform_batch)
+        return self.decoder.shifted(F.linear(z_BL, self.gene_weights()), codes)
+
+    def gene_weights(self) -> Tensor:
+        """The decoder's weights (G, L) as they count: 0 outside hard masks."""
+        parts = [self.decoder.weight if self.config.soft_mask else self.decoder.weight * self.mask]
+        for terms in self.kinds_of_terms():
+            parts.append(terms.weight(masked=not self.config.soft_ext_mask).T)
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def reconstruction(self, x_BG: Tensor, size_B: Tensor, eta_BG: Tensor, batch: Batch) -> Tensor:
+        """-log p(x | z), or the squared error, summed over genes, (B,)."""
+        if self.theta is None:
+            return (self._last(eta_BG) - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
+        log_theta_BG, path = self.theta(batch.batch), self.config.likelihood_path
+        if self._last_layer == "softmax":
+            return -counts_log_likelihood(x_BG, eta_BG, size_B.log(), log_theta_BG, None, path=path)
+        return -log_likelihood("nb", x_BG, self._last(eta_BG), log_theta_BG, path=path)
+
+    @property
+    def _last_layer(self) -> str:
+        return self.config.decoder_last_layer or ("identity" if self.config.recon_loss == "mse" else "softmax")
+
+    def _last(self, eta_BG: Tensor) -> Tensor:
+        kind = self._last_layer
+        if kind == "softmax":
+            return torch.softmax(eta_BG, -1)
+        return {"softplus": F.softplus, "exp": torch.exp, "relu": F.relu, "identity": torch.Tensor.clone}[kind](eta_BG)
+
+    def dependence(self, z_BL: Tensor) -> Tensor:
+        """HSIC of the unconstrained terms with the rest; or of each of them with all others, summed."""
+        first = z_BL.shape[1] - self.config.n_ext
+        if not self.config.hsic_one_vs_all:
+            return hsic(z_BL[:, first:], z_BL[:, :first])
+        places = range(first, z_BL.shape[1])
+        others = [torch.cat([z_BL[:, :i], z_BL[:, i + 1 :]], 1) for i in places]
+        return torch.stack([hsic(z_BL[:, i : i + 1], rest) for i, rest in zip(places, others, strict=True)]).sum()
+
+    def after_step(self, step: Step) -> None:
+        """The proximal operators, in the order of scArches' trainer; of weights that train alone."""
+        config, weight = self.config, self.decoder.weight
+        l1 = config.alpha_l1 * step.lr * annealed(step.epoch, config.alpha_l1_epochs, config.anneal_every)
+        if weight.requires_grad:
+            if config.soft_mask and l1:
+                shrink_(weight, l1, where=1 - self.mask)
+            if config.alpha:
+                omega_T = weight.new_tensor([config.omega.get(name, 1.0) for name in config.programs])
+                shrink_groups_(weight, config.alpha * step.lr * omega_T)
+        gamma = config.gamma_ext * step.lr * annealed(step.epoch, config.gamma_epochs, config.anneal_every)
+        for terms in self.kinds_of_terms():
+            free = terms.covariate == FREE
+            for genes, mask in ((terms.genes.rows, terms.mask), (terms.genes.new, terms.new_mask)):
+                if genes is None or not genes.requires_grad:
+                    continue
+                if free and gamma:
+                    shrink_(genes, gamma)
+                elif mask is not None and config.soft_ext_mask and l1:
+                    shrink_(genes, l1, where=1 - mask)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent, (B, L) each."""
+        x_BG = batch.counts.dense(self.device)
+        return self.encode(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
+
+    @torch.no_grad()
+    def active_terms(self) -> Tensor:
+        """bool (L,): whether a program has a weight that is not 0; new terms always count as active."""
+        active_L = self.gene_weights().ne(0).any(0)
+        active_L[len(self.config.programs) :] = True
+        return active_L
+
+    @torch.no_grad()
+    def directions(self, method: Literal["sum", "counts"] = "sum") -> tuple[Tensor, Tensor]:
+        """Whether a higher latent means more expression of a term's genes: sign (L,) in -1, 0, 1, and confidence (L,).
+
+        Args:
+            method: the sign of the sum of its weights (confidence 1), or of most of them, in which the confidence is
+                the share beyond half, from 0 to 1.
+        """
+        weight_GL = self.gene_weights()
+        if method == "sum":
+            sign_L = weight_GL.sum(0).sign()
+            return sign_L, sign_L.abs()
+        more_L, less_L = (weight_GL > 0).sum(0), (weight_GL < 0).sum(0)
+        share_L = more_L / (more_L + less_L).clamp(min=1)
+        confidence_L = torch.where(more_L + less_L > 0, (share_L - 0.5).abs() / 0.5, 0.0)
+        return (more_L - less_L).sign().float(), confidence_L

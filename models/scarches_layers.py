@@ -1,0 +1,229 @@
+"""The parts that the models of scArches are built of (trVAE, expiMap): layers side by side, stacks, configuration.
+
+Beside `models.layers`, which are those of scvi-tools: here a condition enters the first layer of a stack alone,
+through a layer of its own (with its own first weights, even for a single condition), and the layers of a decoder
+have no bias. Names of the configuration are those of scArches.
+
+Shapes: B cells, I inputs, H outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scarcade.engine.config import Section
+from scarcade.engine.contracts import Batch, Noise, Schema
+from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.models import layers
+from scarcade.models.distributions import Path
+from scarcade.models.layers import Codes, ConditionRows, Dispersion, seeded, start_uniform
+
+
+def _split(value: Any) -> Any:
+    return [part for part in value.replace(",", " ").split()] if isinstance(value, str) else value
+
+
+Width = Annotated[int, Field(ge=1, le=65536)]
+Widths = Annotated[tuple[Width, ...], BeforeValidator(_split), Field(min_length=1, max_length=64)]
+"""Units of each hidden layer; on a command line with commas."""
+
+
+class ScarchesConfig(Section):
+    """What the models of scArches have in common."""
+
+    dropout_rate: float = Field(0.05, ge=0, lt=1, description="dropout in encoder and decoder")
+    norm: Literal["layer", "batch", "none"] = Field(
+        "layer", description="normalisation of hidden layers; that of layers has no weights"
+    )
+    target_sum: float = Field(
+        1e4, gt=0, description="counts of a cell are scaled to this sum before log1p, where they are normalised"
+    )
+    normalise_input: bool = Field(
+        False, description="the encoder sees log1p of normalised and not of raw counts (mse always does)"
+    )
+    likelihood_path: Path = Field(
+        "auto",
+        description="how the likelihood is computed: fused (compiled, CPU), analytic (torch), eager (the plain "
+        "formula); auto: fused where it can, else analytic; all agree to 1e-5",
+    )
+
+
+class BatchNorm(layers.BatchNorm):
+    """Batch norm with the numbers of torch, as scArches has it."""
+
+    MOMENTUM = 0.1
+    EPS = 1e-5
+
+
+class SplitLinear(nn.Module):
+    """``W x (+ b) + sum over covariates of E[category]``: two layers side by side, as `CondLayers` of scArches.
+
+    First weights are torch's default for each of the two layers alone. A category that is grown starts within the
+    bound of the reference's layer.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, n_in: int, n_out: int, sizes: Mapping[str, int], generator: torch.Generator, *, bias: bool
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.register_parameter("bias", nn.Parameter(torch.empty(n_out)) if bias else None)
+        for parameter in self.parameters():
+            start_uniform(parameter, n_in**-0.5, generator)
+        self.conditions = nn.ModuleDict({c: ConditionRows(c, k, n_out) for c, k in sizes.items()})
+        self.bound = max(sum(sizes.values()), 1) ** -0.5
+        for table in self.conditions.values():
+            assert isinstance(table, ConditionRows)
+            start_uniform(table.rows, self.bound, generator)
+
+    def forward(self, x_BI: Tensor, codes: Codes) -> Tensor:
+        """(B, H) from (B, I) and the codes of all covariates."""
+        return self.shifted(F.linear(x_BI, self.weight, self.bias), codes)
+
+    def shifted(self, y_BH: Tensor, codes: Codes) -> Tensor:
+        """`y_BH` plus the rows of each cell's categories."""
+        for covariate, rows in self.conditions.items():
+            y_BH = y_BH + rows(codes[covariate])
+        return y_BH
+
+    def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
+        for covariate, table in self.conditions.items():
+            assert isinstance(table, ConditionRows)
+
+            def start(value: str, covariate: str = covariate) -> Tensor:
+                row = torch.empty(self.weight.shape[0])
+                start_uniform(row, self.bound, seeded(seed, path, covariate, value))
+                return row
+
+            if values := new.get(covariate, ()):
+                table.append(values, start)
+
+    def settle(self) -> None:
+        for table in self.conditions.values():
+            assert isinstance(table, ConditionRows)
+            table.settle()
+
+
+class PlainLinear(nn.Module):
+    """``W x``, a hidden layer of a decoder."""
+
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        start_uniform(self.weight, n_in**-0.5, generator)
+
+    def forward(self, x_BI: Tensor) -> Tensor:
+        return F.linear(x_BI, self.weight)
+
+
+class Stack(nn.Module):
+    """Hidden layers, each linear, norm, ReLU, dropout; conditions enter the first. No bias but in encoders."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        sizes: Mapping[str, int],
+        config: ScarchesConfig,
+        generator: torch.Generator,
+        *,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self.dropout_rate, self.layer_norm = config.dropout_rate, config.norm == "layer"
+        self.first = SplitLinear(widths[0], widths[1], sizes, generator, bias=bias)
+        pairs = list(zip(widths[1:], widths[2:], strict=False))
+        kind = layers.Linear if bias else PlainLinear
+        self.hidden = nn.ModuleList(kind(n_in, n_out, generator) for n_in, n_out in pairs)
+        self.norm = nn.ModuleList(BatchNorm(n) for n in widths[1:] if config.norm == "batch")
+
+    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+        """(B, H) from (B, I)."""
+        return self.rest(self.after_first(x_BI, codes, noise), noise)
+
+    def after_first(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+        """The output of the first layer."""
+        return self._activated(0, self.first(x_BI, codes), noise)
+
+    def rest(self, h_BH: Tensor, noise: Noise | None) -> Tensor:
+        """From the output of the first layer to that of the last."""
+        for i, linear in enumerate(self.hidden, start=1):
+            h_BH = self._activated(i, linear(h_BH), noise)
+        return h_BH
+
+    def _activated(self, i: int, h_BH: Tensor, noise: Noise | None) -> Tensor:
+        if self.norm:
+            h_BH = self.norm[i](h_BH)
+        elif self.layer_norm:
+            h_BH = F.layer_norm(h_BH, h_BH.shape[-1:])
+        h_BH = F.relu(h_BH)
+        return noise.dropout(h_BH, self.dropout_rate) if self.training and noise is not None else h_BH
+
+
+class StackEncoder(nn.Module):
+    """Counts -> hidden layers -> mean and variance of a normal distribution; 1e-4 is added to the variance."""
+
+    def __init__(self, trunk: Stack, n_hidden: int, n_latent: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.mean = layers.Linear(n_hidden, n_latent, generator)
+        self.log_variance = layers.Linear(n_hidden, n_latent, generator)
+
+    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        h_BH = self.trunk(x_BI, codes, noise)
+        return self.mean(h_BH), self.log_variance(h_BH).exp() + 1e-4
+
+
+def covariate_sizes(schema: Schema, model: str) -> dict[str, int]:
+    """Categories of the batch and of each further categorical covariate.
+
+    Raises:
+        UsageError: the data have continuous covariates, for which these models have no place.
+    """
+    if schema.continuous:
+        raise UsageError(
+            f"--model {model} has no place for continuous covariates ({', '.join(schema.continuous)}); ingest without "
+            "them, or take --model scvi"
+        )
+    return {"batch": len(schema.batch)} | {f"categorical_{i}": len(c) for i, c in enumerate(schema.categorical)}
+
+
+def covariate_codes(batch: Batch) -> dict[str, Tensor]:
+    """The codes of every covariate of `covariate_sizes`."""
+    codes = {"batch": batch.batch}
+    if batch.categorical is not None:
+        codes |= {f"categorical_{i}": code_B for i, code_B in enumerate(batch.categorical.unbind(-1))}
+    return codes
+
+
+def dispersion_by_batch(schema: Schema, generator: torch.Generator) -> Dispersion:
+    """log theta of each gene in each batch; first values N(0, 1)."""
+    table = Dispersion("batch", len(schema.batch), schema.n_genes)
+    if not table.rows.is_meta:
+        with torch.no_grad():
+            table.rows.normal_(generator=generator)
+    return table
+
+
+def cell_sizes(x_BG: Tensor, batch: Batch, schema: Schema) -> Tensor:
+    """The size of each cell (B,): the sum of its counts, or its size factor if the data have one.
+
+    Raises:
+        CategoryError: the model wants a size factor, and the cells have none.
+    """
+    if schema.size_factor is None:
+        return x_BG.sum(-1)
+    if batch.size_factor is None:
+        raise CategoryError(f"the model needs the size factor '{schema.size_factor}' of every cell")
+    return batch.size_factor
+
+
+def log_normalised(x_BG: Tensor, size_B: Tensor, target_sum: float) -> Tensor:
+    """log(1 + counts of a cell that sum to `target_sum`), (B, G); an empty cell stays 0."""
+    scale_B = torch.where(size_B > 0, target_sum / size_B, 0.0)
+    return torch.log1p(x_BG * scale_B[:, None])

@@ -1,0 +1,147 @@
+"""trVAE: a conditional autoencoder whose conditions are drawn together by an MMD (Lotfollahi et al. 2020).
+
+    loss = reconstruction + w * KL(z) + beta * MMD over the conditions of a batch
+
+As scArches has it (Lotfollahi et al. 2022): the function, the defaults and the first weights' distribution are
+those of scArches 0.6.1 (tests/parity); what differs on purpose is in docs/deviations.md. The conditions are the
+batches and further categorical covariates; the MMD is between batches.
+
+Shapes: B cells, G genes, L latent dimensions, H hidden units.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.models.distributions import draw, kl_to_standard_normal
+from scarcade.models.layers import Linear, seeded
+from scarcade.models.likelihood import counts_log_likelihood
+from scarcade.models.mmd import mmd
+from scarcade.models.model import AtlasModel
+from scarcade.models.scarches_layers import (
+    ScarchesConfig,
+    Stack,
+    StackEncoder,
+    Widths,
+    cell_sizes,
+    covariate_codes,
+    covariate_sizes,
+    dispersion_by_batch,
+    log_normalised,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the decoder says of B cells."""
+
+    logits_BG: Tensor  # before the softmax; of mse before the ReLU
+    first_BH: Tensor  # output of the first layer
+    log_theta_BG: Tensor | None  # not of mse
+    dropout_BG: Tensor | None  # logits of an extra zero (zinb)
+
+    @property
+    def scale_BG(self) -> Tensor:
+        """Frequencies of the genes, or of mse normalised log expression."""
+        return F.relu(self.logits_BG) if self.log_theta_BG is None else torch.softmax(self.logits_BG, -1)
+
+
+class Trvae(AtlasModel):
+    """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
+
+    name: ClassVar[str] = "trvae"
+    obsm_key: ClassVar[str] = "X_trVAE"
+
+    class Config(ScarchesConfig):
+        """Architecture and loss of trVAE. Defaults are those of scArches."""
+
+        hidden_layer_sizes: Widths = Field((256, 64), description="units of the encoder's layers; the decoder mirrors")
+        n_latent: int = Field(10, ge=1, le=4096, description="dimensions of the latent space")
+        recon_loss: Literal["nb", "zinb", "mse"] = Field(
+            "nb", description="distribution of counts, or squared error of normalised log counts"
+        )
+        use_mmd: bool = Field(True, description="draw conditions together")
+        mmd_on: Literal["z", "y"] = Field("z", description="on the latent (z) or the decoder's first layer (y)")
+        mmd_boundary: int | None = Field(
+            None, ge=1, description="compare only batches before it with those from it on; default: all pairs"
+        )
+        beta: float = Field(1.0, ge=0, description="weight of the MMD; more mixes more")
+
+    def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
+        super().__init__(config, schema, seed=seed)
+        generator = seeded("trvae", seed)
+        sizes, genes = covariate_sizes(schema, self.name), schema.n_genes
+        hidden = config.hidden_layer_sizes
+        trunk = Stack((genes, *hidden), sizes, config, generator, bias=True)
+        self.encoder = StackEncoder(trunk, hidden[-1], config.n_latent, generator)
+        self.decoder = Stack((config.n_latent, *hidden[::-1]), sizes, config, generator, bias=False)
+        self.scale = Linear(hidden[0], genes, generator)
+        self.dropout = Linear(hidden[0], genes, generator) if config.recon_loss == "zinb" else None
+        self.theta = None if config.recon_loss == "mse" else dispersion_by_batch(schema, generator)
+
+    @classmethod
+    def training(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+        """As scArches trains it: a full KL weight from the start, and weights that decay."""
+        return {"optim": {"weight_decay": 0.04, "kl_epochs": 0.0}}
+
+    def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        """Reconstruction and KL of each cell, and the MMD of the batch as penalty (scArches' trVAE.forward).
+
+        With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1, without the MMD.
+        """
+        x_BG = batch.counts.dense(self.device)
+        size_B = cell_sizes(x_BG, batch, self.schema)
+        mean_BL, variance_BL = self.encode(x_BG, size_B, batch, noise)
+        z_BL = draw(mean_BL, variance_BL, noise)
+        p = self.decode(z_BL, batch, noise=noise)
+
+        reconstruction_B = self.reconstruction(x_BG, size_B, p)
+        kl_B = kl_to_standard_normal(mean_BL, variance_BL)
+        terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
+        penalty: Tensor | None = None
+        if self.config.use_mmd:
+            on_BD = z_BL if self.config.mmd_on == "z" else p.first_BH
+            penalty = self.config.beta * mmd(on_BD, batch.batch, self.config.mmd_boundary)
+            terms["mmd"] = penalty.detach().expand(len(batch))
+        return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
+
+    def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
+        if self.config.recon_loss == "mse" or self.config.normalise_input:
+            seen_BG = log_normalised(x_BG, size_B, self.config.target_sum)
+        else:
+            seen_BG = torch.log1p(x_BG)
+        mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise)
+        return mean_BL, variance_BL
+
+    def decode(
+        self, z_BL: Tensor, batch: Batch, *, transform_batch: int | None = None, noise: Noise | None = None
+    ) -> Decoded:
+        """The likelihood's parameters; with `transform_batch` as if every cell were of that batch."""
+        codes = covariate_codes(batch)
+        if transform_batch is not None:
+            codes["batch"] = torch.full_like(batch.batch, transform_batch)
+        first_BH = self.decoder.after_first(z_BL, codes, noise)
+        h_BH = self.decoder.rest(first_BH, noise)
+        log_theta_BG = None if self.theta is None else self.theta(codes["batch"])
+        return Decoded(self.scale(h_BH), first_BH, log_theta_BG, None if self.dropout is None else self.dropout(h_BH))
+
+    def reconstruction(self, x_BG: Tensor, size_B: Tensor, p: Decoded) -> Tensor:
+        """-log p(x | z), or the squared error, summed over genes, (B,)."""
+        if p.log_theta_BG is None:
+            return (p.scale_BG - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
+        return -counts_log_likelihood(
+            x_BG, p.logits_BG, size_B.log(), p.log_theta_BG, p.dropout_BG, path=self.config.likelihood_path
+        )
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent, (B, L) each."""
+        x_BG = batch.counts.dense(self.device)
+        return self.encode(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
