@@ -48,6 +48,25 @@ def zinb_elements(x_BG: Tensor, rate_BG: Tensor, log_theta: Tensor, dropout_BG: 
     return torch.where(x_BG < EPS, zero_BG, more_BG)
 
 
+def nb_mixture_elements(
+    x_BP: Tensor, low_BP: Tensor, high_BP: Tensor, log_theta: Tensor, mixing_BP: Tensor
+) -> Tensor:
+    """log of a mixture of two negative binomials with means low and high and one theta, (B, P).
+
+    sigmoid(mixing) is the weight of the low component (totalVI: of the background).
+    """
+    theta = log_theta.exp()
+    log_theta_eps = torch.log(theta + EPS)
+
+    def ratio(rate_BP: Tensor) -> Tensor:
+        log_sum_BP = torch.log(theta + rate_BP + EPS)
+        return theta * (log_theta_eps - log_sum_BP) + x_BP * (torch.log(rate_BP + EPS) - log_sum_BP)
+
+    shared_BP = torch.lgamma(x_BP + theta) - torch.lgamma(theta) - torch.lgamma(x_BP + 1)
+    either_BP = torch.logaddexp(ratio(low_BP), ratio(high_BP) - mixing_BP)
+    return either_BP - F.softplus(-mixing_BP) + shared_BP
+
+
 def poisson_elements(x_BG: Tensor, rate_BG: Tensor) -> Tensor:
     """log Poisson(x; rate), (B, G)."""
     return torch.xlogy(x_BG, rate_BG) - rate_BG - torch.lgamma(x_BG + 1)

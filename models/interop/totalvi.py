@@ -1,0 +1,205 @@
+"""TOTALVI models of scvi-tools (since 1.3.1): their state dicts as ours, and back.
+
+Older files have another input transform and loss, which nothing in their weights says; they are refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from scarcade.engine.errors import ModelFileError, UsageError
+from scarcade.models.interop.scvi_tools import _schema, _tensor
+from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
+from scarcade.models.library import LibraryPrior
+from scarcade.models.saved import check_schema
+from scarcade.models.totalvi import Totalvi
+
+TRUNKS = {
+    "encoder.trunk": "encoder.encoder",
+    "library.trunk": "encoder.l_gene_encoder",
+    "decoder": "decoder.px_decoder",
+    "background_decoder": "decoder.py_back_decoder",
+    "foreground_decoder": "decoder.py_fore_decoder",
+    "mixing_decoder": "decoder.sigmoid_decoder",
+}
+NAMES = {
+    "encoder.mean": "encoder.z_mean_encoder",
+    "encoder.variance": "encoder.z_var_encoder",
+    "library.mean": "encoder.l_gene_mean_encoder",
+    "library.variance": "encoder.l_gene_var_encoder",
+    "scale": "decoder.px_scale_decoder.fc_layers.Layer 0.0",
+    "dropout": "decoder.px_dropout_decoder_gene.fc_layers.Layer 0.0",
+    "background_mean": "decoder.py_back_mean_log_alpha.fc_layers.Layer 0.0",
+    "background_sd": "decoder.py_back_mean_log_beta.fc_layers.Layer 0.0",
+    "foreground": "decoder.py_fore_scale_decoder.fc_layers.Layer 0.0",
+    "mixing": "decoder.py_background_decoder.fc_layers.Layer 0.0",
+}
+TABLES = {
+    "theta": "px_r",
+    "protein_theta": "py_r",
+    "background.mean": "background_pro_alpha",
+    "background.log_sd": "background_pro_log_beta",
+    "efficiency": "log_per_batch_efficiency",
+}
+FIELDS = {
+    "n_layers_encoder": "n_layers",
+    "dropout_rate_encoder": "dropout_rate",
+    "gene_dispersion": "dispersion",
+    "empirical_protein_background_prior": "empirical_background",
+}
+DROPPED = {"override_missing_proteins", "use_size_factor_key", "n_panel", "panel_key"}
+FIRST = (1, 3, 1)
+
+
+def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping[str, Any], *, where: str) -> Totalvi:
+    """The model of a state dict, gene names and the attributes that scvi-tools saves beside them.
+
+    Raises:
+        ModelFileError: it is of a version that computed something else, or its tensors do not fit.
+    """
+    registry = attributes.get("registry_") or {}
+    version = str(registry.get("scvi_version"))
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if numbers < FIRST:
+        raise ModelFileError(
+            f"{where}: was saved by scvi-tools {version}; TOTALVI computes another function since 1.3.1, which is the "
+            "one that is known here: train it again"
+        )
+    try:
+        columns = registry["field_registries"]["proteins"]["state_registry"]["column_names"]
+        schema = replace(_schema(registry, names), proteins=tuple(map(str, columns)))
+        model = Totalvi(_config(attributes.get("init_params_") or {}), schema)
+        if _tensor(state, "background_pro_alpha").shape != (len(schema.proteins), len(schema.batch)):
+            raise ModelFileError("its background prior is not one of each batch (panel_key), which is not known here")
+        model.load_state_dict(from_state(model, state))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
+    except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
+        raise ModelFileError(f"{where}: {error}") from error
+    check_schema(schema, where)
+    model.eval()
+    model.record = {"imported_from": "scvi-tools", "version": version, "model": "TOTALVI"}
+    return model
+
+
+def from_state(model: Totalvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Their state dict as that of `model`, which may be a grown one: its new rows are the last columns of a block.
+
+    The adversary, which scvi-tools does not save, keeps the weights that it has.
+
+    Raises:
+        ModelFileError: a tensor is missing or has another shape.
+    """
+    out = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("adversary.")}
+
+    def put(name: str, value: np.ndarray) -> None:
+        out[name] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
+
+    def put_table(path: str, table: ConditionRows, rows: np.ndarray) -> None:
+        put(f"{path}.rows", rows[: len(table.rows)])
+        if table.new is not None:
+            put(f"{path}.new", rows[len(table.rows) :])
+
+    for path, module in model.named_modules():
+        theirs = foreign_name(path)
+        if theirs is None:
+            continue
+        if isinstance(module, ConditionalLinear):
+            weight = _tensor(state, f"{theirs}.weight")
+            start = module.weight.shape[1]
+            put(f"{path}.weight", weight[:, :start])
+            put(f"{path}.bias", _tensor(state, f"{theirs}.bias"))
+            for covariate, table in module.conditions.items():
+                assert isinstance(table, ConditionRows)
+                stop = start + len(table.table())
+                put_table(f"{path}.conditions.{covariate}", table, weight[:, start:stop].T)
+                start = stop
+            if weight.shape[1] != start:
+                raise ModelFileError(f"{theirs}.weight has {weight.shape[1]} columns, {start} were expected")
+        elif isinstance(module, BatchNorm):
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                put(f"{path}.{part}", _tensor(state, f"{theirs}.{part}"))
+        elif isinstance(module, Linear):
+            put(f"{path}.weight", _tensor(state, f"{theirs}.weight"))
+            put(f"{path}.bias", _tensor(state, f"{theirs}.bias"))
+        elif isinstance(module, ConditionRows):
+            rows = np.atleast_2d(_tensor(state, theirs).T)
+            if isinstance(module, Dispersion) and module.covariate == "label":  # a row for cells without a label
+                rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
+            put_table(path, module, rows)
+        elif isinstance(module, LibraryPrior):
+            for part, foreign in (("mean", "library_log_means"), ("variance", "library_log_vars")):
+                values = _tensor(state, foreign)[0]
+                put(f"{path}.{part}", values[: len(module.mean)])
+                if module.new_mean is not None:
+                    put(f"{path}.new_{part}", values[len(module.mean) :])
+    return out
+
+
+def to_state(model: Totalvi, tensors: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `from_state`: rows are joined to one-hot columns again, grown ones after the others.
+
+    Args:
+        tensors: what to convert, by our names; the model's state dict if not given. Missing ones (the
+            gradients of frozen parameters) count as zero.
+    """
+    shapes = model.state_dict()
+    given = shapes if tensors is None else tensors
+
+    def get(name: str) -> np.ndarray:
+        return (given[name] if name in given else torch.zeros_like(shapes[name])).detach().cpu().numpy()
+
+    def rows(path: str) -> np.ndarray:
+        return np.concatenate([get(f"{path}.{part}") for part in ("rows", "new") if f"{path}.{part}" in shapes])
+
+    out: dict[str, np.ndarray] = {}
+    for path, module in model.named_modules():
+        theirs = foreign_name(path)
+        if theirs is None:
+            continue
+        if isinstance(module, ConditionalLinear):
+            tables = [rows(f"{path}.conditions.{covariate}").T for covariate in module.conditions]
+            out[f"{theirs}.weight"] = np.concatenate([get(f"{path}.weight"), *tables], axis=1)
+            out[f"{theirs}.bias"] = get(f"{path}.bias")
+        elif isinstance(module, BatchNorm):
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                out[f"{theirs}.{part}"] = get(f"{path}.{part}")
+        elif isinstance(module, Linear):
+            out[f"{theirs}.weight"], out[f"{theirs}.bias"] = get(f"{path}.weight"), get(f"{path}.bias")
+        elif isinstance(module, ConditionRows):
+            table = rows(path)
+            table = table[:-1] if module.covariate == "label" else table
+            shared = module.covariate in ("gene", "protein")
+            out[theirs] = table[0] if shared else np.ascontiguousarray(table.T)
+        elif isinstance(module, LibraryPrior):
+            mean, variance = module.parts()
+            out["library_log_means"] = mean.cpu().numpy()[None]
+            out["library_log_vars"] = variance.cpu().numpy()[None]
+    return out
+
+
+def foreign_name(path: str) -> str | None:
+    """Our module's path in their state dict; None if it is not a module of theirs."""
+    if path in NAMES:
+        return NAMES[path]
+    if path in TABLES:
+        return TABLES[path]
+    for ours, theirs in TRUNKS.items():
+        if path.startswith((f"{ours}.linear.", f"{ours}.norm.")):
+            kind, number = path.removeprefix(f"{ours}.").split(".")[:2]
+            return f"{theirs}.fc_layers.Layer {number}.{0 if kind == 'linear' else 1}"
+    return path if path == "library_prior" else None
+
+
+def _config(given: Mapping[str, Any]) -> Totalvi.Config:
+    flat: dict[str, Any] = dict(given.get("non_kwargs", {}))
+    for inner in given.get("kwargs", {}).values():
+        flat |= inner if isinstance(inner, dict) else {}
+    if flat.pop("extra_encoder_kwargs", None) or flat.pop("extra_decoder_kwargs", None):
+        raise ModelFileError("extra_encoder_kwargs or extra_decoder_kwargs of its own cannot be imported")
+    return Totalvi.Config.model_validate({FIELDS.get(k, k): v for k, v in flat.items() if k not in DROPPED})

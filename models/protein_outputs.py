@@ -1,0 +1,195 @@
+"""What users ask of a totalVI model: denoised genes and proteins, foreground probabilities, draws of protein counts.
+
+Proteins that cells were not measured for are imputed by decoding the cells as cells of batches in which they were
+(`transform_batch`). Names and conventions are those of scvi-tools 1.4.2.
+
+Shapes: B cells, G genes, P proteins.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from scarcade.engine.contracts import Batch, Noise
+from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.models.distributions import draw
+from scarcade.models.model import Output
+
+if TYPE_CHECKING:
+    from scarcade.models.totalvi import DecodedBoth, Totalvi
+
+Where = str | int | Sequence[str | int] | None
+"""Batches to decode cells in, by name or code; None: each cell's own."""
+
+
+def batch_codes(model: "Totalvi", where: Where) -> list[int | None]:
+    """The codes of `where`.
+
+    Raises:
+        CategoryError: the model does not know such a batch. UsageError: none is named.
+    """
+    if where is None:
+        return [None]
+    values = model.schema.batch.values
+    named = [where] if isinstance(where, str | int) else list(where)
+    if not named:
+        raise UsageError("transform_batch: no batch is named; give one or more, or None for each cell's own")
+    codes = model.schema.batch.codes()
+    for one in named:
+        if one not in codes and not (isinstance(one, int) and 0 <= one < len(values)):
+            raise CategoryError(
+                f"transform_batch: the model does not know the batch {one!r}; it knows {', '.join(values)}"
+            )
+    return [codes[one] if isinstance(one, str) else one for one in named]
+
+
+def decoded(model: "Totalvi", batch: Batch, noise: Noise | None, where: Where = None) -> list["DecodedBoth"]:
+    """Both likelihoods' parameters from one draw of the latent, for each batch of `where`."""
+    q = model.encode(batch.counts.dense(model.device), batch)
+    z_BL = model.shape_latent(draw(q.mean_BL, q.variance_BL, noise))
+    log_library_B1 = q.log_library_B1
+    if q.library_variance_B1 is not None:
+        log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise).clamp(max=15)
+    return [model.decode(z_BL, log_library_B1, batch, code, noise) for code in batch_codes(model, where)]
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).mean(0) if len(parts) > 1 else parts[0]
+
+
+@torch.no_grad()
+def denoised_proteins(
+    model: "Totalvi",
+    batch: Batch,
+    noise: Noise | None,
+    *,
+    transform_batch: Where = None,
+    include_protein_background: bool = False,
+    sample_protein_mixing: bool = False,
+    scale_protein: bool = False,
+) -> Tensor:
+    """Foreground means times the probability of foreground, averaged over batches, (B, P).
+
+    Args:
+        include_protein_background: add the background's mean times its probability.
+        sample_protein_mixing: draw whether a protein is foreground, in place of its probability (needs `noise`).
+        scale_protein: make each cell's values sum to 1.
+    """
+
+    def of(p: "DecodedBoth") -> Tensor:
+        fore_BP = p.proteins.foreground_BP
+        if sample_protein_mixing:
+            if noise is None:
+                raise UsageError("sample_protein_mixing wants draws of the latent: n_samples=1 or more")
+            fore_BP = (noise.uniform(fore_BP.shape[1]) < fore_BP).to(fore_BP.dtype)
+        value_BP = p.proteins.rate_fore_BP * fore_BP
+        if include_protein_background:
+            value_BP = value_BP + p.proteins.rate_back_BP * (1 - fore_BP)
+        return value_BP / value_BP.sum(-1, keepdim=True).clamp(min=1e-12) if scale_protein else value_BP
+
+    return _mean([of(p) for p in decoded(model, batch, noise, transform_batch)])
+
+
+@torch.no_grad()
+def foreground_probability(
+    model: "Totalvi", batch: Batch, noise: Noise | None, *, transform_batch: Where = None
+) -> Tensor:
+    """Probability that a protein's counts are more than background, averaged over batches, (B, P)."""
+    return _mean([p.proteins.foreground_BP for p in decoded(model, batch, noise, transform_batch)])
+
+
+@torch.no_grad()
+def denoised_genes(
+    model: "Totalvi",
+    batch: Batch,
+    noise: Noise | None,
+    *,
+    transform_batch: Where = None,
+    library_size: float | str = 1.0,
+) -> Tensor:
+    """Decoded frequencies times `library_size`, or the means of the counts with "latent"; (B, G)."""
+    return _mean(
+        [
+            p.rate_BG if library_size == "latent" else p.scale_BG * float(library_size)
+            for p in decoded(model, batch, noise, transform_batch)
+        ]
+    )
+
+
+@torch.no_grad()
+def background_mean(model: "Totalvi", batch: Batch, noise: Noise | None, *, transform_batch: Where = None) -> Tensor:
+    """Mean counts of the background, averaged over batches, (B, P)."""
+    return _mean([p.proteins.rate_back_BP for p in decoded(model, batch, noise, transform_batch)])
+
+
+@torch.no_grad()
+def protein_sample(model: "Totalvi", batch: Batch, noise: Noise | None, generator: torch.Generator) -> Tensor:
+    """One draw of protein counts from p(y | z), without the efficiency as in scvi-tools, (B, P)."""
+    p = decoded(model, batch, noise)[0].proteins
+    back_BP = torch.rand(p.mixing_BP.shape, generator=generator, device=model.device) < torch.sigmoid(p.mixing_BP)
+    rate_BP = torch.where(back_BP, p.rate_back_BP, p.rate_fore_BP)
+    theta_BP = p.log_theta.exp().expand_as(rate_BP).contiguous()
+    gamma_BP = torch._standard_gamma(theta_BP, generator=generator) * (rate_BP / theta_BP)
+    return torch.poisson(gamma_BP.clamp_(max=1e8), generator)
+
+
+@torch.no_grad()
+def marginal_log_likelihood(model: "Totalvi", batch: Batch, noise: Noise, n_samples: int) -> Tensor:
+    """log p(x, y) of each cell by importance sampling of latent, library and background, (B,).
+
+    Proteins that were not measured are left out.
+    """
+    x_BG = batch.counts.dense(model.device)
+    y_BP, measured_BP = model.proteins(batch)
+    q = model.encode(x_BG, batch)
+    prior_mean_BP, prior_sd_BP = model.background(batch.batch)
+    logs = []
+    for _ in range(n_samples):
+        z_BL = draw(q.mean_BL, q.variance_BL, noise)
+        log_library_B1 = q.log_library_B1
+        if q.library_variance_B1 is not None:
+            log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise).clamp(max=15)
+        p = model.decode(model.shape_latent(z_BL), log_library_B1, batch, noise=noise)
+        log_back_BP = p.proteins.rate_back_BP.log()
+        proteins_BP = (
+            p.proteins.log_likelihood(y_BP)
+            + _log_normal(log_back_BP, prior_mean_BP, prior_sd_BP)
+            - _log_normal(log_back_BP, p.proteins.back_mean_BP, p.proteins.back_sd_BP)
+        )
+        log_w_B = model.log_likelihood(x_BG, p) + torch.where(measured_BP, proteins_BP, 0.0).sum(-1)
+        log_w_B += 0.5 * ((z_BL - q.mean_BL) ** 2 / q.variance_BL + q.variance_BL.log() - z_BL**2).sum(-1)
+        if model.library_prior is not None and q.library_variance_B1 is not None:
+            mean_K, variance_K = model.library_prior.parts()
+            prior = mean_K[batch.batch, None], variance_K[batch.batch, None].sqrt()
+            posterior = q.log_library_B1, q.library_variance_B1.sqrt()
+            log_w_B += (_log_normal(log_library_B1, *prior) - _log_normal(log_library_B1, *posterior))[:, 0]
+        logs.append(log_w_B)
+    return torch.logsumexp(torch.stack(logs), 0) - math.log(n_samples)
+
+
+def _log_normal(x: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
+    return -0.5 * ((x - mean) / sd) ** 2 - sd.log() - 0.5 * math.log(2 * math.pi)
+
+
+def _genes(model: "Totalvi") -> Sequence[str]:
+    return model.schema.genes
+
+
+def _proteins(model: "Totalvi") -> Sequence[str]:
+    return model.schema.proteins
+
+
+def _table(of: Callable[..., Tensor], columns: Callable[["Totalvi"], Sequence[str]], about: str) -> Output:
+    return Output(of=of, columns=columns, about=about)
+
+
+OUTPUTS: Mapping[str, Output] = {
+    "genes": _table(denoised_genes, _genes, "Denoised expression of genes."),
+    "proteins": _table(denoised_proteins, _proteins, "Denoised proteins, without their background."),
+    "foreground": _table(foreground_probability, _proteins, "Probability that a protein is above its background."),
+    "background": _table(background_mean, _proteins, "Mean of a protein's background."),
+}
+"""For `Trained.output`."""
