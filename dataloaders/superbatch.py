@@ -4,6 +4,7 @@ A superbatch owns two large buffers. They go back to their pool when the last ba
 dropped, so a batch that is kept stays right, and a loop that drops its batches reuses the same memory.
 """
 
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -15,23 +16,29 @@ from scarcade.dataloaders import kernels
 
 
 class BufferPool:
-    """Buffers of gene indices and values, lent and taken back. A fresh one costs its page faults."""
+    """Buffers of gene indices and values, lent and taken back. A fresh one costs its page faults.
+
+    Two streams of one source, each with its thread, may share it.
+    """
 
     def __init__(self, index_dtype: np.dtype, value_dtype: np.dtype) -> None:
         self._types = index_dtype, value_dtype
         self._free: list[tuple[np.ndarray, np.ndarray]] = []
+        self._lock = threading.RLock()  # a superbatch may be collected, and give back, while this thread lends
 
     def lend(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Two buffers of at least `n` entries."""
-        for k, pair in enumerate(self._free):
-            if len(pair[0]) >= n:
-                return self._free.pop(k)
-        self._free.clear()  # all too small: they would never be used again
+        with self._lock:
+            for k, pair in enumerate(self._free):
+                if len(pair[0]) >= n:
+                    return self._free.pop(k)
+            self._free.clear()  # all too small: they would never be used again
         room = n + (n >> 3)
         return np.empty(room, self._types[0]), np.empty(room, self._types[1])
 
     def give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:
-        self._free.append(pair)
+        with self._lock:
+            self._free.append(pair)
 
 
 class Superbatch:

@@ -197,7 +197,8 @@ def _row(record: Record) -> dict[str, Any]:
         if value is not None:
             row[name] = value
     for label, found in (record.get("labels") or {}).items():
-        row |= {f"{label}_{name}": found[name] for name in ("uncertainty", "accuracy", "macro_f1") if name in found}
+        scores = ("uncertainty", "accuracy", "macro_f1")
+        row |= {f"{label}_{name}": value for name, value in found.items() if name.endswith(scores)}
     row["warnings"] = record.get("warnings") or []
     return row
 

@@ -21,6 +21,22 @@ def test_sums_weigh_batches_of_unlike_size_by_their_cells() -> None:
     assert sums.merged(World()) == ({"loss": 0.0, "kl": 0.0}, 0)
 
 
+def test_labelled_cells_have_a_number_of_their_own() -> None:
+    sums = Sums()
+    for n in (2, 4):
+        sums.add(
+            Losses(
+                torch.ones(3),
+                {"kl": torch.ones(3)},
+                labelled=torch.full((n,), 6.0 / n),
+                labelled_terms={"ce": torch.ones(n)},
+            )
+        )
+    found, cells = sums.merged(World())
+    assert means(found, cells, "train") == {"train/loss": 3.0, "train/kl": 1.0, "train/ce": 1.0}
+    assert means({k: 2 * v for k, v in found.items()}, 2 * cells, "train")["train/loss"] == 3.0
+
+
 def test_clock_gives_cells_per_second_and_the_share_of_waiting() -> None:
     clock = Clock(waited=1.0, cells=100)
     time.sleep(0.05)

@@ -102,7 +102,7 @@ def expected(model: scvi.model.SCVI, adata: anndata.AnnData) -> dict[str, np.nda
     return found
 
 
-def save(name: str, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def save(name: str, arrays: dict[str, np.ndarray], meta: dict[str, Any], model: str = "scvi") -> None:
     """One flat vector and its index: a thousand small arrays would be mostly headers."""
     index, parts, at = {}, [], 0
     for key, value in arrays.items():
@@ -112,7 +112,7 @@ def save(name: str, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None
         at += value.size
     text = json.dumps({"index": index, "meta": meta}, default=lambda v: np.asarray(v).tolist())
     np.savez_compressed(
-        HERE / f"scvi_{name}.npz",
+        HERE / f"{model}_{name}.npz",
         values=np.concatenate(parts),
         json=np.frombuffer(text.encode(), dtype=np.uint8),
     )
