@@ -195,6 +195,7 @@ def train(
     model: Annotated[str, told("Which model.")] = "scvi",
     recipe: Annotated[str | None, told("scarches: the architecture onto which queries are mapped well.")] = None,
     init_from: Annotated[str | None, told("Folder of a trained model to start from (scanvi: an scvi model).")] = None,
+    programs: Annotated[tuple[Path, ...], repeated("Gene programs, a .gmt file (expimap)")] = (),
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -215,6 +216,7 @@ def train(
             out=out,
             recipe=recipe,
             init_from=init_from,
+            programs=programs or None,
             seed=seed,
             batch_key=batch_key,
             label_key=label_key,
@@ -235,6 +237,7 @@ def map_(
     layer: Layer = None,
     unlabelled: Unlabelled = (),
     min_genes: Annotated[float | None, told("Share of the reference's genes that a query must have.")] = None,
+    protein_key: Annotated[str | None, told("Entry of obsm with protein counts; default: found out.")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -249,6 +252,8 @@ def map_(
     settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
     if min_genes is not None:
         settings["min_genes"] = min_genes
+    if protein_key is not None:
+        settings["protein_key"] = protein_key
     if unlabelled:
         settings["unlabelled"] = unlabelled
     with Bar("mapping", unit="epochs") as bar:

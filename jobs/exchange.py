@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from scarcade.models.interop.scarches import is_scarches, read_scarches
+from scarcade.models.interop.scgen import is_scgen, read_scgen
 from scarcade.models.interop.scvi_tools import read_scvi_tools
+from scarcade.models.model import AtlasModel
 from scarcade.models.saved import save
 
 
 def import_model(path: str | Path, out: str | Path, *, replace: bool = False) -> Path:
-    """Write the SCVI model of scvi-tools in `path` (``model.pt``, or its folder) to the model folder `out`.
+    """Write the model of scvi-tools (``model.pt``, or its folder) or of scArches (its folder) in `path` to `out`.
 
     The file is read in a process of its own that runs nothing of it.
 
@@ -15,6 +18,12 @@ def import_model(path: str | Path, out: str | Path, *, replace: bool = False) ->
         OpenError: there is no model. UnsafeFileError: the file names more than a model needs.
         ModelFileError: another class of model, or one that cannot be read. StorageError: `out` exists.
     """
-    model = read_scvi_tools(path)
+    model: AtlasModel
+    if is_scgen(path):
+        model = read_scgen(path)
+    elif is_scarches(path):
+        model = read_scarches(path)
+    else:
+        model = read_scvi_tools(path)
     save(model, Path(out), training=dict(model.record or {}), data_fingerprint=None, replace=replace)
     return Path(out)

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scarcade.engine.config import checked
+from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError
 from scarcade.engine.folder import sweep
 from scarcade.engine.world import use_threads
 from scarcade.jobs.one_query import load_reference
+from scarcade.jobs.programs import with_programs
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
 from scarcade.jobs.results import Record, Results
+from scarcade.models.model import AtlasModel
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ def map_queries(
         UsageError: settings that cannot be meant. OpenError, ModelFileError: the reference cannot be used.
         StorageError: `out` cannot be written.
     """
-    config = config_of(settings, epochs=epochs, batch_size=batch_size, seed=seed, workers=workers, threads=threads)
+    direct = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "workers": workers, "threads": threads}
+    config = config_of(settings, **direct)
     tasks = tasks_of(queries, batch_key=batch_key, label_keys=label_key, layer=layer)
     loaded = load_reference(reference, config.transfer, seed=config.seed)
+    config = config_of(_for_model(settings, loaded.model), **direct)
     _prepare(Path(out))
     projection = None
     if loaded.latent is not None and len(loaded.latent):
@@ -107,6 +111,15 @@ def map_queries(
 
     write_report(job.results, loaded, ordered, projection)
     return MapResult(job.results.out, loaded.fingerprint, tuple(ordered))
+
+
+def _for_model(settings: Mapping[str, Any], model: AtlasModel) -> dict[str, Any]:
+    """`settings`, before them what the model does by default, and in them programs instead of .gmt files."""
+    given = merged(model.query_defaults(), settings)
+    surgery = given.get("surgery")
+    if isinstance(surgery, Mapping) and isinstance(surgery.get("model"), Mapping):
+        given["surgery"] = {**surgery, "model": with_programs(surgery["model"], model.schema.genes)}
+    return given
 
 
 def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:

@@ -175,7 +175,7 @@ def map_query(
     columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
     notes, history, steps = list(_notes(reference, query, new, surgery)), [], 0
     world = world or World()
-    if query.n_cells and new and (reference.model.surgery_notice is None or surgery.train_decoder):
+    if query.n_cells and (new or surgery.model) and (reference.model.surgery_notice is None or surgery.train_decoder):
 
         def loader(split: Literal["train", "validation"]) -> Loader:
             cells = in_memory(query.counts, columns, schema, data, seed=seed, split=split)
@@ -189,13 +189,14 @@ def map_query(
         history, steps = list(result.history), result.steps
     mean, variance, probabilities = _embedded(grown.to(world.device), query, columns, schema, data)
     transfer = reference.transfer
+    shared = mean[:, : reference.model.n_latent]  # without terms that surgery added
     return Mapped(
         model=grown.to("cpu"),
         mean=mean,
         variance=variance,
         classified=None if probabilities is None else Classified(schema.labels[0], grown.name, probabilities),
-        predictions=transfer.predict(mean) if transfer else [],
-        distance=transfer.distance(mean) if transfer else None,
+        predictions=transfer.predict(shared) if transfer else [],
+        distance=transfer.distance(shared) if transfer else None,
         history=history,
         steps=steps,
         new=new,
@@ -248,7 +249,7 @@ def _notes(reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]
     if known:
         shown = ", ".join(map(repr, known[:5])) + (", ..." if len(known) > 5 else "")
         notes.append(f"batch {shown} is the reference's own: its rows were used as they are")
-    if query.n_cells and not new:
+    if query.n_cells and not new and not surgery.model:
         notes.append("the query has no new batch: nothing was trained")
     if new and (told := reference.model.surgery_notice):
         notes.append(told if surgery.train_decoder else f"{told}; the decoder was left alone (--surgery.train-decoder)")

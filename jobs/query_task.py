@@ -18,8 +18,10 @@ from scarcade.engine.config import Section
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import ScarcadeError
 from scarcade.engine.launch import Scale
+from scarcade.engine.scores import label_accuracy
 from scarcade.jobs.exits import explained
 from scarcade.jobs.one_query import (
+    Mapped,
     QueryData,
     QueryOptim,
     QuerySurgery,
@@ -57,6 +59,7 @@ class MapConfig(Section):
     scale: Scale = Scale()
     min_genes: float = Field(0.5, ge=0, le=1, description="Share of the reference's genes that a query must have.")
     unlabelled: tuple[str, ...] = Field((), description="Labels of the queries that mean no label.")
+    protein_key: str | None = Field(None, description="Entry of obsm with the queries' proteins; default: found out.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
     def decisive(self) -> dict[str, Any]:
@@ -112,6 +115,7 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
             progress=progress,
         )
         trained = time.monotonic() - began
+        n_shared = reference.model.n_latent  # without terms that surgery added
         content = task.content_hash()
         provenance = provenance_of(reference, key, content, query, config.decisive())
         job.results.write(task, query, reference, mapped, provenance)
@@ -123,10 +127,10 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
             "seconds_training": round(trained, 3),
             "new": {name: list(values) for name, values in mapped.new.items()},
             "warnings": list(mapped.notes),
-            "labels": _label_facts(reference, query, mapped.predictions),
+            "labels": _label_facts(reference, query, mapped),
             "history": [_curve_point(line) for line in mapped.history],
             **_distance_facts(mapped.distance),
-            **_picture_facts(mapped.mean, mapped.predictions, job.projection, config.seed),
+            **_picture_facts(mapped.mean[:, :n_shared], mapped.predictions, job.projection, config.seed),
             "seconds": round(time.monotonic() - began, 3),
         }
     except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
@@ -150,6 +154,7 @@ def read_task(job: Job, task: Task) -> Query:
         unlabelled=job.config.unlabelled,
         name=task.name,
         min_genes=job.config.min_genes,
+        protein_key=job.config.protein_key,
     )
 
 
@@ -166,8 +171,9 @@ def _facts(task: Task, query: Query, reference: Reference) -> Record:
     }
 
 
-def _label_facts(reference: Reference, query: Query, predictions: Sequence[Any]) -> dict[str, Any]:
-    accuracy = known_accuracy(reference.schema, query, list(predictions))
+def _label_facts(reference: Reference, query: Query, mapped: Mapped) -> dict[str, Any]:
+    predictions, classified = mapped.predictions, mapped.classified
+    accuracy = known_accuracy(reference.schema, query, predictions)
     facts = {}
     for prediction in predictions:
         counts = np.bincount(prediction.codes, minlength=len(prediction.column))
@@ -177,6 +183,9 @@ def _label_facts(reference: Reference, query: Query, predictions: Sequence[Any])
             "uncertainty_histogram": histogram(prediction.uncertainty, 20, 1.0),
             **{name: round(value, 4) for name, value in accuracy.get(prediction.column.name, {}).items()},
         }
+    if classified is not None and classified.column.name in accuracy:
+        own = label_accuracy(query.labels[0], classified.codes)
+        facts[classified.column.name] |= {f"{classified.by}_{name}": round(value, 4) for name, value in own.items()}
     return facts
 
 

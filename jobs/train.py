@@ -3,7 +3,7 @@
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from scarcade.engine.optim import OptimConfig, default_epochs, final_kl_weight
 from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.embed import columns_of, write_latent
+from scarcade.jobs.programs import programs_given, with_programs
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.trained import Trained, load
 from scarcade.models import MODELS
@@ -78,6 +79,7 @@ def train(
     out: str | Path,
     recipe: str | None = None,
     init_from: str | Path | None = None,
+    programs: Sequence[str | Path] | Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -94,6 +96,7 @@ def train(
         data: the store, or its path.
         out: folder of the run, or a URL that Ray takes.
         recipe: "scarches" gives the architecture that surgery wants.
+        programs: .gmt files with gene programs, or a mapping from names to genes (expimap).
         init_from: folder of a trained model to start from (scanvi: an scvi model); its architecture is taken over.
         epochs, batch_size, workers, threads: short for the fields of `TrainConfig` of those names.
         batch_key, label_key: must be those of the store, if given.
@@ -109,6 +112,7 @@ def train(
     _check_keys(store.schema, batch_key, label_key)
     direct: dict[str, Any] = {"optim.epochs": epochs, "data.batch_size": batch_size}
     direct |= {"scale.workers": workers, "scale.threads": threads}
+    direct["model.programs"] = programs_given(programs)
     direct["init_from"] = None if init_from is None else str(Path(init_from).absolute())
     given = merged(nested(settings or {}), nested({k: v for k, v in direct.items() if v is not None}))
     tell = progress or _plain
@@ -153,6 +157,7 @@ def resolved(
     architecture = merged(kind.recipes[recipe] if recipe else {}, config.model)
     if config.init_from is not None:
         architecture = _shared_with(config.init_from, kind, architecture)
+    architecture = with_programs(architecture, store.schema.genes)
     try:
         own = checked(kind.Config, architecture)
     except UsageError as error:
@@ -230,6 +235,8 @@ def _notices(config: TrainConfig, store: Store) -> list[str]:
         )
     with torch.device("meta"):
         model = _build(config, store.schema)
+    if model.labelled_beside and not (store.codes(store.schema.labels[0].name) >= 0).any():
+        found.append(f"no cell has a label, so the classifier of this {model.name} model learns nothing")
     if notice := model.surgery_notice:
         found.append(notice)
     if config.scale.workers > 1 and running_statistics(model):

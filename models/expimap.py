@@ -19,8 +19,10 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scarcade.engine.config import checked
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import UsageError
+from scarcade.engine.optim import default_epochs
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_likelihood
 from scarcade.models.hsic import hsic
 from scarcade.models.layers import ConditionRows, seeded, start_uniform
@@ -41,6 +43,11 @@ from scarcade.models.scarches_layers import (
 )
 
 FREE, CONSTRAINED = "free", "constrained"
+EXTENDS = (
+    *("n_ext", "new_programs", "use_hsic", "hsic_one_vs_all", "beta"),
+    *("gamma_ext", "gamma_epochs", "alpha_l1", "alpha_l1_epochs"),
+)
+"""Settings of `Expimap.Config` that surgery may give for a query."""
 
 
 def _words(value: Any) -> Any:
@@ -189,11 +196,15 @@ class Expimap(AtlasModel):
             UsageError: a gene is not one of the model's.
         """
         places = {gene: i for i, gene in enumerate(self.schema.genes)}
-        mask = torch.zeros(len(programs), self.schema.n_genes)
+        inside: list[tuple[int, int]] = []
         for t, (name, genes) in enumerate(programs.items()):
             if unknown := [gene for gene in genes if gene not in places]:
                 raise UsageError(f"program {name!r}: the data have no gene {unknown[0]!r}")
-            mask[t, [places[gene] for gene in genes]] = 1
+            inside += [(t, places[gene]) for gene in genes]
+        mask = torch.zeros(len(programs), self.schema.n_genes)
+        if inside and not mask.is_meta:
+            t_, g_ = torch.tensor(inside).T
+            mask[t_, g_] = 1
         return mask
 
     def _add(self, names: Sequence[str], kind: str, words: Sequence[object]) -> None:
@@ -212,10 +223,43 @@ class Expimap(AtlasModel):
             with torch.no_grad():
                 terms.genes.new *= terms.new_mask
 
+    def extend(self, settings: Mapping[str, Any], *, seed: int) -> None:
+        """New terms for a query: `n_ext` unconstrained ones and those of `new_programs`, behind those that are there.
+
+        `use_hsic`, `hsic_one_vs_all`, `beta`, `gamma_ext`, `gamma_epochs`, `alpha_l1` and `alpha_l1_epochs` may be
+        set with them, for they act on new terms; `soft_ext_mask` if the reference has no constrained ones. The
+        dimensions of the reference stay the first ones.
+
+        Raises:
+            UsageError: another setting, a program that is there already, or constrained terms behind unconstrained.
+        """
+        allowed = {*EXTENDS, *(() if CONSTRAINED in self.terms else ("soft_ext_mask",))}
+        if unknown := sorted(settings.keys() - allowed):
+            raise UsageError(f"--surgery.model.{unknown[0]}: cannot be changed by surgery; {', '.join(EXTENDS)} can")
+        old = self.config
+        asked = checked(Expimap.Config, settings)
+        if twice := sorted(asked.new_programs.keys() & {*old.programs, *old.new_programs}):
+            raise UsageError(f"--surgery.model.new_programs: the reference has {twice[0]!r} already")
+        if asked.new_programs and FREE in self.terms:
+            raise UsageError(
+                "--surgery.model.new_programs: the reference has unconstrained terms, and constrained ones would stand "
+                "before them; give n_ext alone"
+            )
+        n_ext, programs = old.n_ext + asked.n_ext, {**old.new_programs, **asked.new_programs}
+        changed = {name: getattr(asked, name) for name in settings}
+        self.config = old.model_copy(update={**changed, "n_ext": n_ext, "new_programs": programs})
+        self._add(list(asked.new_programs), CONSTRAINED, ("expimap", "surgery", seed))
+        self._add([f"unconstrained_{i}" for i in range(old.n_ext, n_ext)], FREE, ("expimap", "surgery", seed))
+
     @classmethod
-    def training(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
-        """As scArches' tutorial trains it; the warm-up of the KL takes 100 epochs there, of some 400."""
-        return {"optim": {"weight_decay": 0.0, "kl_max": 0.5, "kl_epochs": 100.0}}
+    def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+        """As scArches' tutorial trains it; the warm-up of the KL takes 100 of some 400 epochs there, a quarter here."""
+        warm_up = max(1.0, default_epochs(n_cells) // 4)
+        return {"optim": {"weight_decay": 0.0, "kl_max": 0.5, "kl_epochs": warm_up}}
+
+    @classmethod
+    def query_defaults(cls) -> Mapping[str, Any]:
+        return {"optim": {"kl_max": 0.1, "kl_epochs": 100.0}}
 
     @property
     def n_latent(self) -> int:

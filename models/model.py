@@ -49,6 +49,8 @@ class AtlasModel(nn.Module):
     """sha256 over the model's files, of a model that was read from disk."""
     record: Mapping[str, Any] | None = None
     """The content of its ``model.json``."""
+    extension: Mapping[str, Any] = {}
+    """What `extend` added to the reference, as its settings; kept beside a delta."""
 
     class Config(Section):
         """Architecture of the model. Subclasses derive theirs from this one."""
@@ -71,6 +73,11 @@ class AtlasModel(nn.Module):
         Args:
             n_cells: of the data. started: whether the weights come from a trained model (``--init-from``).
         """
+        return {}
+
+    @classmethod
+    def query_defaults(cls) -> Mapping[str, Any]:
+        """Settings of `MapConfig` that go before its defaults."""
         return {}
 
     @property
@@ -131,6 +138,16 @@ class AtlasModel(nn.Module):
             UsageError: the model has no classifier.
         """
         raise UsageError(f"a {self.name} model has no classifier; labels are transferred from neighbours (`map`)")
+
+    def extend(self, settings: Mapping[str, Any], *, seed: int) -> None:
+        """Add what surgery may add beyond rows of new conditions (``SurgeryConfig.model``); all of it trainable.
+
+        Tensors that are added are named ``new...`` within their module.
+
+        Raises:
+            UsageError: there is no such thing to add.
+        """
+        raise UsageError(f"--surgery.model: a {self.name} model adds nothing but rows of conditions")
 
     @classmethod
     def config_from(cls, other: "AtlasModel") -> Mapping[str, Any]:

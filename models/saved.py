@@ -140,6 +140,7 @@ def save_delta(
         # the genes and labels are the reference's
         "batch": {"name": model.schema.batch.name, "values": model.schema.batch.values},
         "categorical": [{"name": c.name, "values": c.values} for c in model.schema.categorical],
+        "extension": dict(model.extension),
         "training": dict(training),
         "scarcade_version": __version__,
     }
@@ -169,7 +170,8 @@ def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
             return Categories(str(one["name"]), tuple(map(str, one["values"])))
 
         batch, categorical = categories(raw["batch"]), [categories(one) for one in raw["categorical"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        extension = dict(raw.get("extension", {}))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFileError(f"{folder}: delta.json is not a delta's ({error!r})") from error
     whole = reference.schema.to_dict() | {
         "batch": {"name": batch.name, "values": batch.values},
@@ -177,7 +179,7 @@ def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
     }
     schema = Schema.from_dict(whole)
     check_schema(schema, str(folder))
-    grown = apply_delta(reference, tensors, schema)
+    grown = apply_delta(reference, tensors, schema, extension)
     grown.fingerprint = fingerprint
     return grown
 

@@ -15,12 +15,12 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scarcade.engine.config import Section
 from scarcade.engine.contracts import Batch, Noise, Schema
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models import layers
 from scarcade.models.distributions import Path
 from scarcade.models.layers import Codes, ConditionRows, Dispersion, seeded, start_uniform
+from scarcade.models.model import AtlasModel
 
 
 def _split(value: Any) -> Any:
@@ -32,7 +32,7 @@ Widths = Annotated[tuple[Width, ...], BeforeValidator(_split), Field(min_length=
 """Units of each hidden layer; on a command line with commas."""
 
 
-class ScarchesConfig(Section):
+class ScarchesConfig(AtlasModel.Config):
     """What the models of scArches have in common."""
 
     dropout_rate: float = Field(0.05, ge=0, lt=1, description="dropout in encoder and decoder")

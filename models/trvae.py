@@ -86,9 +86,13 @@ class Trvae(AtlasModel):
         self.theta = None if config.recon_loss == "mse" else dispersion_by_batch(schema, generator)
 
     @classmethod
-    def training(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+    def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
         """As scArches trains it: a full KL weight from the start, and weights that decay."""
         return {"optim": {"weight_decay": 0.04, "kl_epochs": 0.0}}
+
+    @classmethod
+    def query_defaults(cls) -> Mapping[str, Any]:
+        return {"optim": {"kl_epochs": 0.0}}
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Reconstruction and KL of each cell, and the MMD of the batch as penalty (scArches' trVAE.forward).

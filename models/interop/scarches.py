@@ -24,6 +24,7 @@ from scarcade.models.scarches_layers import PlainLinear, SplitLinear
 from scarcade.models.trvae import Trvae
 
 ScarchesModel = Trvae | Expimap
+FILES = ("model_params.pt", "attr.pkl", "var_names.csv")
 
 
 def read_scarches(path: str | Path) -> ScarchesModel:
@@ -36,14 +37,27 @@ def read_scarches(path: str | Path) -> ScarchesModel:
         ModelFileError: another class of model, or tensors that do not fit the settings.
     """
     path = Path(path)
-    if not all((path / name).is_file() for name in ("model_params.pt", "attr.pkl", "var_names.csv")):
-        raise OpenError(f"{path}: no model of scArches: wanted model_params.pt, attr.pkl and var_names.csv")
+    if not all((path / name).is_file() for name in FILES):
+        raise OpenError(f"{path}: no model of scArches: wanted {', '.join(FILES)}")
     state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
     # line by line: a reader of tables would cut names at commas and number signs
     names = [line.strip() for line in (path / "var_names.csv").read_text().splitlines() if line.strip()]
     if not isinstance(state, dict) or not isinstance(attributes, dict):
         raise ModelFileError(f"{path}: not a model of scArches that can be imported")
     return build({k: v for k, v in state.items() if isinstance(v, np.ndarray)}, names, attributes, where=str(path))
+
+
+def is_scarches(path: str | Path) -> bool:
+    """Whether the three files in the folder `path` are those of scArches; old ones of scvi-tools have the same names.
+
+    Raises:
+        UnsafeFileError, ModelFileError: as `read_pickle`.
+    """
+    path = Path(path)
+    if not all((path / name).is_file() for name in FILES):
+        return False
+    attributes = read_pickle(path / "attr.pkl")
+    return isinstance(attributes, dict) and "conditions_" in attributes
 
 
 def build(
@@ -80,7 +94,8 @@ def from_state(model: ScarchesModel, state: Mapping[str, np.ndarray]) -> dict[st
     Raises:
         ModelFileError: a tensor is missing. (Another shape is found by ``load_state_dict``.)
     """
-    out: dict[str, Tensor] = {}
+    # which gene is in which program is in the settings
+    out = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] in ("mask", "new_mask")}
 
     def put(name: str, foreign: str, turn: Callable[[np.ndarray], np.ndarray] = np.asarray) -> None:
         if foreign not in state:

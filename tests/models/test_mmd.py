@@ -1,0 +1,77 @@
+"""The MMD of one pass against straightforward code over pairs of conditions, and against numbers of scArches."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from scarcade.models.mmd import WIDTHS, mmd
+
+
+def pair(a: Tensor, b: Tensor) -> Tensor:
+    """The biased squared MMD of two groups, with tensors of all differences, as the original has it."""
+
+    def mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+        distance = (x[:, None] - y[None]).square().sum(-1)
+        return torch.stack([torch.exp(-distance / (2 * alpha)) for alpha in WIDTHS]).sum(0).mean()
+
+    return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
+
+
+def plain(z: Tensor, code: Tensor, boundary: int | None = None) -> Tensor:
+    total = torch.zeros((), dtype=z.dtype)
+    for a, b in combinations(sorted(set(code.tolist())), 2):
+        enough = min(int((code == a).sum()), int((code == b).sum())) >= 2
+        if boundary is None or (a < boundary <= b and enough):
+            total = total + pair(z[code == a], z[code == b])
+    return total
+
+
+S = torch.tensor([[0.0, 0], [1, 0], [0, 1]])
+T = torch.tensor([[2.0, 2], [3, 2]])
+
+
+def test_numbers_of_scarches() -> None:
+    two = torch.cat([S, T]), torch.tensor([0, 0, 0, 1, 1])
+    assert mmd(*two).item() == pytest.approx(9.505087, rel=1e-6)
+    three = torch.cat([S, T, T + 5]), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    assert mmd(*three).item() == pytest.approx(47.150635, rel=1e-6)
+    assert mmd(*three, boundary=1).item() == pytest.approx(29.017599, rel=1e-6)
+    same = torch.cat([S, S]), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert mmd(*same).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("boundary", [None, 4])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_value_and_gradient_are_those_of_the_loop(scale: float, boundary: int | None) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z = (torch.randn(60, 5, generator=generator, dtype=torch.float64) * scale).requires_grad_()
+    code = torch.randint(0, 7, (60,), generator=generator)
+    found, wanted = mmd(z, code, boundary), plain(z, code, boundary)
+    torch.testing.assert_close(found, wanted)
+    (g_found,), (g_wanted,) = (torch.autograd.grad(value, z) for value in (found, wanted))
+    torch.testing.assert_close(g_found, g_wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_float32_and_a_single_cell_of_a_condition() -> None:
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(33, 3, generator=generator, requires_grad=True)
+    code = torch.tensor([5] + [900_000] * 20 + [7] * 12)  # codes need no room
+    torch.testing.assert_close(mmd(z, code), plain(z, code), rtol=1e-5, atol=1e-6)
+    wanted = plain(z, code, 8)  # a condition of one cell is left out with a boundary
+    torch.testing.assert_close(mmd(z, code, 8), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_one_condition_has_nothing_to_compare() -> None:
+    z = torch.randn(8, 2, requires_grad=True)
+    value = mmd(z, torch.full((8,), 3))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == 0 and z.grad is not None and not z.grad.any()
+
+
+def test_cells_that_lie_together_have_a_gradient_without_noise() -> None:
+    """The narrowest Gaussian has a slope of 5e5 there, which must cancel exactly."""
+    z = torch.full((6, 4), 3.3, requires_grad=True)
+    mmd(z, torch.tensor([0, 0, 0, 1, 1, 1])).backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None and z.grad.abs().max() < 1e-4
