@@ -1,6 +1,6 @@
 """Protein counts of CITE-seq cells from obsm, with a mask of what was measured: a zero there is never made up."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from scarcade.dataloaders.counts import MAX_COUNT, Place
 from scarcade.dataloaders.schema import column_of
 from scarcade.dataloaders.source import AnnDataFile, Source, blocks, piece
-from scarcade.engine.errors import CategoryError, CountsError, GenesError, OpenError
+from scarcade.engine.errors import CategoryError, CountsError, GenesError, OpenError, UsageError
 
 _ROWS = 1 << 16
 
@@ -32,8 +32,7 @@ def spill_proteins(
     if found is None:
         return ()
     names, pieces = found
-    if len(set(names)) < len(names):
-        raise GenesError(f"{file.where}: obsm[{key!r}] names a protein twice")
+    _once(names, f"{file.where}: obsm[{key!r}]")
     said = _said(obs, measured_key, file.where)
     shape = (len(obs), len(names))
     counts = np.lib.format.open_memmap(folder / "proteins.npy", "w+", np.uint32, shape)
@@ -41,20 +40,83 @@ def spill_proteins(
     row = 0
     for values in pieces:
         here = slice(row, row + len(values))
-        own = np.isfinite(values) & said[here, None]
-        wrong = own & ~((values >= 0) & (values <= MAX_COUNT) & (values == np.floor(values)))
-        wrong |= np.isinf(values) & said[here, None]
-        if wrong.any():
-            place = Place(f"{file.where}: obsm[{key!r}]", list(obs.index), names, row)
-            at = np.argwhere(wrong)
-            shown = ", ".join(place.at(int(r), int(c), values[r, c]) for r, c in at[:10])
-            raise CountsError(f"{place.where}: {len(at)} values are not counts of a protein: {shown}")
+        own = _checked(values, said[here, None], Place(f"{file.where}: obsm[{key!r}]", list(obs.index), names, row))
         counts[here] = np.where(own, values, 0).astype(np.uint32)
         measured[here] = own
         row += len(values)
     if row != len(obs):
         raise OpenError(f"{file.where}: obsm[{key!r}] has {row} cells where obs has {len(obs)}")
     return tuple(names)
+
+
+KEYS = ("protein_counts", "protein_expression", "proteins", "protein", "antibody_capture")
+"""Where a query's proteins are looked for: as our stores, and the tutorials of scvi-tools, name them."""
+MEASURED_KEY = "protein_measured"
+
+
+def query_proteins(
+    file: Source, obs: pd.DataFrame, wanted: Sequence[str], key: str | None = None
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """A query's counts of the `wanted` proteins, float32 (n, P), what was measured, bool, and what to tell the user.
+
+    A protein that the query does not have, or that is NaN, was not measured. None where the query has no proteins.
+
+    Raises:
+        UsageError: `key` is not in obsm. GenesError: it has none of the wanted proteins. CountsError: not counts.
+    """
+    chosen = [one for one in KEYS if protein_pieces(file, one) is not None] if key is None else [key]
+    if not chosen:
+        return None
+    if len(chosen) > 1:
+        raise UsageError(f"{file.where}: proteins are in obsm under {', '.join(chosen)}; leave one of them")
+    where = f"{file.where}: obsm[{chosen[0]!r}]"
+    found = protein_pieces(file, chosen[0])
+    if found is None:
+        raise UsageError(f"{where} is not there")
+    names, pieces = found
+    _once(names, where)
+    columns = pd.Index(names).get_indexer(pd.Index(list(wanted)))
+    there = columns >= 0
+    if not there.any():
+        raise GenesError(f"{where}: has none of the model's proteins ({', '.join(wanted[:5])}, ...), but {names[:5]}")
+    counts = np.zeros((len(obs), len(wanted)), np.float32)
+    measured = np.zeros(counts.shape, bool)
+    row = 0
+    for values in pieces:
+        own = _checked(values, np.ones((1, 1), bool), Place(where, list(obs.index), names, row))
+        here = slice(row, row + len(values))
+        counts[here, there] = np.where(own, values, 0)[:, columns[there]]
+        measured[here, there] = own[:, columns[there]]
+        row += len(values)
+    if row != len(obs):
+        raise OpenError(f"{where} has {row} cells where obs has {len(obs)}")
+    if chosen[0] == KEYS[0] and (mask := protein_pieces(file, MEASURED_KEY)) is not None:
+        said = np.concatenate(list(mask[1])) > 0
+        order = pd.Index(mask[0]).get_indexer(pd.Index(list(wanted)))
+        measured[:, order >= 0] &= said[:, order[order >= 0]]
+        counts[~measured] = 0
+    return counts, measured, f"{where}: {int(there.sum())} of the model's {len(wanted)} proteins are there"
+
+
+def _once(names: Sequence[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        raise GenesError(f"{where} names a protein twice")
+
+
+def _checked(values: np.ndarray, said: np.ndarray, place: Place) -> np.ndarray:
+    """Where `values` (rows, P) were measured; all those are counts.
+
+    Raises:
+        CountsError: they are not.
+    """
+    own: np.ndarray = np.isfinite(values) & said
+    wrong = own & ~((values >= 0) & (values <= MAX_COUNT) & (values == np.floor(values)))
+    wrong |= np.isinf(values) & said
+    if wrong.any():
+        at = np.argwhere(wrong)
+        shown = ", ".join(place.at(int(r), int(c), values[r, c]) for r, c in at[:10])
+        raise CountsError(f"{place.where}: {len(at)} values are not counts of a protein: {shown}")
+    return own
 
 
 def protein_pieces(file: Source, key: str) -> tuple[list[str], Iterator[np.ndarray]] | None:

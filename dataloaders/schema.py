@@ -101,6 +101,8 @@ class Query:
     counts_from: str
     warnings: tuple[str, ...] = ()
     size_factor: np.ndarray | None = None
+    proteins: np.ndarray | None = None  # float32 (n, proteins of the reference); None if the query has none
+    proteins_measured: np.ndarray | None = None  # bool, of the same shape
     var: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
@@ -119,11 +121,13 @@ def read_query(
     name: str | None = None,
     min_genes: float = 0.5,
     allow_noninteger: bool = False,
+    protein_key: str | None = None,
 ) -> Query:
     """The cells of an .h5ad, a .zarr or an AnnData as a reference's model wants them.
 
     `label_keys` name the query's columns for the reference's label columns (default: the same names, where there
-    are any). Fewer than `min_genes` of the reference's genes is an error, fewer than 0.8 a warning.
+    are any). Fewer than `min_genes` of the reference's genes is an error, fewer than 0.8 a warning. `protein_key` is
+    the obsm entry with the counts of proteins, for a reference that has some (default: found by its usual names).
 
     Raises:
         OpenError, LimitError, CsrError, CountsError: the file cannot be used. GenesError: too few genes in common.
@@ -143,6 +147,7 @@ def read_query(
             batch = np.full(len(obs), name or file.name, object)
         else:
             batch = complete_text(obs, batch_key, file.where, "--batch-key")
+        proteins = _proteins(file, obs, reference, protein_key, told)
         return Query(
             name=name or file.name,
             where=file.where,
@@ -159,9 +164,26 @@ def read_query(
             size_factor=numbers(obs, [reference.size_factor], file.where)[:, 0] if reference.size_factor else None,
             alignment=alignment,
             counts_from=chosen.name,
+            proteins=proteins[0],
+            proteins_measured=proteins[1],
             warnings=tuple(told),
             var=var,
         )
+
+
+def _proteins(
+    file: Source, obs: pd.DataFrame, reference: Schema, key: str | None, told: list[str]
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    if not reference.proteins:
+        return None, None
+    from scarcade.dataloaders.proteins import query_proteins  # which stands on this file
+
+    found = query_proteins(file, obs, reference.proteins, key)
+    if found is None:
+        told.append(f"{file.where}: has no proteins; those of the reference count as not measured")
+        return None, None
+    told.append(found[2])
+    return found[0], found[1]
 
 
 def numbers(obs: pd.DataFrame, keys: Sequence[str], where: str) -> np.ndarray:

@@ -58,6 +58,8 @@ class MemoryCells:
             categorical=tuple(values[rows] for values in c.categorical),
             continuous=tuple(values[rows] for values in c.continuous),
             size_factor=None if c.size_factor is None else c.size_factor[rows],
+            proteins=None if c.proteins is None else c.proteins[rows],
+            proteins_measured=None if c.proteins_measured is None else c.proteins_measured[rows],
         )
         obs = None if self.obs is None else self.obs.iloc[rows]
         used = replace(self, counts=self.counts[rows], columns=columns, cell_names=self.cell_names[rows], obs=obs)
@@ -109,9 +111,11 @@ class StoreCells:
     def take(self, rows: np.ndarray) -> MemoryCells:
         store, schema = self.store, self.store.schema
         wanted, back = np.unique(rows, return_inverse=True)
-        parts = []
+        parts, proteins = [], []
         for start, stop in _runs(wanted):
             indptr, indices, data = store.read(start, stop)
+            if self.schema.proteins and (both := store.proteins(start, stop)) is not None:
+                proteins.append(both)
             parts.append(sparse.csr_matrix((data, indices, indptr), shape=(stop - start, store.n_genes)))
         counts = sparse.vstack(parts, format="csr")[back]
 
@@ -125,6 +129,8 @@ class StoreCells:
             categorical=tuple(codes(c, f"categorical_{i}") for i, c in enumerate(schema.categorical)),
             continuous=tuple(store.codes(name)[rows] for name in schema.continuous),
             size_factor=store.codes(schema.size_factor)[rows] if schema.size_factor else None,
+            proteins=None if not proteins else np.concatenate([both[0] for both in proteins])[back],
+            proteins_measured=None if not proteins else np.concatenate([both[1] for both in proteins])[back],
         )
         present = {self.schema.batch.values[code] for code in np.unique(columns.batch)}
         unknown = tuple(b for b in self.unknown_batches if b in present)
@@ -175,6 +181,8 @@ def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, laye
         categorical=tuple(categorical),
         continuous=tuple(query.continuous.T),
         size_factor=query.size_factor,
+        proteins=query.proteins,
+        proteins_measured=query.proteins_measured,
     )
     indptr, indices, counts = query.counts.indptr, query.counts.indices, query.counts.data
     matrix = sparse.csr_matrix((counts, indices, indptr), shape=(query.n_cells, reference.n_genes))
@@ -204,6 +212,11 @@ def _store_cells(store: Store, model: AtlasModel) -> StoreCells:
         raise CategoryError(
             f"{where}: has the covariates {[c.name for c in schema.categorical] + list(schema.continuous)}, the model "
             f"wants {[c.name for c in reference.categorical] + list(reference.continuous)}"
+        )
+    if reference.proteins and schema.proteins not in ((), reference.proteins):
+        raise GenesError(
+            f"{where}: has {len(schema.proteins)} proteins, the model wants its {len(reference.proteins)} in their "
+            "order, or none"
         )
     used = {schema.batch.values[code] for code in np.unique(store.codes(schema.batch.name))}
     known = reference.batch.extended(tuple(used))

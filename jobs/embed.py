@@ -203,6 +203,8 @@ def batch_columns(query: Query, codes: np.ndarray, reference: Schema) -> Columns
         categorical=tuple(categorical),
         continuous=tuple(query.continuous.T),
         size_factor=query.size_factor,
+        proteins=query.proteins,
+        proteins_measured=query.proteins_measured,
     )
 
 

@@ -20,12 +20,13 @@ from scarcade.engine.contracts import Batch, Noise
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
 from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of, refuse_unknown
 from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, groups_of, raw_statistics
-from scarcade.models import outputs
+from scarcade.models import outputs, protein_outputs
 from scarcade.models.distributions import draw
 from scarcade.models.model import AtlasModel
 from scarcade.models.outputs import OBSERVED
 from scarcade.models.saved import read, read_delta
 from scarcade.models.scvi import Scvi
+from scarcade.models.totalvi import Totalvi
 
 BATCH_SIZE = 1024
 
@@ -247,11 +248,13 @@ class Trained:
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
     ) -> float | np.ndarray:
-        """log p(x) by importance sampling, the mean over cells or of each cell."""
+        """log p(x) (totalvi: of genes and proteins) by importance sampling, the mean over cells or of each cell."""
         cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
 
         def of_batch(batch: Batch) -> list[Tensor]:
             noise = self._noise(batch, seed)
+            if isinstance(self.model, Totalvi):
+                return [protein_outputs.marginal_log_likelihood(self.model, batch, noise, n_mc_samples)]
             return [outputs.marginal_log_likelihood(self._scvi, batch, noise, n_mc_samples)]
 
         (found,) = self._each(cells, of_batch, batch_size, decoding=True)

@@ -101,7 +101,9 @@ def sums(batch: Batch, n_batches: int, wanted_K: Tensor) -> Tensor:
     return sums_K3.index_add_(0, codes_B[chosen_B], torch.stack([torch.ones_like(mean_B), mean_B, variance_B], -1))
 
 
-def lower_component(x_BP: Tensor, measured_BP: Tensor, *, steps: int = 100, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
+def lower_component(
+    x_BP: Tensor, measured_BP: Tensor, *, steps: int = 100, tolerance: float = 1e-3
+) -> tuple[Tensor, Tensor]:
     """Mean and variance (B,) of the lower of two normal components of each row, by expectation maximisation.
 
     All rows at once, with the starts, the floor of the variances (1e-6) and the stop of sklearn's GaussianMixture:

@@ -95,7 +95,7 @@ class Scgen(AtlasModel):
         self.scale = Linear(hidden[0], genes, generator)
 
     @classmethod
-    def training(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+    def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
         """The numbers of scArches' trainer."""
         optim = {"epochs": 100, "eps": 1e-8, "weight_decay": 0.0, "kl_epochs": 0.0}
         return {"optim": {**optim, "early_stopping": True, "stop_patience": 20}, "data": {"batch_size": 32}}

@@ -46,7 +46,7 @@ class Proteins:
     fore_scale_BP: Tensor
     mixing_BP: Tensor  # logits of being background
     log_theta: Tensor  # (P,) or (B, P)
-    log_efficiency_BP: Tensor
+    log_efficiency_BP: Tensor | None
 
     @property
     def rate_fore_BP(self) -> Tensor:
@@ -59,7 +59,9 @@ class Proteins:
 
     def log_likelihood(self, y_BP: Tensor) -> Tensor:
         """log p(y) of each protein, (B, P)."""
-        back_BP = self.log_efficiency_BP.exp() * self.rate_back_BP
+        back_BP = self.rate_back_BP
+        if self.log_efficiency_BP is not None:
+            back_BP = self.log_efficiency_BP.exp() * back_BP
         return nb_mixture_elements(y_BP, back_BP, back_BP * self.fore_scale_BP, self.log_theta, self.mixing_BP)
 
 
@@ -106,6 +108,10 @@ class Totalvi(Scvi):
             None, description="start the background prior from cells of each batch; default: with more than 10 proteins"
         )
         protein_weight: float = Field(1.0, ge=0, description="weight of the proteins' likelihood")
+        formulation: Literal["1.3.1", "1.2", "1.0"] = Field(
+            "1.3.1",
+            description="version of scvi-tools whose input and loss are used; older ones are for imported models",
+        )
         adversary: bool | None = Field(
             None,
             description="a classifier of batches that the latent has to fool while the KL weight is below 1; default: "
@@ -159,7 +165,9 @@ class Totalvi(Scvi):
         self.protein_theta = self._protein_dispersion(generator)
         empirical = proteins > 10 if config.empirical_background is None else config.empirical_background
         self.background = BackgroundPrior(len(schema.batch), proteins, empirical=empirical)
-        self.efficiency = Efficiency("batch", len(schema.batch), proteins)
+        self.efficiency: Efficiency | None = None
+        if config.formulation == "1.3.1":
+            self.efficiency = Efficiency("batch", len(schema.batch), proteins)
         self.library: Encoder | None = None
         self.library_prior: LibraryPrior | None = None
         if self.latent_library:
@@ -171,10 +179,15 @@ class Totalvi(Scvi):
             self.adversary.on.fill_(float(config.adversary is True))
 
     @classmethod
-    def training(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
+    def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
         """The numbers of scvi-tools' TOTALVI.train."""
         optim = {"lr": 4e-3, "kl_steps": max(1, int(0.75 * n_cells)), "early_stopping": True, "plateau": True}
         return {"optim": optim, "data": {"batch_size": 256}}
+
+    @classmethod
+    def query_defaults(cls) -> Mapping[str, Any]:
+        """The same for surgery: a warm-up over 0.75 n steps is one over 192 epochs of n cells in batches of 256."""
+        return {"optim": {"lr": 4e-3, "kl_epochs": 192.0}, "data": {"batch_size": 256}}
 
     def _protein_dispersion(self, generator: torch.Generator) -> Dispersion:
         kind = self.config.protein_dispersion.removeprefix("protein-")
@@ -186,7 +199,7 @@ class Totalvi(Scvi):
         return table
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
-        """Negative ELBO of each cell, as scvi-tools' TOTALVAE.loss since 1.3.1: the proteins are warmed up too.
+        """Negative ELBO of each cell, as scvi-tools' TOTALVAE.loss since 1.3.1: proteins are warmed up too.
 
             genes + w * proteins + w * KL(z) + KL(library) + w * background;  w: the KL weight
 
@@ -206,8 +219,8 @@ class Totalvi(Scvi):
         kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
         kl_library_B = self.library_kl(q, batch)
         background_B = self.background_kl(p.proteins, batch, measured_BP)
-        warmed_B = self.config.protein_weight * proteins_B + kl_B + background_B
-        minimise_B = genes_B + step.kl_weight * warmed_B + kl_library_B
+        protein_weight = self.config.protein_weight * (step.kl_weight if self.efficiency is not None else 1.0)
+        minimise_B = genes_B + protein_weight * proteins_B + step.kl_weight * (kl_B + background_B) + kl_library_B
         terms = {
             "reconstruction": genes_B + proteins_B,
             "reconstruction_genes": genes_B,
@@ -231,9 +244,11 @@ class Totalvi(Scvi):
         """
         prior_mean_BP, prior_sd_BP = self.background(batch.batch)
         kl_BP = kl_normal(p.back_mean_BP, p.back_sd_BP**2, prior_mean_BP, prior_sd_BP**2)
+        total_B = torch.where(measured_BP, kl_BP, 0.0).sum(-1)
+        if p.log_efficiency_BP is None:
+            return total_B
         e_BP = p.log_efficiency_BP  # -log LogNormal(0, 1) at exp(e)
-        efficiency_BP = e_BP + 0.5 * e_BP**2 + LOG_SQRT_2PI
-        return (torch.where(measured_BP, kl_BP, 0.0) + efficiency_BP + 1e-3 * F.softplus(-p.mixing_BP)).sum(-1)
+        return total_B + (e_BP + 0.5 * e_BP**2 + LOG_SQRT_2PI + 1e-3 * F.softplus(-p.mixing_BP)).sum(-1)
 
     def proteins(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Counts with zeros where they were not measured (which the encoder sees), and what was measured; (B, P).
@@ -256,7 +271,9 @@ class Totalvi(Scvi):
         codes = self.codes(batch)
         y_BP, _ = self.proteins(batch)
         library_B1 = x_BG.sum(-1, keepdim=True)
-        parts = [part / (1 + part.mean(-1, keepdim=True)) for part in (x_BG, y_BP)]
+        parts = [x_BG, y_BP]
+        if self.config.formulation == "1.3.1":
+            parts = [part / (1 + part.mean(-1, keepdim=True)) for part in parts]
         if self.config.log_variational:
             parts = [torch.log1p(part) for part in parts]
         if self.config.encode_covariates and batch.continuous is not None:
@@ -290,7 +307,8 @@ class Totalvi(Scvi):
         logits_BG = self.scale(beside_z(self.decoder), codes)
         h_BH = beside_z(self.background_decoder)
         back_mean_BP = self.background_mean(h_BH, codes)
-        back_sd_BP = F.softplus(self.background_sd(h_BH, codes)) + 1e-8
+        raw_sd_BP = self.background_sd(h_BH, codes)
+        back_sd_BP = (raw_sd_BP.exp() if self.config.formulation == "1.0" else F.softplus(raw_sd_BP)) + 1e-8
         fore_scale_BP = F.relu(self.foreground(beside_z(self.foreground_decoder), codes)) + 1 + 1e-8
         h_BH = beside_z(self.mixing_decoder)
         proteins = Proteins(
@@ -300,7 +318,7 @@ class Totalvi(Scvi):
             fore_scale_BP,
             self.mixing(h_BH, codes),
             _of_codes(self.protein_theta, codes),
-            self.efficiency(codes["batch"]),
+            None if self.efficiency is None else self.efficiency(codes["batch"]),
         )
         assert isinstance(self.theta, Dispersion)
         dropout_BG = None if self.dropout is None else self.dropout(h_BH, codes)
@@ -334,7 +352,7 @@ class Totalvi(Scvi):
                 break
         if self.background.empirical:
             self.background.fill(found_K5[:, 2:])
-        if self.adversary is not None and self.config.adversary is None:
+        if self.adversary is not None and self.config.adversary is None and self.query_mode is None:
             self.adversary.on.fill_(float(found_K5[:, 1].sum() > 0))
         if self.library_prior is not None:
             self.library_prior.fill(total(library_K3.to(self.device)).cpu())

@@ -15,7 +15,20 @@ from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.saved import check_schema
 from scarcade.models.scgen import Scgen
 
+FILES = ("model_params.pt", "attr.pkl", "var_names.csv")
 HEADS = {"mean": "encoder.mean_encoder", "log_variance": "encoder.log_var_encoder", "scale": "decoder.recon_decoder.0"}
+
+
+def is_scgen(path: str | Path) -> bool:
+    """Whether the folder at `path` holds a scgen model of scArches: its attributes name the dimensions of x and z.
+
+    Raises:
+        UnsafeFileError, ModelFileError: as `read_pickle`.
+    """
+    if not all((Path(path) / name).is_file() for name in FILES):
+        return False
+    attributes = read_pickle(Path(path) / "attr.pkl")
+    return isinstance(attributes, dict) and {"x_dim_", "z_dim_"} <= attributes.keys()
 
 
 def read_scgen(path: str | Path) -> Scgen:
@@ -26,8 +39,8 @@ def read_scgen(path: str | Path) -> Scgen:
         ModelFileError: another class of model, or tensors that do not fit the settings.
     """
     path = Path(path)
-    if not all((path / name).is_file() for name in ("model_params.pt", "attr.pkl", "var_names.csv")):
-        raise OpenError(f"{path}: no model of scArches: wanted model_params.pt, attr.pkl and var_names.csv")
+    if not all((path / name).is_file() for name in FILES):
+        raise OpenError(f"{path}: no model of scArches: wanted {', '.join(FILES)}")
     state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
     names = [line.strip() for line in (path / "var_names.csv").read_text().splitlines() if line.strip()]
     if not isinstance(state, dict) or not isinstance(attributes, dict):

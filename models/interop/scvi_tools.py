@@ -55,7 +55,7 @@ DROPPED |= {"labels_groups", "use_labels_groups", "y_prior", "logits"}  # the pr
 
 
 def read_scvi_tools(path: str | Path) -> Scvi:
-    """The SCVI or SCANVI model in a ``model.pt``, or in a folder that holds one (or the three older files).
+    """The SCVI, SCANVI or TOTALVI model in a ``model.pt``, or in a folder that holds one (or the three older files).
 
     The result is in evaluation mode; ``record`` says which version of scvi-tools wrote it.
 
@@ -75,8 +75,13 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     """
     registry = attributes.get("registry_") or _old_registry(attributes.get("scvi_setup_dict_") or {})
     name = registry.get("model_name", "SCVI")
+    if name == "TOTALVI":
+        from scarcade.models.interop import totalvi  # which stands on this file
+
+        return totalvi.build(state, names, attributes, where=where)
     if name not in KINDS:
-        raise ModelFileError(f"{where}: is a {name} model of scvi-tools; {' and '.join(KINDS)} can be imported so far")
+        known = f"{', '.join(KINDS)} and TOTALVI"
+        raise ModelFileError(f"{where}: is a {name} model of scvi-tools; {known} can be imported so far")
     kind = KINDS[name]
     try:
         schema = _schema(registry, names, n_classes=state["y_prior"].shape[-1] if kind is Scanvi else None)
@@ -236,6 +241,8 @@ def _old_registry(setup: Mapping[str, Any]) -> dict[str, Any]:
         fields[OLD_KEYS.get(key, key)] = {"state_registry": state}
     if extra := setup.get("extra_categoricals"):
         fields["extra_categorical_covs"] = {"state_registry": extra | {"field_keys": extra["keys"]}}
+    if proteins := setup.get("protein_names"):
+        fields["proteins"] = {"state_registry": {"column_names": list(proteins)}}
     if continuous := setup.get("extra_continuous_keys"):
         fields["extra_continuous_covs"] = {"state_registry": {"columns": list(continuous)}}
     return {"scvi_version": setup.get("scvi_version"), "field_registries": fields}
@@ -276,7 +283,8 @@ def _schema(registry: Mapping[str, Any], names: list[str], n_classes: int | None
     )
 
 
-def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema, kind: type[Scvi] = Scvi) -> Scvi.Config:
+def init_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model's constructor, from any version's `init_params_`."""
     flat: dict[str, Any] = {}
     for key, value in given.items():
         if key in ("kwargs", "model_kwargs") and isinstance(value, dict):
@@ -286,6 +294,11 @@ def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema, 
             flat |= value
         else:
             flat[key] = value
+    return flat
+
+
+def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema, kind: type[Scvi] = Scvi) -> Scvi.Config:
+    flat = init_arguments(given)
     if flat.get("batch_representation", "one-hot") != "one-hot":
         raise ModelFileError("batches are embedded (batch_representation='embedding'); only one-hot can be imported")
     if flat.get("var_activation") is not None:

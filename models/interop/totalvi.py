@@ -1,6 +1,6 @@
-"""TOTALVI models of scvi-tools (since 1.3.1): their state dicts as ours, and back.
+"""TOTALVI models of scvi-tools (since 0.15): their state dicts as ours, and back.
 
-Older files have another input transform and loss, which nothing in their weights says; they are refused.
+What a model computes depends on the version that saved it, which nothing in its weights says: `formulation`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from scarcade.engine.errors import ModelFileError, UsageError
-from scarcade.models.interop.scvi_tools import _schema, _tensor
+from scarcade.models.interop.scvi_tools import _schema, _tensor, init_arguments
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
 from scarcade.models.saved import check_schema
@@ -53,7 +53,7 @@ FIELDS = {
     "empirical_protein_background_prior": "empirical_background",
 }
 DROPPED = {"override_missing_proteins", "use_size_factor_key", "n_panel", "panel_key"}
-FIRST = (1, 3, 1)
+FIRST = (0, 15)
 
 
 def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping[str, Any], *, where: str) -> Totalvi:
@@ -66,14 +66,12 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     version = str(registry.get("scvi_version"))
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
     if numbers < FIRST:
-        raise ModelFileError(
-            f"{where}: was saved by scvi-tools {version}; TOTALVI computes another function since 1.3.1, which is the "
-            "one that is known here: train it again"
-        )
+        raise ModelFileError(f"{where}: was saved by scvi-tools {version}; TOTALVI models can be imported since 0.15")
+    formulation = "1.3.1" if numbers >= (1, 3, 1) else "1.2" if numbers >= (1, 2) else "1.0"
     try:
         columns = registry["field_registries"]["proteins"]["state_registry"]["column_names"]
         schema = replace(_schema(registry, names), proteins=tuple(map(str, columns)))
-        model = Totalvi(_config(attributes.get("init_params_") or {}), schema)
+        model = Totalvi(_config(attributes.get("init_params_") or {}, formulation), schema)
         if _tensor(state, "background_pro_alpha").shape != (len(schema.proteins), len(schema.batch)):
             raise ModelFileError("its background prior is not one of each batch (panel_key), which is not known here")
         model.load_state_dict(from_state(model, state))
@@ -185,10 +183,10 @@ def to_state(model: Totalvi, tensors: Mapping[str, Tensor] | None = None) -> dic
 
 def foreign_name(path: str) -> str | None:
     """Our module's path in their state dict; None if it is not a module of theirs."""
-    if path in NAMES:
-        return NAMES[path]
-    if path in TABLES:
-        return TABLES[path]
+    if path in NAMES or path in TABLES:
+        return {**NAMES, **TABLES}[path]
+    if ".conditions" in path:  # a part of its layer
+        return None
     for ours, theirs in TRUNKS.items():
         if path.startswith((f"{ours}.linear.", f"{ours}.norm.")):
             kind, number = path.removeprefix(f"{ours}.").split(".")[:2]
@@ -196,10 +194,15 @@ def foreign_name(path: str) -> str | None:
     return path if path == "library_prior" else None
 
 
-def _config(given: Mapping[str, Any]) -> Totalvi.Config:
-    flat: dict[str, Any] = dict(given.get("non_kwargs", {}))
-    for inner in given.get("kwargs", {}).values():
-        flat |= inner if isinstance(inner, dict) else {}
-    if flat.pop("extra_encoder_kwargs", None) or flat.pop("extra_decoder_kwargs", None):
-        raise ModelFileError("extra_encoder_kwargs or extra_decoder_kwargs of its own cannot be imported")
-    return Totalvi.Config.model_validate({FIELDS.get(k, k): v for k, v in flat.items() if k not in DROPPED})
+def _config(given: Mapping[str, Any], formulation: str) -> Totalvi.Config:
+    flat = init_arguments(given)
+    if flat.pop("extra_encoder_kwargs", None):
+        raise ModelFileError("extra_encoder_kwargs of its own cannot be imported")
+    if extra := flat.pop("extra_decoder_kwargs", None):
+        background = extra.get("activation_function_bg")
+        if extra.keys() != {"activation_function_bg"} or (formulation == "1.3.1" and background == "exp"):
+            raise ModelFileError(f"extra_decoder_kwargs {extra} cannot be imported")
+        if formulation != "1.3.1":
+            formulation = "1.0" if background == "exp" else "1.2"
+    known = {FIELDS.get(k, k): v for k, v in flat.items() if k not in DROPPED}
+    return Totalvi.Config.model_validate({**known, "formulation": formulation})

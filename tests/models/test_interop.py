@@ -13,7 +13,8 @@ import torch
 
 from scarcade.engine.errors import ModelFileError, OpenError, UnsafeFileError
 from scarcade.models.interop.pickles import read_pickle
-from scarcade.models.interop.scvi_tools import read_scvi_tools
+from scarcade.models.interop.scvi_tools import build, read_scvi_tools
+from scarcade.models.totalvi import Totalvi
 from tests.shared import shared
 
 
@@ -196,9 +197,20 @@ def test_models_of_other_people(folder: str, version: str, genes: int, batches: 
         assert (model.config.use_layer_norm, model.config.use_batch_norm) == ("both", "none")
 
 
+@pytest.mark.parametrize(
+    ("folder", "formulation"), [("scvi_tools_exp_activation_totalvi", "1.0"), ("scvi_data_0150_totalvi", "1.3.1")]
+)
+def test_totalvi_models_of_other_people(folder: str, formulation: str) -> None:
+    model = read_scvi_tools(shared(f"data/checkpoints/{folder}"))
+    assert isinstance(model, Totalvi)
+    assert model.config.formulation == formulation
+    assert model.schema.n_genes == 100
+    assert len(model.schema.proteins) == model.background.mean.rows.shape[1]
+
+
 def test_other_classes_say_what_they_are() -> None:
-    with pytest.raises(ModelFileError, match="TOTALVI"):
-        read_scvi_tools(shared("data/checkpoints/scvi_tools_exp_activation_totalvi"))
+    with pytest.raises(ModelFileError, match="PEAKVI"):
+        build({}, ["g0"], {"registry_": {"model_name": "PEAKVI"}}, where="there")
 
 
 def test_the_reader_imports_neither_torch_nor_ours() -> None:

@@ -1,10 +1,14 @@
 """scGen against numbers of scArches 0.6.1 on a model that it trained: latent, decoder, loss, gradients, arithmetic."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from scarcade.engine.contracts import Batch, Step
+from scarcade.jobs.exchange import import_model
 from scarcade.models.interop.scgen import read_scgen, to_state
+from scarcade.models.saved import read
 from scarcade.models.scgen import Scgen
 from tests.models.cells import batch_of
 from tests.parity.test_scvi_shared import Arrays, near
@@ -53,3 +57,11 @@ def test_gradients() -> None:
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         near(found[key], value)
+
+
+def test_it_is_imported(tmp_path: Path) -> None:
+    model = read(import_model(shared("parity/scGen/ref_model"), tmp_path / "model"))
+    assert isinstance(model, Scgen)
+    ours, cells, _ = case()
+    for found, wanted in zip(model.embed(cells), ours.embed(cells), strict=True):
+        assert torch.equal(found, wanted)

@@ -1,0 +1,77 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scarcade.dataloaders.schema import read_query
+from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.errors import CountsError, GenesError, UsageError
+from tests.dataloaders.files import adata, written
+
+REFERENCE = Schema(
+    tuple(f"g{i:02d}" for i in range(20)), Categories("batch", ("b0",)), proteins=("CD3", "CD4", "CD8", "CD19")
+)
+
+
+def table(names: list[str], n: int = 60) -> pd.DataFrame:
+    values = np.random.default_rng(0).poisson(9.0, (n, len(names))).astype(np.float32)
+    return pd.DataFrame(values, columns=names)
+
+
+def test_proteins_of_a_query_come_in_the_order_of_the_reference(tmp_path: Path) -> None:
+    data = adata()
+    found = table(["CD19", "CD56", "CD3"])
+    found.iloc[4, 0] = np.nan
+    data.obsm["protein_expression"] = found.set_index(data.obs_names)
+    for source in (data, written(data, tmp_path / "a.h5ad"), written(data, tmp_path / "a.zarr")):
+        query = read_query(source, REFERENCE)
+        assert query.proteins is not None
+        assert query.proteins_measured is not None
+        np.testing.assert_array_equal(query.proteins[:, 0], found["CD3"])
+        np.testing.assert_array_equal(query.proteins[:, 3], found["CD19"].fillna(0))
+        measured = np.tile([True, False, False, True], (60, 1))
+        measured[4, 3] = False
+        np.testing.assert_array_equal(query.proteins_measured, measured)
+        assert any("2 of the model's 4 proteins" in told for told in query.warnings)
+
+
+def test_what_a_store_says_of_measuring_holds() -> None:
+    data = adata()
+    names = ["CD3", "CD4", "CD8", "CD19"]
+    data.obsm["protein_counts"] = table(names).set_index(data.obs_names)
+    mask = np.random.default_rng(1).random((60, 4)) < 0.5
+    data.obsm["protein_measured"] = pd.DataFrame(mask, data.obs_names, names)
+    query = read_query(data, REFERENCE)
+    assert query.proteins is not None
+    assert query.proteins_measured is not None
+    np.testing.assert_array_equal(query.proteins_measured, mask)
+    assert not query.proteins[~mask].any()
+
+
+def test_a_query_without_proteins_says_so() -> None:
+    data = adata()
+    query = read_query(data, REFERENCE)
+    assert query.proteins is None
+    assert any("has no proteins" in told for told in query.warnings)
+    assert not read_query(data, replace(REFERENCE, proteins=())).warnings
+
+
+def test_what_cannot_be_used_is_told() -> None:
+    data = adata()
+    data.obsm["mine"] = table(["CD3"]).set_index(data.obs_names)
+    query = read_query(data, REFERENCE, protein_key="mine")
+    assert query.proteins is not None
+    with pytest.raises(UsageError, match="'yours'"):
+        read_query(data, REFERENCE, protein_key="yours")
+    data.obsm["protein"] = table(["XX"]).set_index(data.obs_names)
+    with pytest.raises(GenesError, match="none of the model's proteins"):
+        read_query(data, REFERENCE)
+    data.obsm["proteins"] = table(["CD3"]).set_index(data.obs_names)
+    with pytest.raises(UsageError, match="leave one"):
+        read_query(data, REFERENCE)
+    odd = adata()
+    odd.obsm["protein"] = (table(["CD3"]) + 0.5).set_index(odd.obs_names)
+    with pytest.raises(CountsError, match="not counts of a protein"):
+        read_query(odd, REFERENCE)
