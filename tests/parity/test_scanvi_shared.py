@@ -133,20 +133,13 @@ def test_query_outputs(state: str) -> None:
 
 
 def test_query_gradients() -> None:
-    """With what upstream means to train. Its classifier's batch norm, which it trains by accident, stays here."""
+    """With what upstream trains. (This model has no batch norm; of its leak see test_scanvi.py.)"""
     case = case_of()
     model = grown_of(case, "init", train_decoder_norm=True)
     for name, parameter in model.named_parameters():
         if ".conditions.batch" in name:
             parameter.requires_grad_(True)
     found = gradients(model, case.query)
-    left_out = set()
     for key, value in case.arrays("grads_query_init_eval_nonoise").items():
-        if key.startswith("l_encoder"):
-            continue
-        if key.startswith("classifier") and value.any():
-            left_out.add(key.rsplit(".", 1)[0])
-            assert not found[key].any()
-        else:
+        if not key.startswith("l_encoder"):
             near(found[key], value)
-    assert left_out == {"classifier.classifier.0.fc_layers.Layer 0.1"}
