@@ -98,8 +98,15 @@ class Terms(nn.Module):
 
     def encode(self, h_BH: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each term, (B, E) each."""
-        mean_BE = F.linear(h_BH, self.mean.table(), self.mean_bias.table()[:, 0])
-        return mean_BE, F.linear(h_BH, self.log_variance.table(), self.log_variance_bias.table()[:, 0]).exp() + 1e-4
+
+        def head(weight: ConditionRows, bias: ConditionRows) -> Tensor:
+            """Grown rows are a product of their own, so that those of the reference stay the same to the last bit."""
+            known_BE = F.linear(h_BH, weight.rows, bias.rows[:, 0])
+            if weight.new is None or bias.new is None:
+                return known_BE
+            return torch.cat([known_BE, F.linear(h_BH, weight.new, bias.new[:, 0])], 1)
+
+        return head(self.mean, self.mean_bias), head(self.log_variance, self.log_variance_bias).exp() + 1e-4
 
     def add(self, names: Sequence[str], mask_EG: Tensor | None, words: Sequence[object]) -> None:
         """Append trainable rows; first weights are a function of (`words`, name of the term) and how many there are."""

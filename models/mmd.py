@@ -60,7 +60,8 @@ class _WeightedKernel(torch.autograd.Function):
             part_BB = torch.exp(distance_BB * (-0.5 / alpha))
             kernel_BB += part_BB
             slope_BB.add_(part_BB, alpha=-0.5 / alpha)
-        ctx.save_for_backward(z_BD, slope_BB.mul_(weight_BB))
+        slope_BB.mul_(weight_BB).fill_diagonal_(0)  # a cell does not move itself
+        ctx.save_for_backward(z_BD, slope_BB)
         return kernel_BB.mul_(weight_BB).sum()
 
     @staticmethod

@@ -67,7 +67,7 @@ def zero_inflated(x: Tensor, m: Tensor, r: Tensor, pi: Tensor) -> Tensor:
 def trvae(state: State, x: Tensor, code: Tensor, config: Trvae.Config) -> Tensor:
     c = F.one_hot(code, 3).float()
     size = x.sum(1, keepdim=True)
-    seen = torch.log1p(x / size * 1e4) if config.recon_loss == "mse" else torch.log1p(x)
+    seen = torch.log1p(x / size.clamp(min=1) * 1e4) if config.recon_loss == "mse" else torch.log1p(x)
     mean, variance = encode(state, seen, c)
     y = norm(state, "decoder.FirstL.N0", layer(state, "decoder.FirstL.L0", mean, c))
     h = norm(state, "decoder.HiddenL.N1", F.linear(y, state["decoder.HiddenL.L1.weight"]))
@@ -100,7 +100,7 @@ def hsic(z: Tensor, s: Tensor) -> Tensor:
 def expimap(state: State, x: Tensor, code: Tensor, config: Expimap.Config) -> Tensor:
     c = F.one_hot(code, 3).float()
     size = x.sum(1, keepdim=True)
-    seen = torch.log1p(x / size * 1e4) if config.recon_loss == "mse" else torch.log1p(x)
+    seen = torch.log1p(x / size.clamp(min=1) * 1e4) if config.recon_loss == "mse" else torch.log1p(x)
     mean, variance = encode(state, seen, c)
     weight = state["decoder.L0.expr_L.weight"]
     if "decoder.L0.expr_L.mask" in state:
