@@ -166,7 +166,7 @@ def resolved(
         kind(own, store.schema)
     return config.model_copy(
         update={
-            "model": own.model_dump(mode="json"),
+            "model": own.model_dump(mode="json", exclude_none=True),
             "data": config.data.model_copy(update={"lanes": config.data.lanes or lanes_for(config.scale.workers)}),
             "optim": config.optim.model_copy(update={"epochs": config.optim.epochs or default_epochs(store.n_cells)}),
         }
