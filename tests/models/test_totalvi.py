@@ -181,7 +181,7 @@ def test_surgery_moves_rows_of_new_batches_alone() -> None:
     assert all(name.endswith(".new") for name in moved)
     assert delta(grown).keys() - moved == {"efficiency.new", "adversary.classes.new"}
     old = cells(model.schema, 20, None, seed=2)
-    for a, b in zip(model.embed(old), grown.eval().embed(old), strict=True):
+    for a, b in zip(model.eval().embed(old), grown.eval().embed(old), strict=True):
         assert torch.equal(a, b)
 
 

@@ -18,7 +18,7 @@ from tests.models.cells import batch_of
 from tests.parity.test_scvi import Arrays, near, part
 
 HERE = Path(__file__).parent
-CASES = ["covariates", "default", "labels", "latent_library", "logistic_normal", "missing"]
+CASES = ["covariates", "decoder_only", "default", "latent_library", "logistic_normal", "missing"]
 QUERIES = ["default", "missing"]
 PATHS = ["eager", "auto"]
 
