@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {"epochs": 3, "report": {"picture": "pca"}, "optim": {"l
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("scanvi")
-    return simulate(folder / "a.zarr", cells=600, genes=60, batches=2, labels=3, seed=2, label_effect=1.5)
+    return simulate(folder / "a.zarr", cells=600, genes=150, batches=2, labels=3, seed=2, label_effect=3.0)
 
 
 def trained(store: Store, out: Path, said: list[Mapping[str, Any]] | None = None, **more: Any) -> TrainedRun:
@@ -39,7 +39,7 @@ def trained(store: Store, out: Path, said: list[Mapping[str, Any]] | None = None
 
 @pytest.fixture(scope="module")
 def reference(store: Store, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    return trained(store, tmp_path_factory.mktemp("scanvi") / "run", epochs=12, recipe="scarches")
+    return trained(store, tmp_path_factory.mktemp("scanvi") / "run", epochs=20, recipe="scarches")
 
 
 @pytest.fixture(scope="module")
