@@ -11,7 +11,7 @@ differs on purpose is in docs/deviations.md. Shapes: B cells, G genes, H hidden 
 L = T + E latent dimensions, ordered [programs | constrained | unconstrained].
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -194,7 +194,7 @@ class Expimap(AtlasModel):
             terms.settle()
         if not config.soft_mask and not self.mask.is_meta:
             with torch.no_grad():
-                self.decoder.weight *= self.mask
+                self.decoder.weight.mul_(self.mask)
 
     def _mask(self, programs: Mapping[str, Sequence[str]]) -> Tensor:
         """(programs, G): 1 where a gene is in a program.
@@ -228,7 +228,7 @@ class Expimap(AtlasModel):
         terms.add(names, mask_EG, (*words, kind))
         if terms.genes.new is not None and terms.new_mask is not None and not self.config.soft_ext_mask:
             with torch.no_grad():
-                terms.genes.new *= terms.new_mask
+                terms.genes.new.mul_(terms.new_mask)
 
     def extend(self, settings: Mapping[str, Any], *, seed: int) -> None:
         """New terms for a query: `n_ext` unconstrained ones and those of `new_programs`, behind those that are there.
@@ -318,7 +318,7 @@ class Expimap(AtlasModel):
         return mean_BL, variance_BL
 
     def decode(self, z_BL: Tensor, batch: Batch, *, transform_batch: int | None = None) -> Tensor:
-        """What the last layer makes expression of, (B, G); with `transform_batch` as if every cell were of that batch."""
+        """The input of the last layer, (B, G); with `transform_batch` as if every cell were of that batch."""
         codes = covariate_codes(batch)
         if transform_batch is not None:
             codes["batch"] = torch.full_like(batch.batch, transform_batch)
@@ -345,10 +345,14 @@ class Expimap(AtlasModel):
         return self.config.decoder_last_layer or ("identity" if self.config.recon_loss == "mse" else "softmax")
 
     def _last(self, eta_BG: Tensor) -> Tensor:
-        kind = self._last_layer
-        if kind == "softmax":
-            return torch.softmax(eta_BG, -1)
-        return {"softplus": F.softplus, "exp": torch.exp, "relu": F.relu, "identity": torch.Tensor.clone}[kind](eta_BG)
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "softmax": lambda eta: torch.softmax(eta, -1),
+            "softplus": F.softplus,
+            "exp": torch.exp,
+            "relu": F.relu,
+            "identity": lambda eta: eta,
+        }
+        return functions[self._last_layer](eta_BG)
 
     def dependence(self, z_BL: Tensor) -> Tensor:
         """HSIC of the unconstrained terms with the rest; or of each of them with all others, summed."""

@@ -45,7 +45,8 @@ def pair_weights(code_B: Tensor, boundary: int | None, dtype: torch.dtype) -> Te
         edge_CC = ((before_C[:, None] != before_C) & enough_C[:, None] & enough_C).to(dtype)
     laplacian_CC = torch.diag(edge_CC.sum(1)) - edge_CC
     share_C = 1.0 / n_C.to(dtype)
-    return (laplacian_CC * share_C[:, None] * share_C)[place_B][:, place_B]
+    weight_BB: Tensor = (laplacian_CC * share_C[:, None] * share_C)[place_B][:, place_B]
+    return weight_BB
 
 
 class _WeightedKernel(torch.autograd.Function):

@@ -8,6 +8,7 @@ Shapes: B cells, I inputs, H outputs.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from scarcade.models.model import AtlasModel
 
 
 def _split(value: Any) -> Any:
-    return [part for part in value.replace(",", " ").split()] if isinstance(value, str) else value
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 Width = Annotated[int, Field(ge=1, le=65536)]
@@ -137,7 +138,7 @@ class Stack(nn.Module):
         super().__init__()
         self.dropout_rate, self.layer_norm = config.dropout_rate, config.norm == "layer"
         self.first = SplitLinear(widths[0], widths[1], sizes, generator, bias=bias)
-        pairs = list(zip(widths[1:], widths[2:], strict=False))
+        pairs = list(pairwise(widths[1:]))
         kind = layers.Linear if bias else PlainLinear
         self.hidden = nn.ModuleList(kind(n_in, n_out, generator) for n_in, n_out in pairs)
         self.norm = nn.ModuleList(BatchNorm(n) for n in widths[1:] if config.norm == "batch")

@@ -81,11 +81,14 @@ def test_programs_of_files_are_in_the_model(store: Store, gmt: Path, expimap: Pa
 def test_what_the_model_says_of_its_programs(store: Store, expimap: Path) -> None:
     trained = load(expimap)
     table = program_table(trained)
-    assert list(table.index) == [f"made_{p}" for p in range(4)] and table["active"].all()
+    assert list(table.index) == [f"made_{p}" for p in range(4)]
+    assert table["active"].all()
     genes = program_genes(trained, "made_1")
-    assert genes["in_program"].all() and genes["weight"].abs().is_monotonic_decreasing
+    assert genes["in_program"].all()
+    assert genes["weight"].abs().is_monotonic_decreasing
     found = enrichment(trained, store, "label")
-    assert len(found) == 3 * 4 and found["bayes_factor"].between(-28, 28).all()
+    assert len(found) == 3 * 4
+    assert found["bayes_factor"].between(-28, 28).all()
     one = enrichment(trained, store, "label", store.schema.labels[0].values[0], use_directions=False)
     assert set(one["group1"]) == {store.schema.labels[0].values[0]}
     with pytest.raises(UsageError, match="no program"):
@@ -112,7 +115,8 @@ def test_a_query_learns_new_programs_on_the_reference(store: Store, expimap: Pat
     assert reference_hash(read(expimap)) == before
     assert ad.read_h5ad(tmp_path / "out" / "q.h5ad").obsm["X_expiMap"].shape[1] == 6
     grown = read_delta(tmp_path / "out" / "q.delta", read(expimap))
-    assert isinstance(grown, Expimap) and grown.terms_names[4:] == ["new", "unconstrained_0"]
+    assert isinstance(grown, Expimap)
+    assert grown.terms_names[4:] == ["new", "unconstrained_0"]
 
 
 def test_a_query_maps_onto_trvae(store: Store, tmp_path: Path) -> None:
@@ -129,7 +133,9 @@ def test_a_query_maps_onto_trvae(store: Store, tmp_path: Path) -> None:
 def test_programs_as_settings(store: Store, gmt: Path) -> None:
     genes = store.schema.genes
     given = with_programs({"programs": str(gmt), "min_program_genes": "2", "n_ext": 1}, genes)
-    assert len(given["programs"]) == 4 and given["n_ext"] == 1 and "min_program_genes" not in given
+    assert len(given["programs"]) == 4
+    assert given["n_ext"] == 1
+    assert "min_program_genes" not in given
     named = {"programs": {"p": [genes[0]]}}
     assert with_programs(named, genes) == named
     with pytest.raises(GenesError, match="0 of 5 programs"):
@@ -139,7 +145,7 @@ def test_programs_as_settings(store: Store, gmt: Path) -> None:
 
 
 def test_expimap_without_programs_says_what_it_wants(store: Store, tmp_path: Path, atlas: Atlas) -> None:
-    with pytest.raises(UsageError, match="--programs FILE.gmt"):
+    with pytest.raises(UsageError, match=r"--programs FILE\.gmt"):
         train(store, "expimap", out=tmp_path, epochs=1)
     with pytest.raises(UsageError, match="scvi model"):
         program_table(load(atlas.model))

@@ -32,7 +32,8 @@ def test_directions_turn_the_sign_and_silent_programs_are_zero() -> None:
     rows = np.arange(200), np.arange(200, 500)
     plain = compare_groups(mean, variance, *rows)
     turned = compare_groups(mean, variance, *rows, directions=np.array([1, -1, 1]))
-    assert plain.bayes_factor[0] > 1 and plain.bayes_factor[2] == plain.p_h0[2] == plain.p_h1[2] == 0
+    assert plain.bayes_factor[0] > 1
+    assert plain.bayes_factor[2] == plain.p_h0[2] == plain.p_h1[2] == 0
     assert turned.bayes_factor[0] == plain.bayes_factor[0]
     assert turned.bayes_factor[1] == pytest.approx(-plain.bayes_factor[1])
     again = compare_groups(mean, variance, *rows)

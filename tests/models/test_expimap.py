@@ -62,7 +62,8 @@ def test_weights_stay_zero_outside_a_hard_mask() -> None:
     model = model_of(alpha=0.0)
     steps(model.train(), made_batch(SCHEMA, 32), 10)
     outside = model.mask == 0
-    assert not model.decoder.weight[outside].any() and model.decoder.weight[~outside].all()
+    assert not model.decoder.weight[outside].any()
+    assert model.decoder.weight[~outside].all()
     assert model.mask[:, 0].nonzero()[:, 0].tolist() == [0, 1, 2, 3]
 
 
@@ -81,7 +82,8 @@ def test_the_group_lasso_switches_programs_off_by_their_weight() -> None:
     steps(model.train(), made_batch(SCHEMA, 32), 5)
     assert model.active_terms().tolist() == [True, False, True]
     sign, confidence = model.directions("counts")
-    assert sign[1] == 0 and confidence[1] == 0
+    assert sign[1] == 0
+    assert confidence[1] == 0
 
 
 def test_directions_follow_the_weights() -> None:
@@ -131,7 +133,8 @@ def test_a_model_with_new_terms_is_saved_and_read(tmp_path: Path) -> None:
     model = model_of(n_ext=1, new_programs={"more": ("g7", "g8")})
     save(model, tmp_path / "m", training={}, data_fingerprint=None)
     again, batch = read(tmp_path / "m"), made_batch(SCHEMA)
-    assert isinstance(again, Expimap) and again.terms_names == [*PROGRAMS, "more", "unconstrained_0"]
+    assert isinstance(again, Expimap)
+    assert again.terms_names == [*PROGRAMS, "more", "unconstrained_0"]
     torch.testing.assert_close(again.embed(batch)[0], model.eval().embed(batch)[0], rtol=0, atol=0)
     assert again.n_latent == 5
 
@@ -157,7 +160,8 @@ def test_surgery_learns_new_terms_beside_the_reference(before: dict[str, Any], t
     steps(grown.train(), made_batch(GROWN, 32, first_batch=2), 8)
     assert reference_hash(grown) == hashed
     constrained = grown.terms[CONSTRAINED]
-    assert isinstance(constrained, Terms) and constrained.genes.new is not None
+    assert isinstance(constrained, Terms)
+    assert constrained.genes.new is not None
     assert constrained.genes.new[0].nonzero()[:, 0].tolist() == [7, 8]
 
     cells = made_batch(SCHEMA, 10)
@@ -167,14 +171,16 @@ def test_surgery_learns_new_terms_beside_the_reference(before: dict[str, Any], t
     assert model.fingerprint is not None
     save_delta(grown, tmp_path / "d", parent=model.fingerprint, training={})
     again = read_delta(tmp_path / "d", model)
-    assert isinstance(again, Expimap) and again.terms_names == grown.terms_names
+    assert isinstance(again, Expimap)
+    assert again.terms_names == grown.terms_names
     torch.testing.assert_close(again.embed(cells)[0], grown.embed(cells)[0], rtol=0, atol=0)
     assert delta(again).keys() == delta(grown).keys()
 
     save(grown, tmp_path / "whole", training={}, data_fingerprint=None)  # an updated reference
     whole = read(tmp_path / "whole")
     torch.testing.assert_close(whole.embed(cells)[0], grown.embed(cells)[0])
-    assert isinstance(whole, Expimap) and FREE in whole.terms
+    assert isinstance(whole, Expimap)
+    assert FREE in whole.terms
 
 
 def test_surgery_refuses_what_it_cannot_add() -> None:

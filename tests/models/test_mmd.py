@@ -67,11 +67,14 @@ def test_one_condition_has_nothing_to_compare() -> None:
     z = torch.randn(8, 2, requires_grad=True)
     value = mmd(z, torch.full((8,), 3))
     value.backward()  # type: ignore[no-untyped-call]
-    assert value.item() == 0 and z.grad is not None and not z.grad.any()
+    assert value.item() == 0
+    assert z.grad is not None
+    assert not z.grad.any()
 
 
 def test_cells_that_lie_together_have_a_gradient_without_noise() -> None:
     """The narrowest Gaussian has a slope of 5e5 there, which must cancel exactly."""
     z = torch.full((6, 4), 3.3, requires_grad=True)
     mmd(z, torch.tensor([0, 0, 0, 1, 1, 1])).backward()  # type: ignore[no-untyped-call]
-    assert z.grad is not None and z.grad.abs().max() < 1e-4
+    assert z.grad is not None
+    assert z.grad.abs().max() < 1e-4

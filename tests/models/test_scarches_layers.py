@@ -33,7 +33,8 @@ def test_rows_of_a_new_category_do_not_depend_on_the_others() -> None:
         layer = SplitLinear(5, 3, {"batch": 1}, seeded(0), bias=True)
         layer.grow({"batch": new}, 7, "encoder.trunk.first")
         table = layer.conditions["batch"]
-        assert isinstance(table, ConditionRows) and table.new is not None
+        assert isinstance(table, ConditionRows)
+        assert table.new is not None
         return table.new.detach()
 
     torch.testing.assert_close(grown(("x",))[0], grown(("w", "x"))[1])
@@ -42,9 +43,11 @@ def test_rows_of_a_new_category_do_not_depend_on_the_others() -> None:
 def test_a_stack_has_the_layers_of_its_widths() -> None:
     config = ScarchesConfig(norm="batch", dropout_rate=0)
     stack = Stack((6, 8, 4), {"batch": 3}, config, seeded(0), bias=False)
-    assert len(stack.norm) == 2 and [p.shape for p in stack.hidden.parameters()] == [torch.Size([4, 8])]
+    assert len(stack.norm) == 2
+    assert [p.shape for p in stack.hidden.parameters()] == [torch.Size([4, 8])]
     out = stack(torch.randn(4, 6), CODES, None)
-    assert out.shape == (4, 4) and (out >= 0).all()
+    assert out.shape == (4, 4)
+    assert (out >= 0).all()
 
 
 def test_widths_from_a_command_line() -> None:

@@ -48,7 +48,8 @@ def test_the_penalty_is_the_mmd_of_what_is_asked_for() -> None:
     x = batch.counts.dense(torch.device("cpu"))
     mean, _ = z.encode(x, x.sum(1), batch)
     on_z, on_y = z.losses(batch, Step(), None), y.losses(batch, Step(), None)
-    assert on_z.penalty is not None and on_y.penalty is not None
+    assert on_z.penalty is not None
+    assert on_y.penalty is not None
     torch.testing.assert_close(on_z.penalty, 2 * mmd(mean, batch.batch))
     torch.testing.assert_close(on_y.penalty, 2 * mmd(y.decode(mean, batch).first_BH, batch.batch))
     torch.testing.assert_close(on_z.terms["mmd"], on_z.penalty.expand(24))
@@ -68,7 +69,7 @@ def test_an_empty_cell_has_a_loss_and_a_latent() -> None:
         model = model_of(recon_loss=recon_loss)
         losses = model.losses(batch, Step(), None)
         assert losses.minimise.isfinite().all()
-        losses.minimise.sum().backward()
+        losses.minimise.sum().backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
         assert all(part.isfinite().all() for part in model.embed(batch))
 
@@ -96,7 +97,8 @@ def test_surgery_moves_rows_of_new_conditions_alone() -> None:
     schema = made_schema(30, batches="abcde", categorical=("xyz",))
     grown, before = grow(model, schema, seed=0), reference_hash(model)
     assert trainable(grown).keys() == delta(grown).keys()
-    assert all(name.endswith(".new") for name in trainable(grown)) and len(trainable(grown)) == 5
+    assert all(name.endswith(".new") for name in trainable(grown))
+    assert len(trainable(grown)) == 5
     old = made_batch(SCHEMA, 12)
     torch.testing.assert_close(model.eval().embed(old)[0], grown.embed(old)[0], rtol=0, atol=0)
     new = made_batch(schema, 32, first_batch=3)
@@ -104,7 +106,7 @@ def test_surgery_moves_rows_of_new_conditions_alone() -> None:
     for _ in range(5):
         losses = grown.losses(new, Step(), None)
         assert losses.penalty is not None
-        (losses.minimise.mean() + losses.penalty).backward()
+        (losses.minimise.mean() + losses.penalty).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     assert reference_hash(grown) == before
     torch.testing.assert_close(model.embed(old)[0], grown.embed(old)[0], rtol=0, atol=0)

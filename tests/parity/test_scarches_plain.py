@@ -144,7 +144,8 @@ CASES: list[tuple[type[ScarchesModel], dict[str, Any]]] = [
 @pytest.mark.parametrize(("kind", "config"), CASES, ids=str)
 def test_loss_and_gradients_are_those_of_the_formulas(kind: type[ScarchesModel], config: dict[str, Any]) -> None:
     settings = {"hidden_layer_sizes": (12, 8)} | ({"n_latent": 4} if kind is Trvae else {"programs": PROGRAMS}) | config
-    model = kind(kind.Config.model_validate(settings), SCHEMA, seed=1).eval()
+    checked: Any = kind.Config.model_validate(settings)
+    model = kind(checked, SCHEMA, seed=1).eval()
     for module in model.modules():
         if isinstance(module, BatchNorm):
             generator = torch.Generator().manual_seed(0)
@@ -153,7 +154,7 @@ def test_loss_and_gradients_are_those_of_the_formulas(kind: type[ScarchesModel],
     batch = made_batch(SCHEMA, 30)
     losses = model.losses(batch, Step(), None)
     found = losses.minimise.mean() + (0 if losses.penalty is None else losses.penalty)
-    found.backward()
+    found.backward()  # type: ignore[no-untyped-call]
 
     state = {key: torch.from_numpy(np.array(value)).requires_grad_() for key, value in to_state(model).items()}
     x = batch.counts.dense(torch.device("cpu"))
@@ -174,7 +175,8 @@ def test_loss_and_gradients_are_those_of_the_formulas(kind: type[ScarchesModel],
 @pytest.mark.parametrize(("kind", "config"), CASES, ids=str)
 def test_weights_survive_the_way_there_and_back(kind: type[ScarchesModel], config: dict[str, Any]) -> None:
     settings = {"hidden_layer_sizes": (12, 8)} | ({"n_latent": 4} if kind is Trvae else {"programs": PROGRAMS}) | config
-    model = kind(kind.Config.model_validate(settings), SCHEMA, seed=1)
+    checked: Any = kind.Config.model_validate(settings)
+    model = kind(checked, SCHEMA, seed=1)
     back = from_state(model, to_state(model))
     assert back.keys() == model.state_dict().keys()
     for key, value in model.state_dict().items():
