@@ -147,9 +147,7 @@ def predict_response(
     return pd.DataFrame(np.concatenate(parts), index=names, columns=list(model.schema.genes)), shift_L
 
 
-def remove_batches(
-    trained: Trained, data: Any, *, batch_key: str, label_key: str, batch_size: int = BATCH_SIZE
-) -> Any:
+def remove_batches(trained: Trained, data: Any, *, batch_key: str, label_key: str, batch_size: int = BATCH_SIZE) -> Any:
     """An AnnData of corrected expression: each label's batches are shifted onto its largest batch, and decoded.
 
     Its X is normalised log expression (n, G), its obsm["latent_corrected"] the latent of that. Cells without a label

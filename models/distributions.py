@@ -48,9 +48,7 @@ def zinb_elements(x_BG: Tensor, rate_BG: Tensor, log_theta: Tensor, dropout_BG: 
     return torch.where(x_BG < EPS, zero_BG, more_BG)
 
 
-def nb_mixture_elements(
-    x_BP: Tensor, low_BP: Tensor, high_BP: Tensor, log_theta: Tensor, mixing_BP: Tensor
-) -> Tensor:
+def nb_mixture_elements(x_BP: Tensor, low_BP: Tensor, high_BP: Tensor, log_theta: Tensor, mixing_BP: Tensor) -> Tensor:
     """log of a mixture of two negative binomials with means low and high and one theta, (B, P).
 
     sigmoid(mixing) is the weight of the low component (totalVI: of the background).

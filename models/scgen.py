@@ -9,6 +9,7 @@ Shapes: B cells, G genes, L latent dimensions, H hidden units.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -37,8 +38,7 @@ class LeakyStack(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout_rate, self.bare_first = dropout_rate, bare_first
-        pairs = list(zip(widths, widths[1:], strict=False))
-        self.linear = nn.ModuleList(PlainLinear(n_in, n_out, generator) for n_in, n_out in pairs)
+        self.linear = nn.ModuleList(PlainLinear(n_in, n_out, generator) for n_in, n_out in pairwise(widths))
         self.norm = nn.ModuleList(BatchNorm(n) for n in widths[1 + bare_first :])
 
     def forward(self, x_BI: Tensor, noise: Noise | None) -> Tensor:

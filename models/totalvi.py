@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step

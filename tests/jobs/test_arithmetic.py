@@ -137,7 +137,8 @@ def test_map_encodes_a_query_and_trains_nothing(store: Store, run: TrainedRun, t
     cells = store.to_anndata([store.schema.batch.values[0]])
     cells.obs["batch"] = "new"
     cells.write_h5ad(tmp_path / "donor.h5ad")
-    result = map_queries(Path(run.path) / "model", tmp_path / "donor.h5ad", tmp_path / "out", batch_key="batch")
+    model, donor = Path(run.path) / "model", tmp_path / "donor.h5ad"
+    result = map_queries(model, donor, tmp_path / "out", batch_key="batch", report={"picture": "pca"})
     (record,) = result.queries
     assert record["state"] == "done", record["reason"]
     assert "trains nothing" in " ".join(record["warnings"])

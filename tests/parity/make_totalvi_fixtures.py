@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
+
 from tests.parity.make_fixtures import COVARIATES, Noiseless, cells, save, state
 
 N_PROTEINS = 6
