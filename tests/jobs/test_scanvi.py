@@ -72,7 +72,7 @@ def test_it_trains_and_predicts(store: Store, reference: TrainedRun) -> None:
 
 
 def test_more_epochs_continue_to_the_weights_of_a_longer_run(store: Store, tmp_path: Path) -> None:
-    more = {"settings": {**SMALL, "data": {"batch_size": 64, "samples_per_label": 20}}}
+    more: dict[str, Any] = {"settings": {**SMALL, "data": {"batch_size": 64, "samples_per_label": 20}}}
     trained(store, tmp_path / "part", epochs=1, **more)
     trained(store, tmp_path / "part", epochs=3, **more)
     trained(store, tmp_path / "whole", epochs=3, **more)
