@@ -1,0 +1,310 @@
+"""Label transfer by every model on the baseline's splits: a reference, a query mapped onto it, its labels guessed.
+
+The same cells, genes, epochs and settings as the originals had, and one classifier for all: scikit-learn's
+KNeighborsClassifier weighted by distance on the latent means; for scanvi its own classifier too. "map" is what
+`scarcade map` itself predicts. Everything goes through the functions behind `scarcade ingest`, `train` and `map`.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TASK = "labels"
+EPOCHS = {"mixology": 100, "pbmc": 80, "pbmc_clean": 80}
+PEER = "scvi-tools SCVI"
+COLUMNS = ("accuracy_k15", "accuracy_k50", "macro_f1_k15", "macro_f1_k50", "accuracy_own", "macro_f1_own")
+COLUMNS += ("accuracy_map", "macro_f1_map")
+NUMBERS = ("query_reconstruction", "query_elbo", "reference_cpu_s", "query_cpu_s")
+OF_BASELINE = {
+    "accuracy_k15": "acc_k15",
+    "accuracy_k50": "acc_k50",
+    "macro_f1_k15": "macroF1_k15",
+    "macro_f1_k50": "macroF1_k50",
+    "accuracy_own": "own_acc",
+    "macro_f1_own": "own_macroF1",
+    "query_reconstruction": "query_recon",
+    "query_elbo": "query_elbo",
+    "reference_cpu_s": "ref_cpu_s",
+    "query_cpu_s": "query_cpu_s",
+}
+SCVI = {
+    "n_layers": 2,
+    "use_layer_norm": "both",
+    "use_batch_norm": "none",
+    "encode_covariates": True,
+    "dropout_rate": 0.2,
+    "gene_likelihood": "zinb",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model, its settings as the originals were run, and the original's name in the baseline."""
+
+    model: str
+    original: str | None
+    train: Mapping[str, Any]  # settings of `sca.train`
+    query: Mapping[str, Any] = field(default_factory=dict)  # sections of `sca.map_queries`
+    start: str | None = None  # the method whose model this one starts from
+    epochs: int | None = None  # of the reference; default: the split's
+    programs: bool = False  # gene programs, and only the genes in one of them
+
+
+METHODS = {
+    "scarcade scvi": Method("scvi", PEER, {"model": SCVI}),
+    "scarcade scanvi": Method(
+        "scanvi", "SCANVI", {"data": {"samples_per_label": 100}}, start="scarcade scvi", epochs=20
+    ),
+    "scarcade trvae": Method(
+        "trvae",
+        "trVAE",
+        {"model": {"hidden_layer_sizes": (128, 128)}, "optim": {"kl_epochs": 200.0}},
+        {"optim": {"kl_epochs": 200.0}},
+    ),
+    "scarcade expimap": Method(
+        "expimap",
+        "expiMap",
+        {
+            "model": {"hidden_layer_sizes": (256, 256, 256), "min_program_genes": 12, "alpha": 0.7},
+            "optim": {"kl_max": 0.5, "kl_epochs": 100.0},
+        },
+        {"optim": {"kl_max": 0.1, "kl_epochs": 100.0}},
+        programs=True,
+    ),
+    "scarcade scgen": Method(
+        "scgen",
+        "scGen",
+        {"model": {"hidden_layer_sizes": (256, 128)}, "optim": {"early_stopping": False}, "data": {"batch_size": 32}},
+        epochs=50,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's two files, and its stores and runs in the folder `work`."""
+
+    name: str
+    seed: int
+    h5ad: Path
+    work: Path
+    gmt: Path | None
+
+    def cells(self, *, query: bool, genes: list[str] | None = None) -> Any:
+        import anndata as ad
+
+        data = ad.read_h5ad(self.h5ad)
+        chosen = data[data.obs["query"].to_numpy(bool) == query]
+        return (chosen if genes is None else chosen[:, genes]).copy()
+
+    def folder(self, method: str) -> Path:
+        return self.work / f"{self.name}-{self.seed}-{method.replace(' ', '-')}"
+
+    def genes(self, method: Method) -> list[str] | None:
+        """The genes that are in a program, of a method with programs; None: all."""
+        from scarcade.dataloaders.programs import read_programs
+
+        if not method.programs:
+            return None
+        if self.gmt is None:
+            raise SystemExit(f"{method.model}: give --gmt FILE")
+        known = list(self.cells(query=False).var_names)
+        kept = read_programs([self.gmt], known, min_genes=method.train["model"]["min_program_genes"]).programs
+        inside = {gene for program in kept.values() for gene in program}
+        return [gene for gene in known if gene in inside]
+
+
+def trained(split: Split, name: str) -> tuple[Path, float]:
+    """Folder of the reference's model by a method, and the CPU seconds of its training (0: it was there)."""
+    import scarcade as sca
+
+    method = METHODS[name]
+    start = None if method.start is None else trained(split, method.start)[0]
+    folder = split.folder(name)
+    genes = split.genes(method)
+    store = split.work / f"{split.name}-{split.seed}{'-programs' if method.programs else ''}.zarr"
+    if not store.exists():
+        file = store.with_suffix(".h5ad")
+        split.cells(query=False, genes=genes).write_h5ad(file)
+        sca.ingest([file], store, batch_key="batch", label_keys=["lab"], seed=split.seed, report=lambda line: None)
+    began = time.process_time()
+    sca.train(
+        store,
+        model=method.model,
+        out=folder,
+        init_from=start,
+        programs=[split.gmt] if method.programs and split.gmt else None,
+        epochs=method.epochs or EPOCHS[split.name],
+        seed=split.seed,
+        workers=0,
+        threads=1,
+        settings=method.train,
+        progress=lambda line: None,
+    )
+    return folder / "model", time.process_time() - began
+
+
+def measured(split: Split, name: str) -> dict[str, Any]:
+    """Train, map, score: a row of the table."""
+    import anndata as ad
+
+    import scarcade as sca
+
+    method = METHODS[name]
+    model, reference_s = trained(split, name)
+    query = split.cells(query=True, genes=split.genes(method))
+    out = split.folder(name) / "mapped"
+    began = time.process_time()
+    settings = {"optim": {"epochs": EPOCHS[split.name], **method.query.get("optim", {})}}
+    sca.map_queries(
+        model,
+        {"query": query},
+        out,
+        batch_key="batch",
+        label_key=["lab"],
+        seed=split.seed,
+        workers=0,
+        threads=1,
+        report={"picture": "pca"},
+        **{**method.query, **settings},
+    ).raise_if_failed()
+    query_s = time.process_time() - began
+
+    result = ad.read_h5ad(out / "query.h5ad")
+    reference = sca.load(model)
+    known, latent = known_latent(split, method, reference)
+    mapped = result.obsm[reference.model.obsm_key]
+    if method.programs:
+        active = reference.model.active_terms().numpy()
+        latent, mapped = latent[:, active], mapped[:, active]
+    row: dict[str, Any] = {"reference_cpu_s": reference_s, "query_cpu_s": query_s}
+    row["reference_epochs"] = json.loads((model / "model.json").read_text())["training"]["epochs"]
+    if method.model in ("scvi", "scanvi"):
+        surgery = sca.load(model, delta=out / "query.delta")
+        row["query_elbo"] = float(surgery.get_elbo(query))
+        row["query_reconstruction"] = float(surgery.get_reconstruction_error(query)["reconstruction_loss"])
+    truth = result.obs["lab"].astype(str).to_numpy()
+    for k in (15, 50):
+        row |= scores(f"k{k}", truth, neighbours(latent, known, mapped, k))
+    row |= scores("map", truth, result.obs["lab_pred"].astype(str).to_numpy())
+    if method.model == "scanvi":
+        row |= scores("own", truth, result.obs["lab_scanvi"].astype(str).to_numpy())
+    return row
+
+
+def known_latent(split: Split, method: Method, reference: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and latent means of the reference's cells; of scgen after its batches were taken out, as the baseline."""
+    from scarcade.jobs.arithmetic import CORRECTED, remove_batches
+
+    cells = split.cells(query=False, genes=split.genes(method))
+    known = cells.obs["lab"].astype(str).to_numpy()
+    if method.model == "scgen":
+        return known, remove_batches(reference, cells, batch_key="batch", label_key="lab").obsm[CORRECTED]
+    return known, reference.get_latent_representation(cells)
+
+
+def neighbours(latent: np.ndarray, known: np.ndarray, mapped: np.ndarray, k: int) -> np.ndarray:
+    """The classifier of the baseline."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    predicted: np.ndarray = KNeighborsClassifier(n_neighbors=k, weights="distance").fit(latent, known).predict(mapped)
+    return predicted
+
+
+def scores(name: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Accuracy, and F1 averaged over the classes that the query has."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    classes = sorted(set(truth))
+    return {
+        f"accuracy_{name}": float(accuracy_score(truth, predicted)),
+        f"macro_f1_{name}": float(f1_score(truth, predicted, average="macro", labels=classes)),
+    }
+
+
+def peer(python: Path, split: Split) -> dict[str, Any]:
+    """scvi-tools on a split, in its own interpreter."""
+    script = Path(__file__).parent / "peers" / "scvi_quality.py"
+    command = [str(python), str(script), str(split.h5ad), "--epochs", str(EPOCHS[split.name])]
+    printed = subprocess.run([*command, "--seed", str(split.seed)], capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(printed.strip().splitlines()[-1]))
+
+
+def rows(
+    options: argparse.Namespace, have: set[tuple[str, str, str, int]], keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """Measure what `have` lacks, seed by seed, and `keep` each row as it is done."""
+    methods = [PEER, *METHODS] if options.peer_python else list(METHODS)
+    for seed in options.seeds:
+        for name in options.only or EPOCHS:
+            if name not in EPOCHS:
+                continue
+            split = Split(name, seed, options.splits / f"{name}_hvg.h5ad", options.work, options.gmt)
+            for method in options.methods or methods:
+                if (TASK, name, method, seed) in have:
+                    continue
+                row = peer(options.peer_python, split) if method == PEER else measured(split, method)
+                keep({"task": TASK, "split": name, "method": method, **row, "seed": seed})
+
+
+def table(rows: list[dict[str, Any]], baseline: Mapping[str, Any]) -> str:
+    """Means over seeds, each of ours below its original; then the difference, averaged over splits and seeds."""
+    of_baseline = [original(row) for row in baseline.get("quality", ())]
+    lines = [
+        f"| split | method | seeds | {' | '.join(c.replace('macro_f1', 'F1') for c in COLUMNS + NUMBERS)} |",
+        "|" + "---|" * (3 + len(COLUMNS + NUMBERS)),
+    ]
+    for split in EPOCHS:
+        for name, method in METHODS.items():
+            for label, found in pairs(split, name, method, rows, of_baseline):
+                cells = [mean(found, c, ".3f") for c in COLUMNS] + [mean(found, c, ".1f") for c in NUMBERS]
+                lines.append(f"| {split} | {label} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *differences(rows, of_baseline)])
+
+
+def original(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the baseline, by our names."""
+    found = {ours: row[theirs] for ours, theirs in OF_BASELINE.items() if theirs in row}
+    return {"split": row["dataset"], "method": row["method"], "seed": row["seed"], **found}
+
+
+def pairs(
+    split: str, name: str, method: Method, rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(label, rows) of the original and of ours on a split, where there are any."""
+    theirs = [r for r in rows + of_baseline if r["split"] == split and r["method"] == method.original]
+    ours = [r for r in rows if r["split"] == split and r["method"] == name]
+    label = method.original if method.original == PEER else f"original {method.original}"
+    return [(text, found) for text, found in ((label, theirs), (name, ours)) if found]
+
+
+def mean(found: list[dict[str, Any]], column: str, form: str) -> str:
+    values = [row[column] for row in found if column in row]
+    return format(float(np.mean(values)), form) if values else ""
+
+
+def differences(rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]) -> list[str]:
+    """Ours minus the original in points: means over seeds of each split, averaged over the splits that both have."""
+    lines = ["| ours - original, points | " + " | ".join(COLUMNS[:6]) + " | splits |", "|" + "---|" * 8]
+    for name, method in METHODS.items():
+        both = [dict(pairs(split, name, method, rows, of_baseline)) for split in EPOCHS]
+        both = [found for found in both if len(found) == 2]
+        if method.original is None or not both:
+            continue
+        cells = []
+        for column in COLUMNS[:6]:
+            gaps = []
+            for found in both:
+                theirs, ours = found.values()
+                if all(column in r for r in theirs) and all(column in r for r in ours):
+                    gaps.append(np.mean([r[column] for r in ours]) - np.mean([r[column] for r in theirs]))
+            cells.append(f"{100 * np.mean(gaps):+.1f}" if gaps else "")
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(both)} |")
+    return lines
