@@ -9,7 +9,7 @@ whatever the number of workers is.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -132,6 +132,11 @@ class Counts(Protocol):
         ...
 
 
+def alone(rows: Tensor) -> Tensor:
+    """`Batch.together` of one worker: its cells are all there are."""
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One worker's part of a global batch of cells.
@@ -152,6 +157,11 @@ class Batch:
     proteins_measured: Tensor | None = None  # bool (B, P); False: not measured (never a zero)
     size_factor: Tensor | None = None  # float32 (B,)
     labelled: "Batch | None" = None  # labelled cells that come beside these, for models that ask for them
+    together: Callable[[Tensor], Tensor] = alone
+    """Rows of these cells (B, ...) -> those of the cells of all workers (n_global, ...), with the gradient of our own.
+
+    For statistics of a batch that are no sum over cells (`Losses.penalty`). All workers must call it alike.
+    """
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -245,7 +255,8 @@ class Losses:
     """What a model returns for a batch.
 
     `minimise` holds what each cell contributes to the loss; the engine takes its mean over the GLOBAL
-    batch. `penalty` is for what belongs to no cell (an MMD, a prior on weights): a scalar, added once.
+    batch. `penalty` is for what belongs to no cell (an MMD, a prior on weights): a scalar, added once, which
+    every worker finds alike, from weights or from rows that it put `together` (`Batch`).
     `terms` are for people to read: named, per cell, summed over cells and divided by their number.
     `labelled` and `labelled_terms` are the same for the M cells of `Batch.labelled`; the engine takes their
     mean over the labelled cells of all workers.

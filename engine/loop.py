@@ -30,6 +30,7 @@ from scarcade.engine.optim import (
 )
 from scarcade.engine.readback import Readback
 from scarcade.engine.state import Checkpointing, FitResult, TrainingState
+from scarcade.engine.together import with_others
 from scarcade.engine.validation import validate
 from scarcade.engine.world import World
 
@@ -200,7 +201,7 @@ class _Run:
             kl_weight(self.config, epoch=state.epoch, step=state.step, cells=state.cells),
             state.lr,
         )
-        batch = batch.to(device)
+        batch = with_others(batch.to(device), world)
         self.optimiser.zero_grad(set_to_none=True)
         losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
         loss = losses.minimise.sum() / batch.n_global

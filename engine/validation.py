@@ -9,6 +9,7 @@ from torch import nn
 from scarcade.engine.contracts import Loader, Model, Noise, Step
 from scarcade.engine.errors import NonFiniteError
 from scarcade.engine.metrics import Sums, means
+from scarcade.engine.together import with_others
 from scarcade.engine.world import World
 
 _VALIDATION = 0x76616C  # a seed word that keeps this noise apart from that of training
@@ -27,7 +28,7 @@ def validate(model: nn.Module, loader: Loader, step: Step, *, seed: int, world: 
     model.eval()
     sums = Sums()
     for number, batch in enumerate(loader.epoch(0)):
-        batch = batch.to(world.device)
+        batch = with_others(batch.to(world.device), world)
         noise = Noise([((seed, number, lane, _VALIDATION), n) for lane, n in batch.lanes], world.device)
         sums.add(cast(Model, model).losses(batch, step, noise))
     model.train(training)

@@ -57,6 +57,23 @@ class World:
         """Begin to sum `values` in place; ``wait()`` on what is returned (None in a world of one)."""
         return dist.all_reduce(values, async_op=True) if self.size > 1 else None
 
+    def sizes(self, n: int) -> list[int]:
+        """The `n` of every worker, by rank."""
+        each = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        each[self.rank] = n
+        return [int(size) for size in self.sum(each).tolist()]
+
+    def gathered(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all workers, rank by rank; `sizes` says how many each has. Without a gradient."""
+        if self.size == 1:
+            return rows
+        most = max(sizes)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
     def from_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite `tensors` in place with those of rank 0."""
         if self.size > 1:

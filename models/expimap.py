@@ -301,7 +301,7 @@ class Expimap(AtlasModel):
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
         if self.config.use_hsic and self.config.n_ext:
-            penalty = self.config.beta * self.dependence(z_BL)
+            penalty = self.config.beta * self.dependence(batch.together(z_BL))
             terms["hsic"] = penalty.detach().expand(len(batch))
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
 

@@ -111,7 +111,9 @@ class Trvae(AtlasModel):
         penalty: Tensor | None = None
         if self.config.use_mmd:
             on_BD = z_BL if self.config.mmd_on == "z" else p.first_BH
-            penalty = self.config.beta * mmd(on_BD, batch.batch, self.config.mmd_boundary)
+            penalty = self.config.beta * mmd(
+                batch.together(on_BD), batch.together(batch.batch), self.config.mmd_boundary
+            )
             terms["mmd"] = penalty.detach().expand(len(batch))
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
 

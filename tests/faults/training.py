@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def make_store(path: Path) -> Path:
     return path
 
 
-def settings(**more: Any) -> dict[str, Any]:
+def scvi_settings(**more: Any) -> dict[str, Any]:
     return {
         "model": MODEL,
         "optim": {"epochs": EPOCHS, "kl_epochs": 20, "log_every": 1, "plateau": True, "plateau_patience": 1},
@@ -40,10 +41,18 @@ def settings(**more: Any) -> dict[str, Any]:
 class Training:
     """The process, its run folder, and ways to hurt it."""
 
-    def __init__(self, store: Path, out: Path, workers: int = 0) -> None:
+    def __init__(
+        self,
+        store: Path,
+        out: Path,
+        workers: int = 0,
+        *,
+        model: str = "scvi",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.out = out
-        self.workers = workers
-        arguments = {"data": str(store), "out": str(out), "settings": settings(workers=workers, max_failures=-1)}
+        chosen = settings or scvi_settings(workers=workers, max_failures=-1)
+        arguments = {"data": str(store), "model": model, "out": str(out), "settings": chosen}
         self._command = [sys.executable, "-m", "tests.faults.training", json.dumps(arguments)]
         self.process: subprocess.Popen[bytes] | None = None
         self.errors = out.with_suffix(".stderr")
@@ -108,7 +117,7 @@ class Training:
 def main(arguments: dict[str, Any]) -> None:
     from scarcade.jobs.train import train
 
-    train(arguments["data"], out=arguments["out"], settings=arguments["settings"])
+    train(arguments["data"], arguments["model"], out=arguments["out"], settings=arguments["settings"])
 
 
 if __name__ == "__main__":

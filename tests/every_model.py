@@ -1,0 +1,69 @@
+"""What tests of every model share: one small store that all of them can train on, and what each is told.
+
+A model that is new in MODELS is in these tests by itself; it has a line here only if it cannot do without a setting.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.synthetic import simulate
+from scarcade.engine.contracts import Schema
+from scarcade.engine.gradients import running_statistics
+from scarcade.models import MODELS
+
+EVERY = list(MODELS)
+NARROW = {"n_hidden": 8, "hidden_layer_sizes": [8], "n_latent": 3}
+"""For models that have these settings."""
+ALL_PARTS: dict[str, Callable[[Schema], dict[str, Any]]] = {
+    "scanvi": lambda _: {"dispersion": "gene-batch"},
+    "trvae": lambda _: {"recon_loss": "zinb", "beta": 10.0},
+    "totalvi": lambda _: {"protein_dispersion": "protein-batch"},
+    "expimap": lambda schema: {
+        "programs": {f"p{i}": schema.genes[5 * i : 5 * i + 10] for i in range(4)},
+        **{"soft_mask": True, "alpha_l1": 0.5, "alpha_l1_epochs": 4, "anneal_every": 1},
+        **{"n_ext": 2, "use_hsic": True, "gamma_ext": 0.1, "gamma_epochs": 3},
+    },
+}
+"""Settings that a model cannot do without, or with which more of it is at work."""
+
+
+def made_store(path: Path) -> Store:
+    """300 cells of three batches, some unlabelled, the last batch without proteins."""
+    return simulate(
+        path, cells=300, genes=60, batches=3, labels=3, proteins=12, protein_batches=2, unlabelled=0.3, seed=5
+    )
+
+
+def settings_of(name: str, schema: Schema, **optim: Any) -> dict[str, Any]:
+    """Of a small training; every step has something of all that a model has."""
+    fields = MODELS[name].Config.model_fields
+    return {
+        "model": {
+            **{field: value for field, value in NARROW.items() if field in fields},
+            **(ALL_PARTS[name](schema) if name in ALL_PARTS else {}),
+        },
+        "optim": {"epochs": 2, "eps": 0.01, "kl_epochs": 1.0, "log_every": 1, **optim},
+        "data": {"batch_size": 64},
+        "scale": {"threads": 1},
+    }
+
+
+def recipe_of(name: str) -> str | None:
+    """That for surgery, of a model that has recipes."""
+    return "scarches" if "scarches" in MODELS[name].recipes else None
+
+
+def same_on_any_workers(name: str, schema: Schema) -> dict[str, Any]:
+    """`settings_of` that make the loss of a global batch a function of it alone.
+
+    Batch norm normalises with a worker's own part of the batch: models that have it train with running statistics.
+    """
+    settings = settings_of(name, schema)
+    kind = MODELS[name]
+    recipe = kind.recipes.get(recipe_of(name) or "", {})
+    model = kind(kind.Config.model_validate({**recipe, **settings["model"]}), schema)
+    if running_statistics(model):
+        settings["optim"]["mode"] = "eval"
+    return settings
