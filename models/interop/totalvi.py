@@ -3,14 +3,14 @@
 What a model computes depends on the version that saved it, which nothing in its weights says: `formulation`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from scarcade.engine.errors import ModelFileError, UsageError
 from scarcade.models.interop.scvi_tools import _schema, _tensor, init_arguments
@@ -94,49 +94,50 @@ def from_state(model: Totalvi, state: Mapping[str, np.ndarray]) -> dict[str, Ten
         ModelFileError: a tensor is missing or has another shape.
     """
     out = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("adversary.")}
-
-    def put(name: str, value: np.ndarray) -> None:
-        out[name] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
-
-    def put_table(path: str, table: ConditionRows, rows: np.ndarray) -> None:
-        put(f"{path}.rows", rows[: len(table.rows)])
-        if table.new is not None:
-            put(f"{path}.new", rows[len(table.rows) :])
-
     for path, module in model.named_modules():
         theirs = foreign_name(path)
         if theirs is None:
             continue
-        if isinstance(module, ConditionalLinear):
-            weight = _tensor(state, f"{theirs}.weight")
-            start = module.weight.shape[1]
-            put(f"{path}.weight", weight[:, :start])
-            put(f"{path}.bias", _tensor(state, f"{theirs}.bias"))
-            for covariate, table in module.conditions.items():
-                assert isinstance(table, ConditionRows)
-                stop = start + len(table.table())
-                put_table(f"{path}.conditions.{covariate}", table, weight[:, start:stop].T)
-                start = stop
-            if weight.shape[1] != start:
-                raise ModelFileError(f"{theirs}.weight has {weight.shape[1]} columns, {start} were expected")
-        elif isinstance(module, BatchNorm):
-            for part in ("weight", "bias", "running_mean", "running_var"):
-                put(f"{path}.{part}", _tensor(state, f"{theirs}.{part}"))
-        elif isinstance(module, Linear):
-            put(f"{path}.weight", _tensor(state, f"{theirs}.weight"))
-            put(f"{path}.bias", _tensor(state, f"{theirs}.bias"))
-        elif isinstance(module, ConditionRows):
-            rows = np.atleast_2d(_tensor(state, theirs).T)
-            if isinstance(module, Dispersion) and module.covariate == "label":  # a row for cells without a label
-                rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
-            put_table(path, module, rows)
-        elif isinstance(module, LibraryPrior):
-            for part, foreign in (("mean", "library_log_means"), ("variance", "library_log_vars")):
-                values = _tensor(state, foreign)[0]
-                put(f"{path}.{part}", values[: len(module.mean)])
-                if module.new_mean is not None:
-                    put(f"{path}.new_{part}", values[len(module.mean) :])
+        for name, value in _parts(module, theirs, state):
+            out[f"{path}.{name}"] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
     return out
+
+
+def _parts(module: nn.Module, theirs: str, state: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of one of our modules that has weights, from those whose names begin with `theirs`."""
+    if isinstance(module, ConditionalLinear):
+        weight = _tensor(state, f"{theirs}.weight")
+        start = module.weight.shape[1]
+        yield "weight", weight[:, :start]
+        yield "bias", _tensor(state, f"{theirs}.bias")
+        for covariate, table in module.conditions.items():
+            assert isinstance(table, ConditionRows)
+            stop = start + len(table.table())
+            yield from _rows(f"conditions.{covariate}.", table, weight[:, start:stop].T)
+            start = stop
+        if weight.shape[1] != start:
+            raise ModelFileError(f"{theirs}.weight has {weight.shape[1]} columns, {start} were expected")
+    elif isinstance(module, BatchNorm | Linear):
+        norm = ("running_mean", "running_var") if isinstance(module, BatchNorm) else ()
+        for part in ("weight", "bias", *norm):
+            yield part, _tensor(state, f"{theirs}.{part}")
+    elif isinstance(module, ConditionRows):
+        rows = np.atleast_2d(_tensor(state, theirs).T)
+        if isinstance(module, Dispersion) and module.covariate == "label":  # a row for cells without a label
+            rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
+        yield from _rows("", module, rows)
+    elif isinstance(module, LibraryPrior):
+        for part, foreign in (("mean", "library_log_means"), ("variance", "library_log_vars")):
+            values = _tensor(state, foreign)[0]
+            yield part, values[: len(module.mean)]
+            if module.new_mean is not None:
+                yield f"new_{part}", values[len(module.mean) :]
+
+
+def _rows(prefix: str, table: ConditionRows, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield f"{prefix}rows", rows[: len(table.rows)]
+    if table.new is not None:
+        yield f"{prefix}new", rows[len(table.rows) :]
 
 
 def to_state(model: Totalvi, tensors: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:

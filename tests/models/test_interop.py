@@ -203,6 +203,7 @@ def test_models_of_other_people(folder: str, version: str, genes: int, batches: 
 def test_totalvi_models_of_other_people(folder: str, formulation: str) -> None:
     model = read_scvi_tools(shared(f"data/checkpoints/{folder}"))
     assert isinstance(model, Totalvi)
+    assert isinstance(model.config, Totalvi.Config)
     assert model.config.formulation == formulation
     assert model.schema.n_genes == 100
     assert len(model.schema.proteins) == model.background.mean.rows.shape[1]

@@ -4,6 +4,7 @@ scArches itself cannot be installed beside today's libraries, so what its saved 
 not cover is held to the formulas here: mse, MMD on the decoder's layer, batch norm, soft masks, new terms, HSIC.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,8 @@ def expimap(state: State, x: Tensor, code: Tensor, config: Expimap.Config) -> Te
         reconstruction = (eta - seen).square().sum(1)
     else:
         last = config.decoder_last_layer or "softmax"
-        m = size * torch.softmax(eta, 1) if last == "softmax" else {"softplus": F.softplus, "exp": torch.exp}[last](eta)
+        rates: dict[str, Any] = {"softmax": partial(torch.softmax, dim=1), "softplus": F.softplus, "exp": torch.exp}
+        m = size * rates[last](eta)
         reconstruction = -negative_binomial(x, m, (c @ state["theta"].T).exp())
     kl = 0.5 * (variance + mean**2 - 1 - variance.log()).sum(1)
     loss = (reconstruction + kl).mean()

@@ -89,7 +89,7 @@ def same(model: Totalvi, batch: Batch, wanted: Arrays) -> None:
     near(losses.terms["kl_background"], wanted["kl_background"])
     near(losses.minimise.mean(), wanted["loss"])
     near(half.minimise.mean(), wanted["loss_half"])
-    where = {"transform_batch": ["b0", "b1"]}
+    where: dict[str, Any] = {"transform_batch": ["b0", "b1"]}
     near(out.denoised_genes(model, batch, None, **where), wanted["denoised_genes"])
     near(out.denoised_proteins(model, batch, None, **where), wanted["denoised_proteins"])
     with_background = out.denoised_proteins(model, batch, None, include_protein_background=True, **where)
