@@ -119,6 +119,23 @@ def gather(
 
 
 @njit(nogil=True, cache=True)
+def rename(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, places: np.ndarray) -> None:
+    """Give the genes of each cell their `places`, in place; those at -1 are dropped and `lengths` shortened.
+
+    What is left of a cell is not sorted any more.
+    """
+    for i in range(len(starts)):
+        to = starts[i]
+        for k in range(starts[i], starts[i] + lengths[i]):
+            place = places[indices[k]]
+            if place >= 0:
+                indices[to] = place
+                data[to] = data[k]
+                to += 1
+        lengths[i] = to - starts[i]
+
+
+@njit(nogil=True, cache=True)
 def deliver(
     indices: np.ndarray,
     data: np.ndarray,

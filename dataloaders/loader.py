@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scarcade.dataloaders.aligned import AlignedStore
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch
 from scarcade.dataloaders.sources import Columns, MemorySource, Source, StoreSource
@@ -45,7 +46,7 @@ class LoaderConfig(Section):
 
 
 def stream(
-    store: Store,
+    store: Store | AlignedStore,
     split: Split,
     config: LoaderConfig,
     *,
@@ -54,7 +55,7 @@ def stream(
     lanes: int | None = None,
     shuffle: bool = True,
 ) -> "CellLoader":
-    """Batches of a split of `store`. The validation split is the prefix of rows with small keys.
+    """Batches of a split of `store` (aligned: as a model sees it). Validation is the prefix of rows with small keys.
 
     ``shuffle=False`` with ``lanes=1`` gives the rows as they lie on disk.
 
@@ -62,7 +63,8 @@ def stream(
         UsageError: a split without cells, or fewer lanes than workers.
     """
     held_out = store.n_before(config.validation)
-    return _loader(StoreSource(store), split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
+    source = store.source() if isinstance(store, AlignedStore) else StoreSource(store)
+    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
 
 
 def in_memory(

@@ -6,18 +6,19 @@ beyond the model's, and is refused where it would matter; it never becomes anoth
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import sparse
 
+from scarcade.dataloaders.aligned import AlignedStore, aligned
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory, stream
-from scarcade.dataloaders.schema import column_of, complete_text, read_query, text_of
+from scarcade.dataloaders.schema import Query, column_of, complete_text, read_query, text_of
 from scarcade.dataloaders.store import Store, open_store
-from scarcade.engine.contracts import UNLABELLED, Batch, Categories, Loader, Schema
-from scarcade.engine.errors import CategoryError, GenesError
-from scarcade.jobs.embed import is_store
+from scarcade.engine.contracts import Batch, Categories, Loader, Schema
+from scarcade.engine.errors import CategoryError
+from scarcade.engine.folder import MANIFEST, read_manifest
 from scarcade.models.model import AtlasModel
 
 
@@ -32,6 +33,7 @@ class MemoryCells:
     cell_names: np.ndarray
     unknown_batches: tuple[str, ...]  # values that occur, and that the model does not know
     obs: Any = None  # pandas.DataFrame
+    labels: tuple[tuple[Categories, np.ndarray], ...] = ()  # label columns of the model, with the cells' codes
 
     @property
     def n_cells(self) -> int:
@@ -40,6 +42,14 @@ class MemoryCells:
     def names(self) -> np.ndarray:
         """Names of all cells (n,)."""
         return self.cell_names
+
+    def some_names(self, start: int, stop: int) -> np.ndarray:
+        """Names of the cells [start, stop)."""
+        return self.cell_names[start:stop]
+
+    def described(self) -> list[tuple[Categories, np.ndarray]]:
+        """Batch and labels as columns of obs: categories and the codes of all cells."""
+        return distinct([(self.schema.batch, self.columns.batch), *self.labels])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All cells in their order."""
@@ -62,7 +72,9 @@ class MemoryCells:
             proteins_measured=None if c.proteins_measured is None else c.proteins_measured[rows],
         )
         obs = None if self.obs is None else self.obs.iloc[rows]
+        labels = tuple((known, codes[rows]) for known, codes in self.labels)
         used = replace(self, counts=self.counts[rows], columns=columns, cell_names=self.cell_names[rows], obs=obs)
+        used = replace(used, labels=labels)
         present = {self.schema.batch.values[code] for code in np.unique(columns.batch)}
         return replace(used, unknown_batches=tuple(b for b in self.unknown_batches if b in present))
 
@@ -77,72 +89,60 @@ class MemoryCells:
 class StoreCells:
     """Cells of a store, streamed; with the methods of `MemoryCells`."""
 
-    store: Store
-    schema: Schema  # the model's, with the unknown batches after its own
-    tables: dict[str, np.ndarray]  # "batch", "labels", "categorical_0", ...: the store's codes -> the model's
+    view: AlignedStore  # with the unknown batches after the model's own
     unknown_batches: tuple[str, ...]
 
     @property
     def where(self) -> str:
-        return str(self.store.path)
+        return str(self.view.store.path)
 
     @property
     def n_cells(self) -> int:
-        return self.store.n_cells
+        return self.view.n_cells
 
     def names(self) -> np.ndarray:
-        return np.asarray(self.store.names(0, self.n_cells))
+        return self.some_names(0, self.n_cells)
+
+    def some_names(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.view.store.names(start, stop))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
+        return self.loader(batch_size).epoch(0)
+
+    def loader(self, batch_size: int) -> Loader:
         config = LoaderConfig(batch_size=batch_size, validation=0.0)
-        loader = stream(self.store, "all", config, seed=0, lanes=1, shuffle=False)
-        for batch in loader.epoch(0):
-            categorical = batch.categorical
-            if categorical is not None:
-                parts = [self.tables[f"categorical_{i}"][c.numpy()] for i, c in enumerate(categorical.unbind(-1))]
-                categorical = torch.from_numpy(np.stack(parts, 1))
-            yield replace(
-                batch,
-                batch=torch.from_numpy(self.tables["batch"][batch.batch.numpy()]),
-                labels=torch.from_numpy(self.tables["labels"][batch.labels.numpy()]),
-                categorical=categorical,
-            )
+        return stream(self.view, "all", config, seed=0, lanes=1, shuffle=False)
+
+    def described(self) -> list[tuple[Categories, np.ndarray]]:
+        store = self.view.store
+        return distinct([(one, store.codes(one.name)) for one in (store.schema.batch, *store.schema.labels)])
 
     def take(self, rows: np.ndarray) -> MemoryCells:
-        store, schema = self.store, self.store.schema
+        view = self.view
         wanted, back = np.unique(rows, return_inverse=True)
         parts, proteins = [], []
         for start, stop in _runs(wanted):
-            indptr, indices, data = store.read(start, stop)
-            if self.schema.proteins and (both := store.proteins(start, stop)) is not None:
+            indptr, indices, data = view.read(start, stop)
+            if (both := view.read_proteins(start, stop)) is not None:
                 proteins.append(both)
-            parts.append(sparse.csr_matrix((data, indices, indptr), shape=(stop - start, store.n_genes)))
-        counts = sparse.vstack(parts, format="csr")[back]
-
-        def codes(column: Categories, table: str) -> np.ndarray:
-            found: np.ndarray = self.tables[table][store.codes(column.name)[rows]]
-            return found
-
-        columns = Columns(
-            batch=codes(schema.batch, "batch"),
-            labels=codes(schema.labels[0], "labels") if self.schema.labels and schema.labels else None,
-            categorical=tuple(codes(c, f"categorical_{i}") for i, c in enumerate(schema.categorical)),
-            continuous=tuple(store.codes(name)[rows] for name in schema.continuous),
-            size_factor=store.codes(schema.size_factor)[rows] if schema.size_factor else None,
-            proteins=None if not proteins else np.concatenate([both[0] for both in proteins])[back],
-            proteins_measured=None if not proteins else np.concatenate([both[1] for both in proteins])[back],
-        )
-        present = {self.schema.batch.values[code] for code in np.unique(columns.batch)}
+            parts.append(sparse.csr_matrix((data, indices, indptr), shape=(stop - start, view.schema.n_genes)))
+        columns = view.columns(rows)
+        if proteins:
+            counts, measured = (np.concatenate(both)[back] for both in zip(*proteins, strict=True))
+            columns = replace(columns, proteins=counts, proteins_measured=measured)
+        present = {view.schema.batch.values[code] for code in np.unique(columns.batch)}
         unknown = tuple(b for b in self.unknown_batches if b in present)
-        return MemoryCells(self.where, counts, columns, self.schema, np.asarray(rows).astype(str), unknown)
+        matrix = sparse.vstack(parts, format="csr")[back].sorted_indices()
+        return MemoryCells(self.where, matrix, columns, view.schema, np.asarray(rows).astype(str), unknown)
 
     def column(self, name: str) -> np.ndarray:
-        for column in (self.store.schema.batch, *self.store.schema.labels, *self.store.schema.categorical):
+        store = self.view.store
+        for column in (store.schema.batch, *store.schema.labels, *store.schema.categorical):
             if column.name == name:  # without reading all of obs
                 values = np.array([*column.values, None], dtype=object)
-                found: np.ndarray = values[self.store.codes(name)]
+                found: np.ndarray = values[store.codes(name)]
                 return found
-        return text_of(column_of(self.store.obs(), name, self.where, "groupby"))
+        return text_of(column_of(store.obs(), name, self.where, "groupby"))
 
 
 Cells = MemoryCells | StoreCells
@@ -169,14 +169,35 @@ def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, laye
         batch = complete_text(query.obs, batch_key or reference.batch.name, query.where, "batch_key")
     known = reference.batch.extended(tuple(map(str, batch)))
     table = known.codes()
+    codes = np.array([table[str(value)] for value in batch], np.int64)
+    indptr, indices, counts = query.counts.indptr, query.counts.indices, query.counts.data
+    matrix = sparse.csr_matrix((counts, indices, indptr), shape=(query.n_cells, reference.n_genes))
+    return MemoryCells(
+        where=query.where,
+        counts=matrix,
+        columns=batch_columns(query, codes, reference),
+        schema=replace(reference, batch=known),
+        cell_names=query.obs.index.to_numpy(),
+        unknown_batches=known.values[len(reference.batch) :],
+        obs=query.obs,
+        labels=tuple(zip(reference.labels, query.labels, strict=True)),
+    )
+
+
+def batch_columns(query: Query, codes: np.ndarray, reference: Schema) -> Columns:
+    """The columns of a query for `in_memory`, with the `codes` (n,) of its batches.
+
+    Raises:
+        CategoryError: a categorical covariate has a value that the reference does not know.
+    """
     categorical = []
-    for column, values in zip(reference.categorical, query.categorical, strict=True):
-        codes = column.codes()
-        if surplus := sorted({str(v) for v in values if v not in codes}):
-            raise _unknown(query.where, column.name, surplus)
-        categorical.append(np.array([codes[v] for v in values], np.int64))
-    columns = Columns(
-        batch=np.array([table[str(value)] for value in batch], np.int64),
+    for known, values in zip(reference.categorical, query.categorical, strict=True):
+        table = known.codes()
+        if surplus := sorted({str(value) for value in values if value not in table}):
+            raise _unknown(query.where, known.name, surplus)
+        categorical.append(np.array([table[value] for value in values], np.int64))
+    return Columns(
+        batch=codes,
         labels=query.labels[0] if query.labels else None,
         categorical=tuple(categorical),
         continuous=tuple(query.continuous.T),
@@ -184,52 +205,22 @@ def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, laye
         proteins=query.proteins,
         proteins_measured=query.proteins_measured,
     )
-    indptr, indices, counts = query.counts.indptr, query.counts.indices, query.counts.data
-    matrix = sparse.csr_matrix((counts, indices, indptr), shape=(query.n_cells, reference.n_genes))
-    return MemoryCells(
-        where=query.where,
-        counts=matrix,
-        columns=columns,
-        schema=replace(reference, batch=known),
-        cell_names=query.obs.index.to_numpy(),
-        unknown_batches=known.values[len(reference.batch) :],
-        obs=query.obs,
-    )
+
+
+def is_store(data: Any) -> bool:
+    """Whether `data` is the path of a store of ours."""
+    if not isinstance(data, str | Path) or not (Path(data) / MANIFEST).is_file():
+        return False
+    return bool(read_manifest(Path(data)).get("kind") == "store")
 
 
 def _store_cells(store: Store, model: AtlasModel) -> StoreCells:
-    schema, reference = store.schema, model.schema
-    where = str(store.path)
-    if schema.genes != reference.genes:
-        shared = len(set(schema.genes) & set(reference.genes))
-        raise GenesError(
-            f"{where}: holds {schema.n_genes} genes, the model wants its {reference.n_genes} in their order ({shared} "
-            "are in both); ingest the files with --genes FILE, the model's genes one a line"
-        )
-    if [c.name for c in schema.categorical] != [c.name for c in reference.categorical] or (
-        schema.continuous != reference.continuous
-    ):
-        raise CategoryError(
-            f"{where}: has the covariates {[c.name for c in schema.categorical] + list(schema.continuous)}, the model "
-            f"wants {[c.name for c in reference.categorical] + list(reference.continuous)}"
-        )
-    if reference.proteins and schema.proteins not in ((), reference.proteins):
-        raise GenesError(
-            f"{where}: has {len(schema.proteins)} proteins, the model wants its {len(reference.proteins)} in their "
-            "order, or none"
-        )
-    used = {schema.batch.values[code] for code in np.unique(store.codes(schema.batch.name))}
-    known = reference.batch.extended(tuple(used))
-    tables = {"batch": _table(schema.batch, known)}
-    for i, (ours, theirs) in enumerate(zip(schema.categorical, reference.categorical, strict=True)):
-        tables[f"categorical_{i}"] = _table(ours, theirs)
-        codes = np.unique(store.codes(ours.name))
-        if surplus := [ours.values[code] for code in codes if tables[f"categorical_{i}"][code] < 0]:
-            raise _unknown(where, ours.name, surplus)
-    labels = _table(schema.labels[0], reference.labels[0]) if schema.labels and reference.labels else np.empty(0, int)
-    # the last entry is that of code -1
-    tables["labels"] = np.append(labels, UNLABELLED) if len(labels) else np.full(schema.n_labels + 1, UNLABELLED)
-    return StoreCells(store, replace(reference, batch=known), tables, known.values[len(reference.batch) :])
+    reference = model.schema
+    view = aligned(store, reference)
+    for ours, seen in zip(reference.categorical, view.schema.categorical, strict=True):
+        if surplus := seen.values[len(ours) :]:
+            raise _unknown(str(store.path), ours.name, surplus)
+    return StoreCells(view, view.schema.batch.values[len(reference.batch) :])
 
 
 def refuse_unknown(cells: Cells, model: AtlasModel, *, decoding: bool) -> bool:
@@ -248,9 +239,9 @@ def refuse_unknown(cells: Cells, model: AtlasModel, *, decoding: bool) -> bool:
     return matters
 
 
-def _table(ours: Categories, theirs: Categories) -> np.ndarray:
-    codes = theirs.codes()
-    return np.array([codes.get(value, -1) for value in ours.values], np.int64)
+def distinct(columns: Sequence[tuple[Categories, np.ndarray]]) -> list[tuple[Categories, np.ndarray]]:
+    """Each name once: a label column may be the batch column too."""
+    return list({column.name: (column, codes) for column, codes in columns}.values())
 
 
 def _unknown(where: str, column: str, values: Sequence[str]) -> CategoryError:

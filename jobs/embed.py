@@ -1,10 +1,12 @@
-"""Streams cells through a trained model and writes where they lie in its latent space: ``latent.zarr``.
+"""Streams cells through a trained model and writes where they lie in its latent space, and whatever else is asked.
 
-Memory is that of one batch and of the codes of obs, however many cells there are.
+Memory is that of one batch and of the codes of obs, however many cells a store has; the counts of a file are held in
+memory. What is written is ``latent.zarr`` (see `jobs.latent`), with further outputs as layers and entries of obsm.
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory, stream
-from scarcade.dataloaders.schema import Query, read_query
-from scarcade.dataloaders.store import Store, open_store
-from scarcade.engine.contracts import Batch, Categories, Loader, Schema
-from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError
-from scarcade.engine.folder import MANIFEST, read_manifest
+from scarcade.engine.contracts import Batch, Categories, Loader
+from scarcade.engine.errors import CategoryError, NonFiniteError
 from scarcade.engine.world import use_threads
-from scarcade.jobs.latent import LatentWriter
+from scarcade.jobs.asked import Asked, asked_of, matters, noises_of
+from scarcade.jobs.cells import StoreCells, cells_of
+from scarcade.jobs.latent import LatentReader, latent_arrays, latent_writer
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
 
+OUTPUTS = "scarcade_outputs"  # entry of uns with the names of the columns
 Progress = Callable[[int, int], None]
 """Told (cells done, cells in all) now and then."""
 
@@ -34,10 +35,14 @@ def embed(
     data: Any,
     out: str | Path,
     *,
+    outputs: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    n_samples: int = 0,
     batch_key: str | None = None,
     layer: str | None = None,
     batch_size: int = 1024,
     threads: int | None = None,
+    seed: int = 0,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -45,47 +50,41 @@ def embed(
 
     Args:
         model: a model, or its folder.
-        data: a store (streamed), or an .h5ad, .zarr or AnnData (in memory).
+        data: a store (streamed), or an .h5ad, .zarr or AnnData (its counts in memory).
+        outputs: what else to write, of the model's `offered`: genes come to ``layers/<model>_<output>``, the rest to
+            ``obsm/<model>_<output>``; labels to obs besides.
+        settings: of the outputs; each is given to those that take it (``{"transform_batch": "donor1"}``).
+        n_samples: draws of the latent that outputs are averaged over; 0 takes the latent's mean.
         batch_key: column of obs with the batch of a file's cells. Batches that the model does not know are an error
             if its encoder sees the batch: such cells have to be mapped.
 
     Raises:
-        GenesError: a store with other genes, or a file with too few. CategoryError: a batch that is not known.
-        NonFiniteError: a cell whose latent is not finite.
+        GenesError: too few of the model's genes. CategoryError: a batch that is not known.
+        UsageError: an output or setting that the model does not have. NonFiniteError: a cell whose latent is not
+        finite.
     """
     if threads is not None:
         use_threads(threads)
     trained = model if isinstance(model, AtlasModel) else read(model)
-    about = {"model": trained.fingerprint, "model_name": trained.name, "time": int(time.time())}
-    config = LoaderConfig(batch_size=batch_size, validation=0.0)
-    if is_store(data):
-        store = open_store(data)
-        loader: Loader = stream(store, "all", config, seed=0, lanes=1, shuffle=False)
-        write_latent(
-            trained,
-            loader,
-            Path(out),
-            columns=columns_of(store),
-            about={**about, "data": store.fingerprint},
-            names=store.names,
-            replace=replace,
-            progress=progress,
-        )
-        return Path(out)
-    query = read_query(data, trained.schema, batch_key=batch_key, layer=layer)
-    values = Categories(query.batch_key, tuple(sorted(set(query.batch))))
-    codes = np.array([values.codes()[value] for value in query.batch], np.int32)
-    schema = _with_batches(trained.schema, values)
-    columns: list[Column] = [(values, codes), *zip(trained.schema.labels, query.labels, strict=True)]
+    asked = asked_of(trained, outputs, settings or {})
+    cells = cells_of(data, trained, batch_key=batch_key, layer=layer)
+    seen = matters(cells, trained, asked)
     write_latent(
         trained,
-        in_memory(
-            query.counts, batch_columns(query, codes, trained.schema), schema, config, seed=0, lanes=1, shuffle=False
-        ),
+        cells.loader(batch_size),
         Path(out),
-        columns=_distinct(columns),
-        about={**about, "data": query.where},
-        names=lambda start, stop: query.obs.index[start:stop].astype(str).tolist(),
+        columns=cells.described(),
+        about={
+            "model": trained.fingerprint,
+            "model_name": trained.name,
+            "time": int(time.time()),
+            "data": cells.view.store.fingerprint if isinstance(cells, StoreCells) else cells.where,
+        },
+        names=cells.some_names,
+        asked=asked,
+        sees_batch=seen,
+        n_samples=n_samples,
+        seed=seed,
         replace=replace,
         progress=progress,
     )
@@ -100,46 +99,83 @@ def write_latent(
     columns: Sequence[Column] = (),
     about: dict[str, Any] | None = None,
     names: Callable[[int, int], Any] | None = None,
+    before: LatentReader | None = None,
+    asked: Sequence[Asked] = (),
+    sees_batch: bool = True,
+    n_samples: int = 0,
+    seed: int = 0,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the latent of every cell of `loader` to the folder `path`.
 
     Args:
-        loader: gives the cells in their order (``lanes=1, shuffle=False``), each once; its batch codes are those of
-            its own schema, and are translated into the model's by name.
+        loader: gives the cells in their order (``lanes=1, shuffle=False``), each once, with codes of the model.
         columns: what obs is to hold: categories and the codes of all cells.
         names: names of the cells [start, stop); without, they are numbered.
+        before: cells with a latent of this model already, which come first; its columns must begin like `columns`.
+        asked: what else to write (not with `before`).
+        sees_batch: whether codes of batches count; if not, any may come.
 
     Raises:
-        CategoryError: a batch that the model does not know (and its encoder would see). NonFiniteError: as `embed`.
+        CategoryError: `before` has other columns. NonFiniteError: as `embed`.
     """
-    translate = batch_translation(loader.schema, model)
     model.eval()
-    categories = [column for column, _ in columns]
-    with LatentWriter(path, obsm_key=model.obsm_key, columns=categories, about=about or {}, replace=replace) as writer:
+    predicted = [one.categories for one in asked if one.categories is not None]
+    writer = latent_writer(
+        path,
+        obsm_key=model.obsm_key,
+        columns=[*(column for column, _ in columns), *predicted],
+        about=about or {},
+        tables=[one.place for one in asked],
+        uns={OUTPUTS: {one.name: json.dumps(list(one.columns)) for one in asked}} if asked else {},
+        genes=model.schema.genes if any(one.output.genes for one in asked) else (),
+        replace=replace,
+    )
+    with writer:
+        if before is not None:
+            _copy(before, writer.append, [column for column, _ in columns], model.obsm_key)
         done = 0
         for batch in loader.epoch(0):
             n = len(batch)
             if batch.rows[0] != done or batch.rows[-1] != done + n - 1:
                 raise ValueError(f"cells {batch.rows[0]} to {batch.rows[-1]} where {done} was next: not in their order")
-            mean, variance = latent_of(model, batch, translate)
+            if not sees_batch:
+                batch = _without_batch(batch)
+            arrays = latent_arrays(model.obsm_key, *latent_of(model, batch))
             codes = [values[done : done + n] for _, values in columns]
-            writer.append(mean, variance, codes, names(done, done + n) if names is not None else None)
+            for one in asked:
+                values = one.values(model, batch.to(model.device), noises_of(batch, model, seed, n_samples))
+                arrays[one.place] = values
+                if one.categories is not None:
+                    codes.append(values.argmax(axis=1))
+            writer.append(arrays, codes, names(done, done + n) if names is not None else None)
             done += n
             if progress is not None:
                 progress(done, loader.n_cells)
 
 
+def _copy(before: LatentReader, append: Callable[..., None], columns: Sequence[Categories], obsm_key: str) -> None:
+    """The cells of `before`, in runs."""
+    there = {column.name: place for place, column in enumerate(before.columns)}
+    for column in columns:
+        if column.name not in there:
+            raise CategoryError(f"{before.path}: has no column '{column.name}'; it is not the latent of this reference")
+        old = before.columns[there[column.name]]
+        if column.values[: len(old)] != old.values:
+            raise CategoryError(f"{before.path}: the values of '{column.name}' are not those of the reference")
+    for start in range(0, before.n_cells, 1 << 16):
+        mean, variance, codes = before.rows(start, min(start + (1 << 16), before.n_cells))
+        append(latent_arrays(obsm_key, mean, variance), [codes[there[column.name]] for column in columns])
+
+
 @torch.no_grad()
-def latent_of(model: AtlasModel, batch: Batch, translate: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def latent_of(model: AtlasModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the latent of a batch, float32 (B, L) each.
 
     Raises:
         NonFiniteError: a cell's is not finite.
     """
-    if translate is not None:
-        batch = replace(batch, batch=torch.from_numpy(translate[batch.batch.numpy()]))
     mean, variance = (tensor.cpu().numpy() for tensor in model.embed(batch.to(model.device)))
     broken = ~(np.isfinite(mean).all(axis=1) & np.isfinite(variance).all(axis=1))
     if broken.any():
@@ -148,77 +184,5 @@ def latent_of(model: AtlasModel, batch: Batch, translate: np.ndarray | None = No
     return mean, variance
 
 
-def batch_translation(schema: Schema, model: AtlasModel) -> np.ndarray | None:
-    """The model's code for each batch code of `schema`; None where they are the same.
-
-    A model whose encoder does not see the batch takes any: the code has no effect on the latent.
-
-    Raises:
-        GenesError: other genes than the model's. CategoryError: batches that the model does not know.
-    """
-    if schema.genes != model.schema.genes:
-        known = len(set(schema.genes) & set(model.schema.genes))
-        raise GenesError(
-            f"the data hold {schema.n_genes} genes, the model wants its {model.schema.n_genes} in their order "
-            f"({known} are in both); ingest the files with --genes FILE, the model's genes one a line, or give the "
-            "files themselves"
-        )
-    known_codes = model.schema.batch.codes()
-    codes = np.array([known_codes.get(value, -1) for value in schema.batch.values], np.int64)
-    if (codes < 0).any():
-        if model.encodes_batch:
-            unknown = [value for value, code in zip(schema.batch.values, codes, strict=True) if code < 0]
-            shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-            raise CategoryError(
-                f"the model does not know the batch {shown}, and its encoder needs to; `scarcade map` learns new "
-                "batches, --batch-key names the column of those that it knows"
-            )
-        codes[codes < 0] = 0
-    return None if np.array_equal(codes, np.arange(len(codes))) else codes
-
-
-def columns_of(store: Store) -> list[Column]:
-    """Batch and label columns of a store, each once, for `write_latent`."""
-    return _distinct([(column, store.codes(column.name)) for column in (store.schema.batch, *store.schema.labels)])
-
-
-def batch_columns(query: Query, codes: np.ndarray, reference: Schema) -> Columns:
-    """The columns of a query for `in_memory`, with the `codes` (n,) of its batches.
-
-    Raises:
-        CategoryError: a categorical covariate has a value that the reference does not know.
-    """
-    categorical = []
-    for known, values in zip(reference.categorical, query.categorical, strict=True):
-        table = known.codes()
-        unknown = sorted({str(value) for value in values if value not in table})
-        if unknown:
-            raise CategoryError(
-                f"{query.where}: {known.name!r} has values that are not known: {', '.join(unknown[:5])}"
-            )
-        categorical.append(np.array([table[value] for value in values], np.int64))
-    return Columns(
-        batch=codes,
-        labels=query.labels[0] if query.labels else None,
-        categorical=tuple(categorical),
-        continuous=tuple(query.continuous.T),
-        size_factor=query.size_factor,
-        proteins=query.proteins,
-        proteins_measured=query.proteins_measured,
-    )
-
-
-def is_store(data: Any) -> bool:
-    """Whether `data` is the path of a store of ours."""
-    if not isinstance(data, str | Path) or not (Path(data) / MANIFEST).is_file():
-        return False
-    return bool(read_manifest(Path(data)).get("kind") == "store")
-
-
-def _with_batches(schema: Schema, batch: Categories) -> Schema:
-    return replace(schema, batch=batch)
-
-
-def _distinct(columns: Sequence[Column]) -> list[Column]:
-    """Each name once: a label column may be the batch column too."""
-    return list({column.name: (column, codes) for column, codes in columns}.values())
+def _without_batch(batch: Batch) -> Batch:
+    return replace(batch, batch=torch.zeros_like(batch.batch))

@@ -7,21 +7,18 @@ shared must not carry barcodes or donors along.
 """
 
 import json
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from scarcade.dataloaders.arrays import ArrayReader, ArrayWriter, LocalFiles, StringReader, StringWriter
-from scarcade.dataloaders.writer import smallest_codes
+from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader
 from scarcade.engine.contracts import Categories
-from scarcade.engine.errors import CategoryError, CorruptError, OpenError
-from scarcade.engine.folder import committed, read_manifest
+from scarcade.engine.errors import CorruptError, OpenError
+from scarcade.engine.folder import read_manifest
+from scarcade.jobs.table import TableWriter
 
 FORMAT = 1
 KIND = "latent"
@@ -46,151 +43,100 @@ class Latent:
         return next(((c, codes) for c, codes in self.columns if c.name == name), None)
 
 
-class LatentWriter:
-    """Context manager: `append` runs of cells; the folder is there when the block ends without an error.
+def latent_writer(
+    path: Path,
+    *,
+    obsm_key: str,
+    columns: Sequence[Categories],
+    about: Mapping[str, Any],
+    tables: Sequence[str] = (),
+    uns: Mapping[str, Any] | None = None,
+    genes: Sequence[str] = (),
+    replace: bool = False,
+) -> TableWriter:
+    """A writer of ``latent.zarr``, whose `append` is given what `latent_arrays` returns.
 
     Args:
-        columns: the columns of obs and their categories; `append` gives their codes in this order.
+        columns: the columns of obs and their categories.
         about: what it was made from (JSON), for uns["scarcade_latent"].
+        tables: further arrays ("layers/NAME", "obsm/NAME") beside the latent, and what `uns` says of them.
+    """
+    return TableWriter(
+        path,
+        arrays=(*_places(obsm_key), *tables),
+        columns=columns,
+        genes=genes,
+        uns={"scarcade_latent": {"about": json.dumps(dict(about), sort_keys=True)}, **(uns or {})},
+        extra={"kind": KIND, "format": FORMAT, "obsm_key": obsm_key, "about": dict(about)},
+        replace=replace,
+    )
+
+
+def latent_arrays(obsm_key: str, mean: np.ndarray, variance: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and variance (n, L) under their names in the folder."""
+    return dict(zip(_places(obsm_key), (mean, variance), strict=True))
+
+
+def _places(obsm_key: str) -> tuple[str, str]:
+    return f"obsm/{obsm_key}", f"obsm/{obsm_key}{VARIANCE}"
+
+
+class LatentReader:
+    """A ``latent.zarr`` on disk, checked as it is read.
 
     Raises:
-        StorageError: `path` exists (without `replace`), or the disk is full.
-        CategoryError: the name of a column leads out of the folder.
+        OpenError: not one of ours. CorruptError, MissingChunkError: not the bytes that were written.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        obsm_key: str,
-        columns: Sequence[Categories],
-        about: Mapping[str, Any],
-        replace: bool = False,
-    ) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.n_cells = 0
-        for name in (obsm_key, *(column.name for column in columns)):
-            if not name or name.startswith((".", "_")) or "/" in name or "\0" in name:
-                raise CategoryError(f"{path}: {name!r} is not a name that a column can have")
-        self._obsm_key, self._columns, self._about, self._replace = obsm_key, tuple(columns), dict(about), replace
-        self._stack = ExitStack()
-        self._extra: dict[str, Any] = {"kind": KIND, "format": FORMAT, "obsm_key": obsm_key}
-        self._arrays: tuple[ArrayWriter, ArrayWriter] | None = None
+        if not self.path.is_dir():
+            raise OpenError(f"{path}: there is no such folder; `scarcade embed` makes it")
+        manifest = read_manifest(self.path)
+        if manifest.get("kind") != KIND or manifest.get("format") != FORMAT:
+            raise OpenError(f"{path}: is not a latent of ours (kind {manifest.get('kind')!r})")
+        files = LocalFiles(self.path)
+        try:
+            self.obsm_key, self.n_cells = str(manifest["obsm_key"]), int(manifest["n_cells"])
+            self.about: dict[str, Any] = dict(manifest["about"])
+            names = [str(name) for name in manifest["columns"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"{path}: its manifest is incomplete ({error!r})") from error
+        self._arrays = [ArrayReader(files, name, manifest) for name in _places(self.obsm_key)]
+        self._codes = [ArrayReader(files, f"obs/{name}/codes", manifest) for name in names]
+        self.columns: list[Categories] = []
+        for name in names:
+            categories = StringReader(files, f"obs/{name}/categories", manifest)
+            self.columns.append(Categories(name, tuple(str(v) for v in categories.rows(0, len(categories)))))
+        for reader in (*self._arrays, *self._codes):
+            if len(reader) != self.n_cells:
+                raise CorruptError(
+                    f"{reader.name}: {len(reader)} rows where the manifest speaks of {self.n_cells} cells"
+                )
+        shapes = [reader.shape for reader in self._arrays]
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+            raise CorruptError(f"{path}: means {shapes[0]} and variances {shapes[1]} do not belong together")
 
-    def __enter__(self) -> Self:
-        self._folder = self._stack.enter_context(committed(self.path, extra=self._extra, replace=self._replace))
-        for name in ("obs", "obsm"):
-            (self._folder / name).mkdir()
-        self._names = StringWriter(self._folder / "obs" / "_index")
-        self._codes = [
-            ArrayWriter(self._folder / "obs" / column.name / "codes", smallest_codes(len(column)))
-            for column in self._columns
-        ]
-        return self
+    @property
+    def n_latent(self) -> int:
+        return self._arrays[0].shape[1]
 
-    def append(
-        self, mean: np.ndarray, variance: np.ndarray, codes: Sequence[np.ndarray], names: Iterable[str] | None = None
-    ) -> None:
-        """Add n cells: mean and variance (n, L), codes (n,) of each column; without names they are numbered."""
-        if self._arrays is None:
-            width = mean.shape[1]
-            self._arrays = (
-                ArrayWriter(self._folder / "obsm" / self._obsm_key, np.float32, width=width),
-                ArrayWriter(self._folder / "obsm" / (self._obsm_key + VARIANCE), np.float32, width=width),
-            )
-        for array, values in zip(self._arrays, (mean, variance), strict=True):
-            array.append(np.ascontiguousarray(values, np.float32))
-        for writer, values in zip(self._codes, codes, strict=True):
-            writer.append(values.astype(writer.dtype, copy=False))
-        self._names.append(names if names is not None else map(str, range(self.n_cells, self.n_cells + len(mean))))
-        self.n_cells += len(mean)
-
-    def _finish(self) -> None:
-        import anndata as ad
-        import zarr
-
-        if self._arrays is None:  # no cells: arrays of no rows are still arrays
-            self.append(*(np.zeros((0, 1), np.float32),) * 2, [np.zeros(0, np.int8) for _ in self._columns], [])
-        for array in (*(self._arrays or ()), *self._codes):
-            array.close()
-        self._names.close()
-        for column in self._columns:
-            folder = self._folder / "obs" / column.name
-            categories = StringWriter(folder / "categories", chunk=len(column))
-            categories.append(column.values)
-            categories.close()
-            _group(folder, "categorical", "0.2.0", ordered=False)
-        order = [column.name for column in self._columns]
-        _group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": order})
-        _group(self._folder / "obsm", "dict", "0.1.0")
-        _group(self._folder, "anndata", "0.1.0")
-        root = zarr.open_group(self._folder, mode="r+")
-        with ad.settings.override(auto_shard_zarr_v3=False):
-            for name in ("layers", "obsp", "varm", "varp"):
-                ad.io.write_elem(root, name, {})
-            ad.io.write_elem(root, "var", ad.AnnData(np.zeros((1, 0), np.float32)).var)
-            ad.io.write_elem(root, "uns", {"scarcade_latent": {"about": json.dumps(self._about, sort_keys=True)}})
-        with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(root.store)
-        self._extra.update(n_cells=self.n_cells, columns=order, about=self._about)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if kind is None:
-            try:
-                self._finish()
-            except BaseException as problem:
-                if self._stack.__exit__(type(problem), problem, problem.__traceback__):
-                    return True
-                raise
-        return self._stack.__exit__(kind, error, trace)
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Mean and variance (n, L) of the cells [start, stop), and their codes (n,) in each of `columns`."""
+        mean, variance = (reader.rows(start, stop) for reader in self._arrays)
+        codes = [reader.rows(start, stop) for reader in self._codes]
+        for column, values in zip(self.columns, codes, strict=True):
+            if len(values) and (int(values.min()) < -1 or int(values.max()) >= len(column)):
+                raise CorruptError(f"{self.path}: obs/{column.name} has codes beyond its {len(column)} categories")
+        return mean, variance, codes
 
 
 def read_latent(path: str | Path) -> Latent:
     """The whole of a ``latent.zarr`` in memory, checked.
 
     Raises:
-        OpenError: not one of ours. CorruptError, MissingChunkError: not the bytes that were written.
+        OpenError, CorruptError, MissingChunkError: as `LatentReader`.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise OpenError(f"{path}: there is no such folder; `scarcade embed` makes it")
-    manifest = read_manifest(path)
-    if manifest.get("kind") != KIND or manifest.get("format") != FORMAT:
-        raise OpenError(f"{path}: is not a latent of ours (kind {manifest.get('kind')!r})")
-    files = LocalFiles(path)
-    try:
-        key, n_cells, about = str(manifest["obsm_key"]), int(manifest["n_cells"]), dict(manifest["about"])
-        names = [str(name) for name in manifest["columns"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{path}: its manifest is incomplete ({error!r})") from error
-    mean, variance = (_rows(ArrayReader(files, f"obsm/{name}", manifest), n_cells) for name in (key, key + VARIANCE))
-    columns = []
-    for name in names:
-        categories = StringReader(files, f"obs/{name}/categories", manifest)
-        values = tuple(str(value) for value in categories.rows(0, len(categories)))
-        codes = _rows(ArrayReader(files, f"obs/{name}/codes", manifest), n_cells)
-        if len(codes) and (int(codes.min()) < -1 or int(codes.max()) >= len(values)):
-            raise CorruptError(f"{path}: obs/{name} has codes beyond its {len(values)} categories")
-        columns.append((Categories(name, values), codes))
-    if mean.shape != variance.shape or mean.ndim != 2:
-        raise CorruptError(f"{path}: means {mean.shape} and variances {variance.shape} do not belong together")
-    return Latent(key, mean, variance, tuple(columns), about)
-
-
-def _rows(reader: ArrayReader, n_cells: int) -> np.ndarray:
-    if len(reader) != n_cells:
-        raise CorruptError(f"{reader.name}: {len(reader)} rows where the manifest speaks of {n_cells} cells")
-    return reader.rows(0, n_cells)
-
-
-def _group(folder: Path, kind: str, version: str, **attributes: Any) -> None:
-    """``zarr.json`` of a group of AnnData's."""
-    meta = {
-        "attributes": {"encoding-type": kind, "encoding-version": version, **attributes},
-        "zarr_format": 3,
-        "node_type": "group",
-    }
-    (folder / "zarr.json").write_text(json.dumps(meta, indent=1))
+    reader = LatentReader(path)
+    mean, variance, codes = reader.rows(0, reader.n_cells)
+    return Latent(reader.obsm_key, mean, variance, tuple(zip(reader.columns, codes, strict=True)), reader.about)

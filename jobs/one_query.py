@@ -21,7 +21,8 @@ from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.scores import label_accuracy
 from scarcade.engine.world import World
-from scarcade.jobs.embed import batch_columns, latent_of
+from scarcade.jobs.cells import batch_columns
+from scarcade.jobs.embed import latent_of
 from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
 from scarcade.jobs.latent import Latent, read_latent
 from scarcade.models.model import AtlasModel

@@ -28,7 +28,8 @@ from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import OptimConfig, default_epochs, final_kl_weight
 from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
-from scarcade.jobs.embed import columns_of, write_latent
+from scarcade.jobs.cells import distinct
+from scarcade.jobs.embed import write_latent
 from scarcade.jobs.programs import programs_given, with_programs
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.trained import Trained, load
@@ -375,9 +376,8 @@ def _save(model: AtlasModel, store: Store, folder: RunFolder, record: Mapping[st
             model,
             loader,
             target / "latent.zarr",
-            columns=columns_of(store),
+            columns=distinct([(one, store.codes(one.name)) for one in (store.schema.batch, *store.schema.labels)]),
             about={"data": store.fingerprint, "model_name": model.name},
-            names=lambda start, stop: [str(name) for name in store.names(start, stop)],
         )
 
     save(

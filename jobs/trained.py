@@ -1,11 +1,11 @@
 """A trained model as its users know it: every output for an AnnData, a file, or a store of any size.
 
 Method names are those of scvi-tools. Cells are streamed through the model in batches; what comes back is as
-large as it is. Draws are a function of `seed`, the batch size and a cell's place.
+large as it is, and `write` puts it on disk batch by batch instead. Draws are a function of `seed`, the batch size and
+a cell's place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,18 +15,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from scarcade.engine.config import checked
-from scarcade.engine.contracts import Batch, Noise
-from scarcade.engine.errors import CategoryError, GenesError, UsageError
-from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of, refuse_unknown
-from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, groups_of, raw_statistics
-from scarcade.models import outputs, protein_outputs
-from scarcade.models.distributions import draw
-from scarcade.models.model import AtlasModel
-from scarcade.models.outputs import OBSERVED
+from scarcade.engine.contracts import Batch
+from scarcade.engine.errors import GenesError, UsageError
+from scarcade.jobs.asked import asked_of, batches_of, noise_of, noises_of
+from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of
+from scarcade.jobs.contrast import contrasted
+from scarcade.jobs.embed import Progress, embed
+from scarcade.models import outputs
+from scarcade.models.model import AtlasModel, Where
 from scarcade.models.saved import read, read_delta
 from scarcade.models.scvi import Scvi
-from scarcade.models.totalvi import Totalvi
 
 BATCH_SIZE = 1024
 
@@ -65,11 +63,11 @@ class Trained:
 
     @property
     def _scvi(self) -> Scvi:
-        """The model, for outputs that scVI's decoder defines."""
+        """The model, for what scVI's decoder alone defines."""
         if isinstance(self.model, Scvi):
             return self.model
-        there_are = f"; a {self.model.name} model has output({', '.join(map(repr, self.model.outputs))})"
-        raise UsageError(f"only scvi models and their kin have this{there_are if self.model.outputs else ''}")
+        there_are = f"; a {self.model.name} model has output({', '.join(map(repr, self.model.offered))})"
+        raise UsageError(f"only scvi models and their kin have this{there_are if self.model.offered else ''}")
 
     def output(
         self,
@@ -92,19 +90,85 @@ class Trained:
         Raises:
             UsageError: the model has no such output.
         """
-        if name not in self.model.outputs:
-            there_are = f"there are {', '.join(self.model.outputs)}" if self.model.outputs else "it has none"
-            raise UsageError(f"a {self.model.name} model has no output {name!r}; {there_are}")
+        (asked,) = asked_of(self.model, [name], settings)
         cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
-        output = self.model.outputs[name]
 
-        @torch.no_grad()
-        def of_batch(batch: Batch) -> list[Tensor]:
-            draws = [output.of(self.model, batch, noise, **settings) for noise in self._noises(batch, seed, n_samples)]
-            return [torch.stack(draws).mean(0) if len(draws) > 1 else draws[0]]
+        def of_batch(batch: Batch) -> list[np.ndarray]:
+            return [asked.values(self.model, batch, noises_of(batch, self.model, seed, n_samples))]
 
-        (found,) = self._each(cells, of_batch, batch_size, decoding=output.decodes)
-        return pd.DataFrame(found, index=cells.names(), columns=list(output.columns(self.model)))
+        (found,) = self._each(cells, of_batch, batch_size, decoding=asked.decodes)
+        return pd.DataFrame(found, index=cells.names(), columns=list(asked.columns))
+
+    def annotate(
+        self,
+        adata: Any,
+        outputs: Sequence[str] = (),
+        *,
+        n_samples: int = 0,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        """Put latent (obsm, under the model's key) and `outputs` of the cells of an AnnData into it.
+
+        Genes come to ``layers["<model>_<output>"]`` (if its genes are the model's, in any order), labels to obs
+        besides, the rest as tables to ``obsm["<model>_<output>"]``: the names under which `write` puts them on disk.
+
+        Raises:
+            UsageError: the model has no such output or setting. GenesError: a layer would not fit.
+        """
+        asked = asked_of(self.model, outputs, settings)
+        where: dict[str, Any] = {"batch_key": batch_key, "layer": layer, "batch_size": batch_size}
+        if any(one.output.genes for one in asked) and set(adata.var_names) != set(self.model.schema.genes):
+            raise GenesError(
+                f"the AnnData has {adata.n_vars} genes, the model {self.model.schema.n_genes}: expression does not fit "
+                "into its layers; take output() or write()"
+            )
+        adata.obsm[self.model.obsm_key] = self.get_latent_representation(adata, **where)
+        for one in asked:
+            own = dict(one.settings)
+            table = self.output(one.name, adata, n_samples=n_samples, seed=seed, **where, **own)
+            table.index = adata.obs_names
+            if one.output.genes:
+                adata.layers[one.key] = table[list(adata.var_names)].to_numpy()
+                continue
+            adata.obsm[one.key] = table
+            if one.categories is not None:
+                codes = table.to_numpy().argmax(axis=1) if len(table) else np.zeros(0, np.int64)
+                adata.obs[one.key] = pd.Categorical.from_codes(codes, categories=pd.Index(one.columns))
+
+    def write(
+        self,
+        out: str | Path,
+        data: Any,
+        outputs: Sequence[str] = (),
+        *,
+        n_samples: int = 0,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        replace: bool = False,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Path:
+        """Write latent and `outputs` of all cells to the folder `out`, batch by batch (see `jobs.embed.embed`)."""
+        return embed(
+            self.model,
+            data,
+            out,
+            outputs=outputs,
+            settings=settings,
+            n_samples=n_samples,
+            batch_key=batch_key,
+            layer=layer,
+            batch_size=batch_size,
+            seed=seed,
+            replace=replace,
+            progress=progress,
+        )
 
     def predict(
         self,
@@ -145,13 +209,7 @@ class Trained:
         def of_batch(batch: Batch) -> list[Tensor]:
             if give_mean or return_dist:
                 return list(self.model.embed(batch))
-            noise = self._noise(batch, seed)
-            if not isinstance(self.model, Scvi):
-                return [draw(*self.model.embed(batch), noise)]
-            with torch.no_grad():
-                q = self.model.encode(batch.counts.dense(self.model.device), batch)
-                z_BL, _ = outputs.draw_latent(q, noise)
-                return [self.model.shape_latent(z_BL)]
+            return [self.model.draw(batch, noise_of(batch, self.model, seed))]
 
         found = self._each(cells, of_batch, batch_size, decoding=False)
         return (found[0], found[1]) if return_dist else found[0]
@@ -160,7 +218,7 @@ class Trained:
         self,
         data: Any,
         *,
-        transform_batch: str | Sequence[str] | None = None,
+        transform_batch: Where = None,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["latent"] = 1,
         n_samples: int = 1,
@@ -180,19 +238,16 @@ class Trained:
             n_samples: draws of the latent that are averaged; 0 decodes the latent's mean.
             return_mean: False returns an array (n_samples, n, genes).
         """
-        cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
-        codes, genes = self._batch_codes(transform_batch), self._genes(gene_list)
+        given = {"transform_batch": transform_batch, "library_size": None if library_size == 1 else library_size}
+        (asked,) = asked_of(self.model, ["expression"], given)
+        cells, genes = cells_of(data, self.model, batch_key=batch_key, layer=layer), self._genes(gene_list)
 
-        def of_batch(batch: Batch) -> list[Tensor]:
-            draws = [
-                outputs.normalised_expression(
-                    self._scvi, batch, noise, transform_batch=codes, library_size=library_size
-                )[:, genes]
-                for noise in self._noises(batch, seed, n_samples)
-            ]
-            return [torch.stack(draws).mean(0)] if return_mean else draws
+        def of_batch(batch: Batch) -> list[np.ndarray]:
+            noises = noises_of(batch, self.model, seed, n_samples)
+            each = [noises] if return_mean else [[noise] for noise in noises]
+            return [asked.values(self.model, batch, some)[:, genes] for some in each]
 
-        found = self._each(cells, of_batch, batch_size, decoding=codes == OBSERVED)
+        found = self._each(cells, of_batch, batch_size, decoding=asked.decodes)
         if not return_mean:
             return np.stack(found)
         names = [self.model.schema.genes[i] for i in genes]
@@ -215,7 +270,7 @@ class Trained:
         def of_batch(batch: Batch) -> list[Tensor]:
             draws = [
                 outputs.likelihood_parameters(self._scvi, batch, noise)
-                for noise in self._noises(batch, seed, n_samples)
+                for noise in noises_of(batch, self.model, seed, n_samples)
             ]
             keys[:] = list(draws[0])
             return [torch.stack([draw[key] for draw in draws]).mean(0) for key in keys]
@@ -252,10 +307,8 @@ class Trained:
         cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
 
         def of_batch(batch: Batch) -> list[Tensor]:
-            noise = self._noise(batch, seed)
-            if isinstance(self.model, Totalvi):
-                return [protein_outputs.marginal_log_likelihood(self.model, batch, noise, n_mc_samples)]
-            return [outputs.marginal_log_likelihood(self._scvi, batch, noise, n_mc_samples)]
+            noise = noise_of(batch, self.model, seed)
+            return [self.model.marginal_log_likelihood(batch, noise, n_mc_samples)]
 
         (found,) = self._each(cells, of_batch, batch_size, decoding=True)
         return float(found.mean()) if return_mean else found
@@ -275,9 +328,9 @@ class Trained:
         cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
         genes = self._genes(gene_list)
         parts: list[list[sparse.csr_matrix]] = [[] for _ in range(n_samples)]
-        for batch in self._batches(cells, batch_size, decoding=True):
+        for batch in batches_of(cells, self.model, batch_size, decoding=True):
             for i in range(n_samples):
-                noise = self._noise(batch, seed, i)
+                noise = noise_of(batch, self.model, seed, i)
                 generator = torch.Generator(self.model.device).manual_seed(_seed_of(batch, seed, i))
                 x_BG = outputs.predictive_sample(self._scvi, batch, noise, generator)[:, genes]
                 parts[i].append(sparse.csr_matrix(x_BG.cpu().numpy()))
@@ -325,94 +378,40 @@ class Trained:
             idx1, idx2: rows or masks instead of a column; `idx2` defaults to the rest.
             settings: fields of `DifferentialConfig` (mode, delta, batch_correction, fdr_target, ...).
         """
-        config = checked(DifferentialConfig, settings)
-        cells = cells_of(data, self.model, batch_key=batch_key, layer=layer)
-        tables = []
-        for groups in groups_of(
-            cells.n_cells, cells.column, groupby=groupby, group1=group1, group2=group2, idx1=idx1, idx2=idx2
-        ):
-            table = self._compared(cells, groups, config, batch_size, seed)
-            if groups.name1 is not None:
-                table["comparison"] = f"{groups.name1} vs {groups.name2}"
-                table["group1"], table["group2"] = groups.name1, groups.name2
-            tables.append(table)
-        return pd.concat(tables)
-
-    def _compared(
-        self, cells: Cells, groups: Groups, config: DifferentialConfig, batch_size: int, seed: int
-    ) -> pd.DataFrame:
-        """One pair of sets of cells."""
-        raw = raw_statistics(cells.batches(batch_size), self.model.schema.n_genes, (groups.rows1, groups.rows2))
-        drawn: list[Draws] = []
-        for side, (rows, named) in enumerate(((groups.rows1, config.batchid1), (groups.rows2, config.batchid2))):
-            values = list(named or self.model.schema.batch.values) if config.batch_correction else [None]
-            n = max(2, config.n_samples_overall // len(values))
-            scales: list[np.ndarray] = []
-            for value in values:
-                rng = np.random.default_rng((seed, side, len(scales)))
-                chosen = cells.take(rng.choice(rows, n))
-                codes = OBSERVED if value is None else self._batch_codes(value)
-
-                def scale(batch: Batch, codes: tuple[int | None, ...] = codes, i: int = len(scales)) -> list[Tensor]:
-                    noise = self._noise(batch, seed, i)
-                    return [outputs.normalised_expression(self._scvi, batch, noise, transform_batch=codes)]
-
-                scales += self._each(chosen, scale, batch_size, decoding=codes == OBSERVED)
-            drawn.append(Draws(np.concatenate(scales), np.repeat(np.array(values, dtype=object), n)))
-        rng = np.random.default_rng((seed, 2))
-        table = compare(drawn[0], drawn[1], raw, config, rng)
-        table.index = pd.Index(self.model.schema.genes)
-        if config.all_stats:
-            table = pd.concat([table, raw.table(table.index)], axis=1)
-        table = table.sort_values("proba_de" if config.mode == "change" else "bayes_factor", ascending=False)
-        if config.mode == "change":
-            calls = fdr_calls(table["proba_de"].to_numpy(), config.fdr_target)
-            table[f"is_de_fdr_{config.fdr_target}"] = calls
-        return table
+        return contrasted(
+            self.model,
+            cells_of(data, self.model, batch_key=batch_key, layer=layer),
+            groupby=groupby,
+            group1=group1,
+            group2=group2,
+            idx1=idx1,
+            idx2=idx2,
+            settings=settings,
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     def _terms(self, data: Any, term: str, batch_size: int, seed: int, where: dict[str, Any]) -> np.ndarray:
         cells = cells_of(data, self.model, **where)
 
         def of_batch(batch: Batch) -> list[Tensor]:
-            return [outputs.loss_terms(self._scvi, batch, self._noise(batch, seed))[term]]
+            return [outputs.loss_terms(self.model, batch, noise_of(batch, self.model, seed))[term]]
 
         return self._each(cells, of_batch, batch_size, decoding=True)[0]
 
-    def _batches(self, cells: Cells, batch_size: int, *, decoding: bool) -> Iterator[Batch]:
-        matters = refuse_unknown(cells, self.model, decoding=decoding)
-        for batch in cells.batches(batch_size):
-            if not matters:
-                batch = replace(batch, batch=torch.zeros_like(batch.batch))
-            yield batch.to(self.model.device)
-
     def _each(
-        self, cells: Cells, of_batch: Callable[[Batch], list[Tensor]], batch_size: int, *, decoding: bool
+        self,
+        cells: Cells,
+        of_batch: Callable[[Batch], Sequence[Tensor | np.ndarray]],
+        batch_size: int,
+        *,
+        decoding: bool,
     ) -> list[np.ndarray]:
         """Each output of `of_batch` for all cells, in their order."""
         parts: list[list[np.ndarray]] = []
-        for batch in self._batches(cells, batch_size, decoding=decoding):
-            parts.append([tensor.cpu().numpy() for tensor in of_batch(batch)])
+        for batch in batches_of(cells, self.model, batch_size, decoding=decoding):
+            parts.append([np.asarray(one.cpu() if isinstance(one, Tensor) else one) for one in of_batch(batch)])
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
-
-    def _noise(self, batch: Batch, seed: int, draw: int = 0) -> Noise:
-        return Noise([((seed, draw, batch.position.step, batch.position.epoch), len(batch))], self.model.device)
-
-    def _noises(self, batch: Batch, seed: int, n_samples: int) -> list[Noise | None]:
-        return [self._noise(batch, seed, i) for i in range(n_samples)] or [None]
-
-    def _batch_codes(self, values: str | Sequence[str] | None) -> tuple[int | None, ...]:
-        if values is None:
-            return OBSERVED
-        codes = self.model.schema.batch.codes()
-        named = [values] if isinstance(values, str) else list(values)
-        for value in named:
-            if value not in codes:
-                raise CategoryError(
-                    f"transform_batch: the model does not know the batch {value!r}; it knows {', '.join(codes)}"
-                )
-        if not named:
-            raise UsageError("transform_batch: no batch is named; give one or more, or None for each cell's own")
-        return tuple(codes[value] for value in named)
 
     def _genes(self, names: Sequence[str] | None) -> list[int]:
         places = {gene: i for i, gene in enumerate(self.model.schema.genes)}

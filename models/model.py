@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
-from scarcade.engine.errors import UsageError
+from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.models.distributions import draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,20 @@ class Output:
     columns: Callable[[Any], Sequence[str]]  # of the model: names of the columns
     about: str  # one sentence for `help`
     decodes: bool = True  # whether a cell's batch matters even if the encoder does not see it
+    genes: bool = False  # a column for each gene: a layer of AnnData, else an entry of obsm
+    labels: bool = False  # a probability for each class: the likeliest becomes a column of obs
+
+
+PROBABILITIES = Output(
+    of=lambda model, batch, noise: model.predict_labels(batch),
+    columns=lambda model: model.schema.labels[0].values,
+    about="Probability of each class, by the model's own classifier.",
+    decodes=False,
+    labels=True,
+)
+
+Where = str | int | Sequence[str | int] | None
+"""Batches to decode cells in, by name or code; None: each cell's own."""
 
 
 class AtlasModel(nn.Module):
@@ -90,6 +105,16 @@ class AtlasModel(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def offered(self) -> Mapping[str, Output]:
+        """`outputs`, and the classifier's probabilities where there is one."""
+        return {**self.outputs, "probabilities": PROBABILITIES} if self.classifies else self.outputs
+
+    @property
+    def labels_are_fixed(self) -> bool:
+        """Whether weights belong to the labels, so that an update cannot add any."""
+        return self.classifies
+
+    @property
     def encodes_batch(self) -> bool:
         """Whether the latent of a cell depends on its batch."""
         return True
@@ -114,6 +139,40 @@ class AtlasModel(nn.Module):
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent, each (B, L)."""
         raise NotImplementedError
+
+    def draw(self, batch: Batch, noise: Noise | None) -> Tensor:
+        """A draw of the latent as users see it, (B, L); with ``noise=None`` its mean."""
+        return draw(*self.embed(batch), noise)
+
+    def marginal_log_likelihood(self, batch: Batch, noise: Noise, n_samples: int) -> Tensor:
+        """log p(x) of each cell by importance sampling, (B,).
+
+        Raises:
+            UsageError: the model has no such function.
+        """
+        raise UsageError(f"a {self.name} model has no marginal likelihood")
+
+    def batch_codes(self, where: Where) -> list[int | None]:
+        """The codes of the batches to decode in.
+
+        Raises:
+            CategoryError: the model does not know such a batch. UsageError: none is named.
+        """
+        if where is None:
+            return [None]
+        values, codes = self.schema.batch.values, self.schema.batch.codes()
+        named = [where] if isinstance(where, str | int) else list(where)
+        if not named:
+            raise UsageError("transform_batch: no batch is named; give one or more, or None for each cell's own")
+        for one in named:
+            if one not in codes and not (isinstance(one, int) and 0 <= one < len(values)):
+                raise CategoryError(
+                    f"transform_batch: the model does not know the batch {one!r}; it knows {', '.join(values)}"
+                )
+        return [codes[one] if isinstance(one, str) else one for one in named]
+
+    def after_growth(self) -> None:
+        """Called when surgery has added rows, for what of the configuration depends on how many there are."""
 
     def after_step(self, step: Step) -> None:
         """Called after every update (proximal operators); most models do nothing."""

@@ -5,8 +5,8 @@ Names and conventions are those of scvi-tools 1.4.2. Shapes: B cells, G genes, L
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,22 +14,25 @@ from torch import Tensor
 from scarcade.engine.contracts import Batch, Noise, Step
 from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import draw, sample
-from scarcade.models.scvi import Decoded, Posterior, Scvi
+from scarcade.models.model import AtlasModel, Output, Where
+
+if TYPE_CHECKING:
+    from scarcade.models.scvi import Decoded, Posterior, Scvi
 
 OBSERVED: tuple[int | None, ...] = (None,)
 """Decode every cell as a cell of its own batch."""
 
 
 def decoded(
-    model: Scvi, batch: Batch, noise: Noise | None, transform_batch: Sequence[int | None] = OBSERVED
-) -> list[Decoded]:
+    model: "Scvi", batch: Batch, noise: Noise | None, transform_batch: Sequence[int | None] = OBSERVED
+) -> "list[Decoded]":
     """The likelihood's parameters from one draw of the latent, decoded in each batch of `transform_batch`."""
     q = model.encode(batch.counts.dense(model.device), batch)
     z_BL, log_library_B1 = draw_latent(q, noise)
     return [model.decode(model.shape_latent(z_BL), log_library_B1, batch, code) for code in transform_batch]
 
 
-def draw_latent(q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
+def draw_latent(q: "Posterior", noise: Noise | None) -> tuple[Tensor, Tensor]:
     """A draw of the latent and of the log library size (B, 1)."""
     z_BL = draw(q.mean_BL, q.variance_BL, noise)
     if q.library_variance_B1 is None:
@@ -39,7 +42,7 @@ def draw_latent(q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def normalised_expression(
-    model: Scvi,
+    model: "Scvi",
     batch: Batch,
     noise: Noise | None,
     *,
@@ -57,7 +60,7 @@ def normalised_expression(
 
 
 @torch.no_grad()
-def likelihood_parameters(model: Scvi, batch: Batch, noise: Noise | None) -> dict[str, Tensor]:
+def likelihood_parameters(model: "Scvi", batch: Batch, noise: Noise | None) -> dict[str, Tensor]:
     """``mean``, ``dispersions`` (theta, or the standard deviation of "normal"), ``dropout`` (zinb), each (B, G)."""
     (p,) = decoded(model, batch, noise)
     found = {"mean": p.rate_BG}
@@ -69,20 +72,20 @@ def likelihood_parameters(model: Scvi, batch: Batch, noise: Noise | None) -> dic
 
 
 @torch.no_grad()
-def predictive_sample(model: Scvi, batch: Batch, noise: Noise | None, generator: torch.Generator) -> Tensor:
+def predictive_sample(model: "Scvi", batch: Batch, noise: Noise | None, generator: torch.Generator) -> Tensor:
     """One draw of counts from p(x | z), (B, G)."""
     (p,) = decoded(model, batch, noise)
     return sample(model.config.gene_likelihood, p.rate_BG, p.log_theta, p.dropout_BG, generator)
 
 
 @torch.no_grad()
-def loss_terms(model: Scvi, batch: Batch, noise: Noise | None) -> dict[str, Tensor]:
+def loss_terms(model: AtlasModel, batch: Batch, noise: Noise | None) -> dict[str, Tensor]:
     """The terms of the loss with a KL weight of 1, each (B,): "reconstruction", "kl", "elbo" (to be minimised)."""
     return model.losses(batch, Step(), noise).terms
 
 
 @torch.no_grad()
-def marginal_log_likelihood(model: Scvi, batch: Batch, noise: Noise, n_samples: int) -> Tensor:
+def marginal_log_likelihood(model: "Scvi", batch: Batch, noise: Noise, n_samples: int) -> Tensor:
     """log p(x) of each cell by importance sampling from the posterior, (B,)."""
     x_BG = batch.counts.dense(model.device)
     q = model.encode(x_BG, batch)
@@ -106,7 +109,7 @@ def marginal_log_likelihood(model: Scvi, batch: Batch, noise: Noise, n_samples: 
 
 
 @torch.no_grad()
-def library_size(model: Scvi, batch: Batch, *, mean: bool = True) -> Tensor:
+def library_size(model: "Scvi", batch: Batch, *, mean: bool = True) -> Tensor:
     """Library size of each cell, (B,): the mean of its log-normal posterior, or exp of the posterior's centre.
 
     Raises:
@@ -121,3 +124,22 @@ def library_size(model: Scvi, batch: Batch, *, mean: bool = True) -> Tensor:
             "observed one, and use_observed_lib_size=false trains a model that infers it"
         )
     return (q.log_library_B1 + q.library_variance_B1 / 2)[:, 0].exp()
+
+
+def _expression(
+    model: "Scvi", batch: Batch, noise: Noise | None, *, transform_batch: Where = None, library_size: float | str = 1.0
+) -> Tensor:
+    size: float | Literal["latent"] = "latent" if library_size == "latent" else float(library_size)
+    codes = model.batch_codes(transform_batch)
+    return normalised_expression(model, batch, noise, transform_batch=codes, library_size=size)
+
+
+OUTPUTS: Mapping[str, Output] = {
+    "expression": Output(
+        _expression,
+        lambda model: model.schema.genes,
+        "Decoded frequencies of genes; library_size=latent: means of their counts.",
+        genes=True,
+    )
+}
+"""For `Trained.output`."""

@@ -7,44 +7,19 @@ Shapes: B cells, G genes, P proteins.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from scarcade.engine.contracts import Batch, Noise
-from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import draw
-from scarcade.models.model import Output
+from scarcade.models.model import Output, Where
 
 if TYPE_CHECKING:
     from scarcade.models.totalvi import DecodedBoth, Totalvi
-
-Where = str | int | Sequence[str | int] | None
-"""Batches to decode cells in, by name or code; None: each cell's own."""
-
-
-def batch_codes(model: "Totalvi", where: Where) -> list[int | None]:
-    """The codes of `where`.
-
-    Raises:
-        CategoryError: the model does not know such a batch. UsageError: none is named.
-    """
-    if where is None:
-        return [None]
-    values = model.schema.batch.values
-    named = [where] if isinstance(where, str | int) else list(where)
-    if not named:
-        raise UsageError("transform_batch: no batch is named; give one or more, or None for each cell's own")
-    codes = model.schema.batch.codes()
-    for one in named:
-        if one not in codes and not (isinstance(one, int) and 0 <= one < len(values)):
-            raise CategoryError(
-                f"transform_batch: the model does not know the batch {one!r}; it knows {', '.join(values)}"
-            )
-    return [codes[one] if isinstance(one, str) else one for one in named]
-
 
 def decoded(model: "Totalvi", batch: Batch, noise: Noise | None, where: Where = None) -> list["DecodedBoth"]:
     """Both likelihoods' parameters from one draw of the latent, for each batch of `where`."""
@@ -53,7 +28,7 @@ def decoded(model: "Totalvi", batch: Batch, noise: Noise | None, where: Where = 
     log_library_B1 = q.log_library_B1
     if q.library_variance_B1 is not None:
         log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise).clamp(max=15)
-    return [model.decode(z_BL, log_library_B1, batch, code, noise) for code in batch_codes(model, where)]
+    return [model.decode(z_BL, log_library_B1, batch, code, noise) for code in model.batch_codes(where)]
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
@@ -182,14 +157,12 @@ def _proteins(model: "Totalvi") -> Sequence[str]:
     return model.schema.proteins
 
 
-def _table(of: Callable[..., Tensor], columns: Callable[["Totalvi"], Sequence[str]], about: str) -> Output:
-    return Output(of=of, columns=columns, about=about)
-
-
+GENES = Output(denoised_genes, _genes, "Denoised expression of genes.", genes=True)
 OUTPUTS: Mapping[str, Output] = {
-    "genes": _table(denoised_genes, _genes, "Denoised expression of genes."),
-    "proteins": _table(denoised_proteins, _proteins, "Denoised proteins, without their background."),
-    "foreground": _table(foreground_probability, _proteins, "Probability that a protein is above its background."),
-    "background": _table(background_mean, _proteins, "Mean of a protein's background."),
+    "expression": GENES,
+    "genes": GENES,  # by its older name
+    "proteins": Output(denoised_proteins, _proteins, "Denoised proteins, without their background."),
+    "foreground": Output(foreground_probability, _proteins, "Probability that a protein is above its background."),
+    "background": Output(background_mean, _proteins, "Mean of a protein's background."),
 }
 """For `Trained.output`."""

@@ -69,9 +69,9 @@ class Scgen(AtlasModel):
             columns=lambda model: model.schema.genes,
             about="Decoded normalised log expression.",
             decodes=False,
+            genes=True,
         )
     }
-    config: "Scgen.Config"
 
     class Config(Section):
         """Architecture and loss of scGen. Defaults are those of scArches."""
@@ -83,6 +83,8 @@ class Scgen(AtlasModel):
             3.2e-5, ge=0, description="weight of a cell's KL term (scArches: 1e-6, summed over a batch of 32 cells)"
         )
         target_sum: float = Field(1e4, gt=0, description="counts of a cell are scaled to this sum before log1p")
+
+    config: Config
 
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
         super().__init__(config, schema, seed=seed)

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.models import outputs
 from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
 from scarcade.models.layers import Dispersion, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import FusedLikelihood, why_not
-from scarcade.models.model import AtlasModel
+from scarcade.models.model import AtlasModel, Output
 
 Where = Literal["encoder", "decoder", "none", "both"]
 
@@ -80,6 +81,7 @@ class Scvi(AtlasModel):
     name: ClassVar[str] = "scvi"
     obsm_key: ClassVar[str] = "X_scVI"
     recipes: ClassVar[Mapping[str, Mapping[str, object]]] = RECIPES
+    outputs: ClassVar[Mapping[str, Output]] = outputs.OUTPUTS
 
     class Config(AtlasModel.Config):
         """Architecture of scVI. Defaults are those of scvi-tools."""
@@ -187,6 +189,10 @@ class Scvi(AtlasModel):
             "decoder alone and does not move the latent of mapped cells; train the reference with "
             "--recipe scarches to change that"
         )
+
+    @property
+    def labels_are_fixed(self) -> bool:
+        return self.classifies or "label" in self.config.dispersion
 
     @property
     def device(self) -> torch.device:
@@ -306,6 +312,16 @@ class Scvi(AtlasModel):
             squares_BL += z_BL**2
         mean_BL = total_BL / len(noise_SL)
         return mean_BL, (squares_BL / len(noise_SL) - mean_BL**2).clamp_(min=0)
+
+    @torch.no_grad()
+    def draw(self, batch: Batch, noise: Noise | None) -> Tensor:
+        """A draw of the latent; of "ln" its softmax, which is not a draw from the moments of `embed`."""
+        z_BL, _ = outputs.draw_latent(self.encode(batch.counts.dense(self.device), batch), noise)
+        return self.shape_latent(z_BL)
+
+    def marginal_log_likelihood(self, batch: Batch, noise: Noise, n_samples: int) -> Tensor:
+        """log p(x) of each cell, (B,)."""
+        return outputs.marginal_log_likelihood(self, batch, noise, n_samples)
 
     @property
     def observes(self) -> bool:

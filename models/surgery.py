@@ -93,6 +93,7 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
     for path, module in grown.named_modules():
         if isinstance(module, Growable):
             module.grow(new, seed, path)
+    grown.after_growth()
     if config.model:
         grown.extend(config.model, seed=seed)
         grown.extension = dict(config.model)

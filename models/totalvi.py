@@ -84,7 +84,6 @@ class Totalvi(Scvi):
         "mixing_decoder.norm.",
     )
     outputs: ClassVar[Mapping[str, Output]] = protein_outputs.OUTPUTS
-    config: "Totalvi.Config"
 
     class Config(Scvi.Config):
         """Architecture of totalVI. Defaults are those of scvi-tools."""
@@ -117,6 +116,8 @@ class Totalvi(Scvi):
             description="a classifier of batches that the latent has to fool while the KL weight is below 1; default: "
             "where some cells lack some proteins",
         )
+
+    config: Config
 
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
         """The first weights are a pure function of (config, schema sizes, seed).
@@ -153,14 +154,14 @@ class Totalvi(Scvi):
         n_seen = genes + proteins + (len(schema.continuous) if config.encode_covariates else 0)
         self.encoder = Encoder(trunk(n_seen, config.n_layers, "encoder"), hidden, config.n_latent, generator)
         self.decoder = trunk(n_z, config.n_layers_decoder, "decoder")
-        self.scale = head(genes)
+        self.scale = head(genes)  # type: ignore[assignment]  # totalVI's heads see the covariates
         self.background_decoder = trunk(n_z, config.n_layers_decoder, "decoder")
         self.background_mean, self.background_sd = head(proteins), head(proteins)
         self.foreground_decoder = trunk(n_z, config.n_layers_decoder, "decoder")
         self.foreground = head(proteins)
         self.mixing_decoder = trunk(n_z, config.n_layers_decoder, "decoder")
         self.mixing = head(proteins)
-        self.dropout = head(genes) if config.gene_likelihood == "zinb" else None
+        self.dropout = head(genes) if config.gene_likelihood == "zinb" else None  # type: ignore[assignment]
         self.theta = self._dispersion(generator)
         self.protein_theta = self._protein_dispersion(generator)
         empirical = proteins > 10 if config.empirical_background is None else config.empirical_background
@@ -324,6 +325,19 @@ class Totalvi(Scvi):
         dropout_BG = None if self.dropout is None else self.dropout(h_BH, codes)
         softplus = self.schema.size_factor is not None
         return DecodedBoth(logits_BG, log_library_B1, _of_codes(self.theta, codes), dropout_BG, softplus, proteins)
+
+    @property
+    def labels_are_fixed(self) -> bool:
+        return "label" in self.config.dispersion + self.config.protein_dispersion
+
+    def marginal_log_likelihood(self, batch: Batch, noise: Noise, n_samples: int) -> Tensor:
+        """log p(x, y) of each cell, (B,)."""
+        return protein_outputs.marginal_log_likelihood(self, batch, noise, n_samples)
+
+    def after_growth(self) -> None:
+        """A reference of one batch has no adversary, and gets none."""
+        if self.adversary is None:
+            self.config = self.config.model_copy(update={"adversary": False})
 
     @property
     def observes(self) -> bool:

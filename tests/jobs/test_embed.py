@@ -1,6 +1,5 @@
 """Embedding: stores and files alike, in order, and only where the model knows the batches."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -8,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError
-from scarcade.jobs.embed import batch_translation, embed, is_store, write_latent
+from scarcade.jobs.cells import is_store
+from scarcade.jobs.embed import embed, write_latent
 from scarcade.jobs.latent import read_latent
 from scarcade.models import Scvi
 from scarcade.models.saved import read
@@ -53,16 +53,24 @@ def test_a_batch_that_the_encoder_needs_and_does_not_know_is_refused(atlas: Atla
     assert len(read_latent(tmp_path / "l.zarr")) == known.n_obs
 
 
-def test_codes_are_translated_by_name(atlas: Atlas) -> None:
+def test_a_store_is_seen_with_the_codes_and_genes_of_the_model(atlas: Atlas, tmp_path: Path) -> None:
+    """Its batches in another order, its genes in another order."""
     model = read(atlas.model)
-    turned = replace(model.schema, batch=Categories("batch", model.schema.batch.values[::-1]))
-    np.testing.assert_array_equal(batch_translation(turned, model), [2, 1, 0])
-    assert batch_translation(model.schema, model) is None
+    cells = atlas.store.to_anndata(["batch2", "batch0"])
+    cells.obs["batch"], cells.obs["label"] = cells.obs["batch"].astype(str), cells.obs["label"].astype(str)
+    turned = cells[:, ::-1].copy()
+    embed(model, cells, tmp_path / "cells.zarr", batch_key="batch")
+    turned.write_h5ad(tmp_path / "turned.h5ad")
+    store = ingest([tmp_path / "turned.h5ad"], tmp_path / "turned.zarr", batch_key="batch", label_keys=["label"])
+    assert store.schema.genes != model.schema.genes
+    embed(model, store.path, tmp_path / "store.zarr")
+    memory, streamed = ad.read_zarr(tmp_path / "cells.zarr"), ad.read_zarr(tmp_path / "store.zarr")
+    np.testing.assert_allclose(streamed[memory.obs_names].obsm["X_scVI"], memory.obsm["X_scVI"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_store_with_other_genes_is_refused(atlas: Atlas, tmp_path: Path) -> None:
     store = simulate(tmp_path / "other.zarr", cells=50, genes=20, batches=1, labels=2)
-    with pytest.raises(GenesError, match="--genes"):
+    with pytest.raises(GenesError, match="none of its 20 genes"):
         embed(atlas.model, store.path, tmp_path / "l.zarr")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError, CorruptError, MissingChunkError, OpenError, StorageError
-from scarcade.jobs.latent import LatentWriter, read_latent
+from scarcade.jobs.latent import latent_arrays, latent_writer, read_latent
 
 BATCH, TYPE = Categories("batch", ("one", "two")), Categories("cell_type", ("B", "T"))
 
@@ -17,10 +17,11 @@ def written(path: Path, n: int = 500) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(n, 7)).astype(np.float32)
     codes = rng.integers(-1, 2, n)
-    with LatentWriter(path, obsm_key="X_scVI", columns=[BATCH, TYPE], about={"model": "abc"}) as writer:
+    with latent_writer(path, obsm_key="X_scVI", columns=[BATCH, TYPE], about={"model": "abc"}) as writer:
         for start in range(0, n, 123):
             part = slice(start, start + 123)
-            writer.append(mean[part], mean[part] ** 2, [np.abs(codes[part]), codes[part]])
+            arrays = latent_arrays("X_scVI", mean[part], mean[part] ** 2)
+            writer.append(arrays, [np.abs(codes[part]), codes[part]])
     return mean, codes
 
 
@@ -49,7 +50,7 @@ def test_anndata_opens_it(tmp_path: Path) -> None:
 
 
 def test_no_cells_are_a_latent_too(tmp_path: Path) -> None:
-    with LatentWriter(tmp_path / "l.zarr", obsm_key="X_scVI", columns=[BATCH], about={}):
+    with latent_writer(tmp_path / "l.zarr", obsm_key="X_scVI", columns=[BATCH], about={}):
         pass
     assert len(read_latent(tmp_path / "l.zarr")) == 0
     assert ad.read_zarr(tmp_path / "l.zarr").n_obs == 0
@@ -77,8 +78,8 @@ def test_what_is_no_latent_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path) -> None:
     def fails() -> None:
-        with LatentWriter(tmp_path / "l.zarr", obsm_key="X_scVI", columns=[], about={}) as writer:
-            writer.append(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32), [])
+        with latent_writer(tmp_path / "l.zarr", obsm_key="X_scVI", columns=[], about={}) as writer:
+            writer.append(latent_arrays("X_scVI", *np.zeros((2, 3, 2), np.float32)), [])
             raise RuntimeError("the model failed")
 
     with pytest.raises(RuntimeError):
@@ -91,4 +92,4 @@ def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path) -> None:
 
 def test_a_columns_name_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(CategoryError, match="not a name"):
-        LatentWriter(tmp_path / "l.zarr", obsm_key="X_scVI", columns=[Categories("../x", ("a",))], about={})
+        latent_writer(tmp_path / "l.zarr", obsm_key="X_scVI", columns=[Categories("../x", ("a",))], about={})

@@ -242,7 +242,7 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
 
 
 def test_a_latent_of_another_model_is_refused(atlas: Atlas, tmp_path: Path) -> None:
-    from scarcade.jobs.latent import LatentWriter
+    from scarcade.jobs.latent import latent_arrays, latent_writer
 
     shutil.copytree(atlas.model, tmp_path / "model", ignore=shutil.ignore_patterns("latent.zarr"))
     manifest = json.loads((tmp_path / "model" / "MANIFEST.json").read_text())
@@ -252,8 +252,8 @@ def test_a_latent_of_another_model_is_refused(atlas: Atlas, tmp_path: Path) -> N
     assert record["state"] == "done"
     assert record["labels"] == {}
     assert any("no labels were transferred" in note for note in record["warnings"])
-    with LatentWriter(tmp_path / "model" / "latent.zarr", obsm_key="X_scVI", columns=[], about={}) as writer:
-        writer.append(np.zeros((5, 3), np.float32), np.zeros((5, 3), np.float32), [])
+    with latent_writer(tmp_path / "model" / "latent.zarr", obsm_key="X_scVI", columns=[], about={}) as writer:
+        writer.append(latent_arrays("X_scVI", *np.zeros((2, 5, 3), np.float32)), [])
     with pytest.raises(ModelFileError, match="dimensions"):
         map_queries(tmp_path / "model", atlas.query, tmp_path / "out2", **QUICK)
 

@@ -158,7 +158,7 @@ def test_genes_are_matched_by_name(trained: Trained, adata: anndata.AnnData) -> 
 
 
 def test_a_store_of_other_genes_is_refused(trained: Trained, tmp_path: Path) -> None:
-    other = simulate(tmp_path / "other.zarr", cells=50, genes=30, batches=3, labels=3)
+    other = simulate(tmp_path / "other.zarr", cells=50, genes=15, batches=3, labels=3)
     with pytest.raises(GenesError, match="--genes"):
         trained.get_latent_representation(other)
 

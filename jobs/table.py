@@ -1,0 +1,147 @@
+"""Tables of cells on their way to disk: dense arrays beside codes of obs, as AnnData, in memory of one chunk.
+
+What is written is a zarr v3 AnnData group that `anndata.read_zarr` opens: arrays in obsm, layers or X, obs with
+categorical columns, var with the genes where an array has a column for each. Every byte stands under a checksum, and
+the folder is committed by one rename.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from scarcade.dataloaders.arrays import ArrayWriter, StringWriter
+from scarcade.dataloaders.writer import smallest_codes
+from scarcade.engine.contracts import Categories
+from scarcade.engine.errors import CategoryError
+from scarcade.engine.folder import committed
+
+_WIDE_BYTES = 1 << 20  # of a chunk of an array with a column for each gene
+
+
+class TableWriter:
+    """Context manager: `append` runs of cells; the folder is there when the block ends without an error.
+
+    Args:
+        arrays: where they go: "X", "layers/NAME" (a column for each of `genes`) or "obsm/NAME".
+        columns: the columns of obs and their categories; `append` gives their codes in this order.
+        uns: JSON values; each is kept as text under its name.
+        extra: what its manifest is to say besides.
+
+    Raises:
+        StorageError: `path` exists (without `replace`), or the disk is full.
+        CategoryError: a name leads out of the folder.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        arrays: Sequence[str],
+        columns: Sequence[Categories],
+        genes: Sequence[str] = (),
+        uns: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        replace: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.n_cells = 0
+        for name in (*(array.rpartition("/")[2] for array in arrays), *(column.name for column in columns)):
+            if not name or name.startswith((".", "_")) or "/" in name or "\0" in name:
+                raise CategoryError(f"{path}: {name!r} is not a name that a column can have")
+        self._wanted, self._columns, self._genes = tuple(arrays), tuple(columns), tuple(genes)
+        self._uns, self._replace = dict(uns), replace
+        self._stack = ExitStack()
+        self._extra: dict[str, Any] = dict(extra)
+        self._arrays: dict[str, ArrayWriter] = {}
+
+    def __enter__(self) -> Self:
+        self._folder = self._stack.enter_context(committed(self.path, extra=self._extra, replace=self._replace))
+        for name in ("obs", "obsm", "layers"):
+            (self._folder / name).mkdir()
+        self._names = StringWriter(self._folder / "obs" / "_index")
+        self._codes = [
+            ArrayWriter(self._folder / "obs" / column.name / "codes", smallest_codes(len(column)))
+            for column in self._columns
+        ]
+        return self
+
+    def append(
+        self, arrays: Mapping[str, np.ndarray], codes: Sequence[np.ndarray], names: Iterable[str] | None = None
+    ) -> None:
+        """Add n cells: each array (n, width), codes (n,) of each column; without names they are numbered."""
+        (n,) = {len(values) for values in arrays.values()}
+        for name in self._wanted:
+            values = np.ascontiguousarray(arrays[name], np.float32)
+            if name not in self._arrays:
+                wide = None if name.startswith("obsm/") else max(1, _WIDE_BYTES // (4 * max(1, values.shape[1])))
+                writer = ArrayWriter(self._folder / name, np.float32, width=values.shape[1], chunk_rows=wide)
+                self._arrays[name] = writer
+            self._arrays[name].append(values)
+        for writer, values in zip(self._codes, codes, strict=True):
+            writer.append(values.astype(writer.dtype, copy=False))
+        self._names.append(names if names is not None else map(str, range(self.n_cells, self.n_cells + n)))
+        self.n_cells += n
+
+    def _finish(self) -> None:
+        import anndata as ad
+        import pandas as pd
+        import zarr
+
+        if not self._arrays:  # no cells: arrays of no rows are still arrays
+            nothing = {
+                name: np.zeros((0, len(self._genes) if not name.startswith("obsm/") else 1), np.float32)
+                for name in self._wanted
+            }
+            self.append(nothing, [np.zeros(0, np.int8) for _ in self._columns], [])
+        for array in (*self._arrays.values(), *self._codes):
+            array.close()
+        self._names.close()
+        for column in self._columns:
+            folder = self._folder / "obs" / column.name
+            categories = StringWriter(folder / "categories", chunk=len(column))
+            categories.append(column.values)
+            categories.close()
+            _group(folder, "categorical", "0.2.0", ordered=False)
+        order = [column.name for column in self._columns]
+        _group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": order})
+        for name in ("obsm", "layers"):
+            _group(self._folder / name, "dict", "0.1.0")
+        _group(self._folder, "anndata", "0.1.0")
+        root = zarr.open_group(self._folder, mode="r+")
+        with ad.settings.override(auto_shard_zarr_v3=False):
+            for name in ("obsp", "varm", "varp"):
+                ad.io.write_elem(root, name, {})
+            ad.io.write_elem(root, "var", pd.DataFrame(index=pd.Index(self._genes, dtype=object)))
+            ad.io.write_elem(root, "uns", self._uns)
+        with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(root.store)
+        self._extra.update(n_cells=self.n_cells, columns=order)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException as problem:
+                if self._stack.__exit__(type(problem), problem, problem.__traceback__):
+                    return True
+                raise
+        return self._stack.__exit__(kind, error, trace)
+
+
+def _group(folder: Path, kind: str, version: str, **attributes: Any) -> None:
+    """``zarr.json`` of a group of AnnData's."""
+    meta = {
+        "attributes": {"encoding-type": kind, "encoding-version": version, **attributes},
+        "zarr_format": 3,
+        "node_type": "group",
+    }
+    (folder / "zarr.json").write_text(json.dumps(meta, indent=1))
