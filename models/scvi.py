@@ -325,8 +325,8 @@ class Scvi(AtlasModel):
 
     @property
     def observes(self) -> bool:
-        """Whether `observe` must be called once before training."""
-        return self.library_prior is not None
+        """Whether `observe` must be called once before training: not for a query of the reference's own batches."""
+        return self.library_prior is not None and (self.query_mode is None or self.library_prior.new_mean is not None)
 
     @torch.no_grad()
     def observe(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:

@@ -341,7 +341,7 @@ class Totalvi(Scvi):
 
     @property
     def observes(self) -> bool:
-        return True
+        return self.query_mode is None or self.background.mean.new is not None
 
     @torch.no_grad()
     def observe(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:

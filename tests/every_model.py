@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
+
+from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.contracts import Schema
@@ -30,10 +33,32 @@ ALL_PARTS: dict[str, Callable[[Schema], dict[str, Any]]] = {
 
 
 def made_store(path: Path) -> Store:
-    """300 cells of three batches, some unlabelled, the last batch without proteins."""
-    return simulate(
-        path, cells=300, genes=60, batches=3, labels=3, proteins=12, protein_batches=2, unlabelled=0.3, seed=5
+    """300 cells of three batches with Ensembl ids, some unlabelled, the last batch without proteins."""
+    made = path.with_name(f"made-{path.name}")
+    cells = simulate(
+        made, cells=300, genes=60, batches=3, labels=3, proteins=12, protein_batches=2, unlabelled=0.3, seed=5
+    ).to_anndata()
+    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    measured = cells.obsm.pop("protein_measured").to_numpy(bool)
+    cells.obsm["proteins"] = cells.obsm.pop("protein_counts").astype(float).where(measured)
+    cells.write_h5ad(path.with_suffix(".h5ad"))
+    return ingest(
+        path.with_suffix(".h5ad"),
+        path,
+        batch_key="batch",
+        label_keys=["label"],
+        protein_key="proteins",
+        report=lambda _: None,
     )
+
+
+def made_query(path: Path, batch: str = "new") -> ad.AnnData:
+    """Cells of the first batch of `made_store(path)` as those of a batch that no reference knows."""
+    cells = ad.read_h5ad(path.with_suffix(".h5ad"))
+    cells = cells[cells.obs["batch"] == cells.obs["batch"].cat.categories[0]].copy()
+    cells.obs["batch"] = batch
+    cells.obs_names = [f"q{i}" for i in range(cells.n_obs)]
+    return cells
 
 
 def settings_of(name: str, schema: Schema, **optim: Any) -> dict[str, Any]:
