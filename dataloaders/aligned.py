@@ -118,6 +118,9 @@ class AlignedSource:
     def labels(self) -> np.ndarray | None:
         return self.columns.labels
 
+    def batches(self) -> np.ndarray:
+        return self.columns.batch
+
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         loaded, places = self._inner.load(runs, order), self._view.genes
         if places is None:

@@ -26,7 +26,7 @@ _BYTES = 8  # of a decoded count, at most
 
 
 class SubsetSource:
-    """The cells of `source` at the ascending `positions`. What is decoded besides them is dropped at once.
+    """The cells of `source` at the ascending `positions`, which may repeat. What else is decoded is dropped at once.
 
     With `hold` they are read once and kept: for a subset as small as a window that would be read in every pass.
     """
@@ -47,8 +47,11 @@ class SubsetSource:
         places = np.concatenate([np.arange(start, stop) for start, stop in runs])
         if self._hold and self._held is None:
             self._held = self._read(self._positions)
-        have = self._held if self._held is not None else self._read(self._positions[places])
-        chosen = places[order] if self._held is not None else order
+        if self._held is not None:
+            have, chosen = self._held, places[order]
+        else:
+            cells, back = np.unique(self._positions[places].astype(np.int64), return_inverse=True)
+            have, chosen = self._read(cells), back[order]
         return Superbatch(
             have.indices, have.data, starts=have.starts[chosen], lengths=have.lengths[chosen], rows=have.rows[chosen]
         )
@@ -57,8 +60,13 @@ class SubsetSource:
         codes = self._source.labels()
         return None if codes is None else codes[self._positions]
 
-    def proteins(self, superbatch: Superbatch, runs: Runs) -> None:
-        """Classifiers see counts alone."""
+    def batches(self) -> np.ndarray:
+        codes: np.ndarray = self._source.batches()[self._positions]
+        return codes
+
+    def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
+        """None: classifiers see counts alone."""
+        return None
 
     def _read(self, wanted: np.ndarray) -> Superbatch:
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []

@@ -40,6 +40,7 @@ class LoaderConfig(Section):
     lanes: int | None = Field(None, ge=1, description="stretches read in turn; fixed for a run (8, or more workers)")
     memory: int = Field(1 << 30, ge=1 << 20, description="bytes of decoded cells; the window shrinks to fit them")
     read_ahead: bool = Field(True, description="decode the next window in a thread of its own")
+    stratify: bool = Field(False, description="cells of each batch are met equally often in training")
     samples_per_label: int | None = Field(
         None, ge=1, description="labelled cells of each label in an epoch (scanvi), drawn anew for each; all if not set"
     )
@@ -134,7 +135,7 @@ class CellLoader:
         self.shard = shard
         self.source = source
         self.first = first
-        self._ahead = read_ahead
+        self.read_ahead = read_ahead
         self._waited = 0.0
         self._rings: list[DenseRing] = []
 
@@ -170,7 +171,7 @@ class CellLoader:
             return
         windows = self._windows(epoch, start)
         ring = self._rings.pop() if self._rings else DenseRing()
-        prefetch = Prefetch(windows, manual=True) if self._ahead else None
+        prefetch = Prefetch(windows, manual=True) if self.read_ahead else None
         try:
             while True:
                 began = time.perf_counter()

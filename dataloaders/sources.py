@@ -43,6 +43,10 @@ class Source(Protocol):
         """Codes of the primary label in the order of positions (those of `load`); None without a label column."""
         ...
 
+    def batches(self) -> np.ndarray:
+        """Codes of the batch in the order of positions."""
+        ...
+
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of rows, put into `order` (places in those ranges, one behind the other)."""
         ...
@@ -75,6 +79,9 @@ class StoreSource:
 
     def labels(self) -> np.ndarray | None:
         return self.columns.labels
+
+    def batches(self) -> np.ndarray:
+        return self.columns.batch
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """Each chunk is decoded while it is in the cache, and its cells are copied to where they belong in `order`.
@@ -148,6 +155,10 @@ class MemorySource:
 
     def labels(self) -> np.ndarray | None:
         return None if self.columns.labels is None else self.columns.labels[self.place]
+
+    def batches(self) -> np.ndarray:
+        codes: np.ndarray = self.columns.batch[self.place]
+        return codes
 
     def n_before(self, fraction: float) -> int:
         """As `Store.n_before`."""

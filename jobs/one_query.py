@@ -14,6 +14,7 @@ from pydantic import Field
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, in_memory
 from scarcade.dataloaders.schema import Query
+from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Categories, Loader, Schema
 from scarcade.engine.errors import ModelFileError
@@ -180,6 +181,8 @@ def map_query(
 
         def loader(split: Literal["train", "validation"]) -> Loader:
             cells = in_memory(query.counts, columns, schema, data, seed=seed, split=split)
+            if data.stratify and split == "train":
+                cells = stratified(cells, seed=seed)
             labelled = grown.labelled_beside and surgery.use_labels
             return with_labelled(cells, data, seed=seed) if labelled else cells
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, lanes_for, stream
 from scarcade.dataloaders.store import Store, open_store
+from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
 from scarcade.engine.config import Section, checked, merged, nested
 from scarcade.engine.contracts import Loader, Schema, Shard
@@ -324,6 +325,8 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _stream(store: Store, split: Literal["train", "validation"], config: TrainConfig, shard: Shard) -> Loader:
     """The cells of a split, as the model wants them."""
     loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
+    if config.data.stratify and split == "train":
+        loader = stratified(loader, seed=config.seed)
     return with_labelled(loader, config.data, seed=config.seed) if MODELS[config.name].labelled_beside else loader
 
 

@@ -262,11 +262,11 @@ class Expimap(AtlasModel):
     def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
         """As scArches' tutorial trains it; the warm-up of the KL takes 100 of some 400 epochs there, a quarter here."""
         warm_up = max(1.0, default_epochs(n_cells) // 4)
-        return {"optim": {"weight_decay": 0.0, "kl_max": 0.5, "kl_epochs": warm_up}}
+        return {"optim": {"weight_decay": 0.0, "kl_max": 0.5, "kl_epochs": warm_up}, "data": {"stratify": True}}
 
     @classmethod
     def query_defaults(cls) -> Mapping[str, Any]:
-        return {"optim": {"kl_max": 0.1, "kl_epochs": 100.0}}
+        return {"optim": {"kl_max": 0.1, "kl_epochs": 100.0}, "data": {"stratify": True}}
 
     @property
     def n_latent(self) -> int:

@@ -87,12 +87,12 @@ class Trvae(AtlasModel):
 
     @classmethod
     def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
-        """As scArches trains it: a full KL weight from the start, and weights that decay."""
-        return {"optim": {"weight_decay": 0.04, "kl_epochs": 0.0}}
+        """As scArches trains it: a full KL weight from the start, weights that decay, batches met equally often."""
+        return {"optim": {"weight_decay": 0.04, "kl_epochs": 0.0}, "data": {"stratify": True}}
 
     @classmethod
     def query_defaults(cls) -> Mapping[str, Any]:
-        return {"optim": {"kl_epochs": 0.0}}
+        return {"optim": {"kl_epochs": 0.0}, "data": {"stratify": True}}
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Reconstruction and KL of each cell, and the MMD of the batch as penalty (scArches' trVAE.forward).
