@@ -38,7 +38,8 @@ class LatentSums:
 
     def mean(self) -> np.ndarray:
         """(rows, columns, L); 0 where there are no cells."""
-        return self.total / np.maximum(self.n, 1)[:, :, None]
+        means: np.ndarray = self.total / np.maximum(self.n, 1)[:, :, None]
+        return means
 
 
 def latent_sums(model: Scgen, cells: Cells, first: np.ndarray, second: np.ndarray, batch_size: int) -> LatentSums:
@@ -82,7 +83,7 @@ def response(
     if labels is not None:
         if label_key is None:
             raise UsageError("labels: give label_key, the column they are in")
-        label = np.where(np.isin(label, list(labels)), label, None)
+        label = np.where(np.isin(label, list(labels)), label, np.array(None, object))
     sums = latent_sums(model, cells, label, condition, batch_size)
     means = []
     for value in (control, stimulated):

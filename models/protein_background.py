@@ -58,8 +58,8 @@ class BackgroundPrior(nn.Module):
 
     def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
         for table, start in ((self.mean, self.START[0]), (self.log_sd, self.START[1])):
-            width = table.rows.shape[1]
-            table.append(new.get("batch", ()), lambda _, start=start, width=width: torch.full((width,), start))
+            first = torch.full((table.rows.shape[1],), start)
+            table.append(new.get("batch", ()), dict.fromkeys(new.get("batch", ()), first).__getitem__)
 
     def settle(self) -> None:
         self.mean.settle()

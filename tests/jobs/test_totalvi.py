@@ -75,7 +75,7 @@ def test_outputs_of_stores_and_of_cells(store: Store, reference: TrainedRun) -> 
     assert list(imputed.columns) == list(store.schema.proteins)
     assert model.output("foreground", store).to_numpy().max() <= 1.0
     genes = model.output("genes", store)
-    np.testing.assert_allclose(genes.sum(1), 1.0, rtol=1e-4)
+    np.testing.assert_allclose(genes.sum(axis=1), 1.0, rtol=1e-4)
     cells = store.to_anndata()
     assert np.shape(model.get_latent_representation(cells)) == (600, 4)
     np.testing.assert_allclose(
