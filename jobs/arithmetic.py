@@ -68,14 +68,18 @@ def response(
     labels: Sequence[str] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """The shift from control to stimulated cells, float32 (L,), balanced over labels.
+    """The shift from control to stimulated cells, float32 (L,): the mean of the shifts of the labels.
+
+    A label that only one of the two conditions has takes no part: the place of its cells in the latent would else be
+    taken for a part of the response (scArches does that to every label that is held out to be predicted).
 
     Args:
-        label_key: obs column over whose values both means are balanced; None: over cells.
+        label_key: obs column with the labels; None: all cells are one.
         labels: only cells of these labels.
 
     Raises:
-        UsageError: not a scgen model. CategoryError: a column, value or cells that are not there.
+        UsageError: not a scgen model. CategoryError: a column, value or cells that are not there, or no label has
+        cells of both conditions.
     """
     model, cells = _scgen(trained), cells_of(data, trained.model)
     condition = cells.column(condition_key)
@@ -85,14 +89,19 @@ def response(
             raise UsageError("labels: give label_key, the column they are in")
         label = np.where(np.isin(label, list(labels)), label, np.array(None, object))
     sums = latent_sums(model, cells, label, condition, batch_size)
-    means = []
+    places = []
     for value in (control, stimulated):
         if value not in sums.columns or not sums.n[:, sums.columns.index(value)].any():
             raise CategoryError(f"{cells.where}: no cell has {value!r} in '{condition_key}' (and one of the labels)")
-        place = sums.columns.index(value)
-        there = sums.n[:, place] > 0
-        means.append(sums.mean()[there, place].mean(0))
-    return np.asarray(means[1] - means[0], np.float32)
+        places.append(sums.columns.index(value))
+    both = (sums.n[:, places] > 0).all(1)
+    if not both.any():
+        raise CategoryError(
+            f"{cells.where}: no label of '{label_key}' has cells of both {control!r} and {stimulated!r}; without "
+            "label_key all cells are compared"
+        )
+    mean = sums.mean()[both]
+    return np.asarray((mean[:, places[1]] - mean[:, places[0]]).mean(0), np.float32)
 
 
 def predict_response(

@@ -81,6 +81,19 @@ def test_a_response_is_the_mean_of_the_labels_responses(store: Store, run: Train
     np.testing.assert_allclose(plain, z[batch == two].mean(0) - z[batch == one].mean(0), rtol=1e-3, atol=1e-4)
 
 
+def test_a_label_of_one_condition_alone_does_not_bend_the_response(store: Store, run: TrainedRun) -> None:
+    cells = store.to_anndata()
+    one, two = store.schema.batch.values[:2]
+    held, *others = store.schema.labels[0].values
+    settings: dict[str, Any] = {"condition_key": "batch", "control": one, "stimulated": two, "label_key": "label"}
+    seen = cells[~((cells.obs["label"] == held) & (cells.obs["batch"] == two)).to_numpy()].copy()
+    found = response(run.model, seen, **settings)
+    np.testing.assert_allclose(found, response(run.model, cells, labels=others, **settings), rtol=1e-3, atol=1e-4)
+    alone = seen[((seen.obs["label"] == held) ^ (seen.obs["batch"] == two)).to_numpy()].copy()
+    with pytest.raises(CategoryError, match="of both"):
+        response(run.model, alone, **settings)
+
+
 def test_predicted_cells_are_shifted_and_decoded(store: Store, run: TrainedRun) -> None:
     cells = store.to_anndata()
     one, two = store.schema.batch.values[:2]

@@ -105,10 +105,47 @@ def test_a_query_is_mapped(
     assert reference_hash(grown) == reference_hash(reference_model)
     mapped = load(folder, delta=tmp_path / "out" / "donor.delta")
     imputed = mapped.output("proteins", cells, batch_key="batch", transform_batch=list(store.schema.batch.values[:2]))
-    # how good the imputation is needs real data and a whole training: benchmarks/quality.py
     assert imputed.shape == (120, 12)
     assert np.isfinite(imputed.to_numpy()).all()
     assert (imputed.to_numpy() >= 0).all()
+
+
+def test_imputed_proteins_are_those_that_the_cells_express(tmp_path: Path) -> None:
+    """For cells of the reference without proteins, and for a mapped query of RNA alone."""
+    store = simulate(
+        tmp_path / "a.zarr",
+        cells=1200,
+        genes=100,
+        batches=3,
+        labels=4,
+        proteins=12,
+        protein_batches=2,
+        seed=2,
+        label_effect=1.5,
+    )
+    run = train(
+        store, "totalvi", out=tmp_path / "run", recipe="scarches", epochs=20, settings={"scale": {"threads": 1}}
+    )
+    truth, measured = store.truth(), list(store.schema.batch.values[:2])
+    assert truth is not None
+
+    def agreement(cells: ad.AnnData, imputed: Any) -> float:
+        """Mean correlation with whether the label of a cell expresses a protein, over proteins that not all do."""
+        codes = [store.schema.labels[0].values.index(label) for label in cells.obs["label"].astype(str)]
+        there = truth["protein_expressed"][codes]
+        varies = there.std(0) > 0
+        pairs = zip(np.log1p(imputed.to_numpy())[:, varies].T, there[:, varies].T, strict=True)
+        return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]))
+
+    bare = store.to_anndata([store.schema.batch.values[2]])
+    assert agreement(bare, run.model.output("proteins", bare, transform_batch=measured)) > 0.6
+    query = store.to_anndata([measured[0]])
+    del query.obsm["protein_counts"], query.obsm["protein_measured"]
+    query.obs["batch"] = "new"
+    map_queries(Path(run.path) / "model", {"q": query}, tmp_path / "out", batch_key="batch", **QUICK).raise_if_failed()
+    mapped = load(Path(run.path) / "model", delta=tmp_path / "out" / "q.delta")
+    imputed = mapped.output("proteins", query, batch_key="batch", transform_batch=measured)
+    assert agreement(query, imputed) > 0.6
 
 
 def test_proteins_of_another_panel(reference: TrainedRun, query: ad.AnnData) -> None:
