@@ -6,6 +6,7 @@ ones at its top, the fields of sections in tables; the command line wins.
 """
 
 import difflib
+import json
 import os
 import shutil
 import sys
@@ -143,13 +144,24 @@ def _check_direct(direct: Mapping[str, Any], command: str, config: Path) -> None
 
 
 def _model_of(argv: Sequence[str], direct: Mapping[str, Any]) -> str:
-    """The value of --model, wherever it stands: which fields there are depends on it."""
+    """The value of --model, or the model that --update names: which fields there are depends on it."""
+    name = _value(argv, "model") or direct.get("model")
+    if name is None and (reference := _value(argv, "update") or direct.get("update")) is not None:
+        try:
+            name = json.loads((Path(str(reference)) / "model.json").read_text())["model"]
+        except (OSError, ValueError, KeyError, TypeError):
+            name = None  # the command itself says what is wrong with it
+    return str(name or "scvi")
+
+
+def _value(argv: Sequence[str], option: str) -> str | None:
+    """The value of ``--option``, wherever it stands."""
     for i, token in enumerate(argv):
-        if token.startswith("--model="):
+        if token.startswith(f"--{option}="):
             return token.partition("=")[2]
-        if token == "--model" and i + 1 < len(argv):
+        if token == f"--{option}" and i + 1 < len(argv):
             return argv[i + 1]
-    return str(direct.get("model", "scvi"))
+    return None
 
 
 def _has(tables: Mapping[str, Any], dotted: str) -> bool:

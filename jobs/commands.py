@@ -192,9 +192,14 @@ def train(
     *,
     data: Annotated[str, told("The store to train on.")],
     out: Annotated[str, told("Folder (or URL) of the run; the model comes to OUT/model.")],
-    model: Annotated[str, told("Which model.")] = "scvi",
+    model: Annotated[str | None, told("Which model (default: scvi; with --update that of the reference).")] = None,
     recipe: Annotated[str | None, told("scarches: the architecture onto which queries are mapped well.")] = None,
     init_from: Annotated[str | None, told("Folder of a trained model to start from (scanvi: an scvi model).")] = None,
+    update: Annotated[str | None, told("Folder of a trained reference that is updated with the data.")] = None,
+    update_weights: Annotated[
+        str | None, told("surgery: rows of new batches alone train (default); all: everything.")
+    ] = None,
+    min_genes: Annotated[float | None, told("Share of its genes that the data of an update must have.")] = None,
     programs: Annotated[tuple[Path, ...], repeated("Gene programs, a .gmt file (expimap)")] = (),
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -206,9 +211,12 @@ def train(
     sections: Given = NO_SECTIONS,
     common: Common = COMMON,
 ) -> None:
-    """Train a reference; the same command again continues the run."""
+    """Train a reference, or update one with new data; the same command again continues the run."""
     from scarcade.jobs.train import train as run
 
+    settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
+    if update_weights is not None:
+        settings["update_weights"] = update_weights
     with Bar("training") as bar:
         done = run(
             data,
@@ -216,11 +224,13 @@ def train(
             out=out,
             recipe=recipe,
             init_from=init_from,
+            update=update,
+            min_genes=min_genes,
             programs=programs or None,
             seed=seed,
             batch_key=batch_key,
             label_key=label_key,
-            settings=sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads),
+            settings=settings,
             progress=training_told(bar),
         )
     print(f"{done.path}/model")
@@ -413,7 +423,7 @@ def sections_of(command: str, model: str) -> dict[str, type[Section]]:
 
         config = MapConfig
     else:
-        from scarcade.jobs.train import TrainConfig
+        from scarcade.jobs.train_config import TrainConfig
         from scarcade.models import MODELS
 
         if model not in MODELS:

@@ -140,6 +140,7 @@ def _record(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[
         "proteins": list(schema.get("proteins", ())),
         "fingerprint": manifest.get("fingerprint"),
         "parent": raw.get("parent"),
+        "lineage": raw.get("lineage") or None,
         "data_fingerprint": raw.get("data_fingerprint"),
         "training": raw.get("training"),
         "scarcade_version": raw.get("scarcade_version"),

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from scarcade import __version__
-from scarcade.dataloaders.schema import Query
+from scarcade.dataloaders.schema import Query, text_of
 from scarcade.engine.errors import StorageError
 from scarcade.engine.folder import sync, write_bytes, write_json
 from scarcade.jobs.one_query import Mapped, Reference
@@ -132,6 +132,9 @@ def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
     Where the model has a classifier, what it says of the primary label is in ``<label>_<model>``.
     """
     obs = query.obs.copy()
+    for name in obs.columns[obs.dtypes == object]:
+        if obs[name].isna().any():  # text with gaps cannot be written, categories with gaps can
+            obs[name] = pd.Categorical(text_of(obs[name]))
     for prediction in mapped.predictions:
         values = pd.Categorical.from_codes(prediction.codes, categories=pd.Index(prediction.column.values))
         obs[f"{prediction.column.name}_pred"] = values

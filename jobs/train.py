@@ -9,51 +9,42 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
+import numpy as np
 import torch
-from pydantic import Field
 
+from scarcade.dataloaders.aligned import AlignedStore
 from scarcade.dataloaders.labelled import with_labelled
-from scarcade.dataloaders.loader import LoaderConfig, lanes_for, stream
+from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.stratified import stratified
-from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
-from scarcade.engine.config import Section, checked, merged, nested
-from scarcade.engine.contracts import Loader, Schema, Shard
+from scarcade.engine.checkpoint import Checkpoints
+from scarcade.engine.config import checked, merged, nested
+from scarcade.engine.contracts import Categories, Loader, Schema, Shard
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.gradients import running_statistics
 from scarcade.engine.interrupts import interruptible
-from scarcade.engine.launch import Scale, Worker, run
+from scarcade.engine.launch import Worker, run
 from scarcade.engine.loop import fit
 from scarcade.engine.metrics import Line, epoch_lines
-from scarcade.engine.optim import OptimConfig, default_epochs, final_kl_weight
+from scarcade.engine.optim import final_kl_weight
 from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
-from scarcade.jobs.programs import programs_given, with_programs
+from scarcade.jobs.programs import programs_given
 from scarcade.jobs.run_folder import MODEL, RunFolder
+from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
 from scarcade.jobs.trained import Trained, load
+from scarcade.jobs.update import LATENT, Update, Weights, update_of
 from scarcade.models import MODELS
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read, save
+from scarcade.models.surgery import trainable
+
+__all__ = ["TrainConfig", "TrainedRun", "resolved", "train", "work"]
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Given ``{"note": sentence}``, ``{"warning": sentence}``, or a line of metrics with `epochs` and `steps_per_epoch`."""
-
-
-class TrainConfig(Section):
-    """Everything that a training is made of: the sum of its parts."""
-
-    name: str = Field("scvi", description="Which model.")
-    recipe: str | None = Field(None, description="Named settings of the model that go before its defaults.")
-    init_from: str | None = Field(None, description="Folder of a trained model whose weights are the first ones.")
-    seed: int = Field(0, ge=0, description="Of the first weights, the order of the cells, and the noise.")
-    model: dict[str, Any] = Field({}, description="The model's own settings.")
-    data: LoaderConfig = LoaderConfig()
-    optim: OptimConfig = OptimConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    scale: Scale = Scale()
 
 
 @dataclass
@@ -76,11 +67,14 @@ class TrainedRun:
 
 def train(
     data: str | Path | Store,
-    model: str = "scvi",
+    model: str | None = None,
     *,
     out: str | Path,
     recipe: str | None = None,
     init_from: str | Path | None = None,
+    update: str | Path | None = None,
+    update_weights: Weights | None = None,
+    min_genes: float | None = None,
     programs: Sequence[str | Path] | Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -96,10 +90,14 @@ def train(
 
     Args:
         data: the store, or its path.
+        model: its name; "scvi", or with `update` that of the reference.
         out: folder of the run, or a URL that Ray takes.
         recipe: "scarches" gives the architecture that surgery wants.
         programs: .gmt files with gene programs, or a mapping from names to genes (expimap).
         init_from: folder of a trained model to start from (scanvi: an scvi model); its architecture is taken over.
+        update: folder of a trained reference that is to know the cells of `data` too; what it is, its genes and its
+            codes stay. `update_weights` "surgery" trains the rows of new batches alone, "all" everything.
+        min_genes: share of the reference's genes that the store must have.
         epochs, batch_size, workers, threads: short for the fields of `TrainConfig` of those names.
         batch_key, label_key: must be those of the store, if given.
         settings: further fields, as a tree (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``).
@@ -116,6 +114,8 @@ def train(
     direct |= {"scale.workers": workers, "scale.threads": threads}
     direct["model.programs"] = programs_given(programs)
     direct["init_from"] = None if init_from is None else str(Path(init_from).absolute())
+    direct["update"] = None if update is None else str(Path(update).absolute())
+    direct |= {"update_weights": update_weights, "min_genes": min_genes}
     given = merged(nested(settings or {}), nested({k: v for k, v in direct.items() if v is not None}))
     tell = progress or _plain
     folder = RunFolder(out)
@@ -123,12 +123,13 @@ def train(
         folder.fetch()
         begun = {} if (lanes := folder.lanes()) is None else {"data": {"lanes": lanes}}
         config = resolved(merged(begun, given), name=model, recipe=recipe, seed=seed, store=store)
+        change = _update(config, store)
         with folder.locked():
             folder.sweep()
-            folder.settle(_toml(config))
-            done = _finished(folder, store, config)
+            folder.settle(to_toml(config))
+            done = _finished(folder, store, config, change)
             if done is None:
-                for sentence in _notices(config, store):
+                for sentence in _notices(config, store, change):
                     tell({"note": sentence})
                 done = _train(folder, store, config, tell)
                 folder.fetch()
@@ -138,64 +139,6 @@ def train(
     finally:
         folder.close()
     return TrainedRun(folder.place if folder.mirror else folder.local, done["stopped"], history)
-
-
-def resolved(
-    given: Mapping[str, Any], *, name: str = "scvi", recipe: str | None = None, seed: int = 0, store: Store
-) -> TrainConfig:
-    """The whole configuration, with what depends on the data and on the number of workers filled in.
-
-    Raises:
-        UsageError: naming each field that does not exist or has a value that it cannot have.
-    """
-    if name not in MODELS:
-        raise UsageError(f"--model {name}: there is no such model; there are {', '.join(MODELS)}")
-    kind = MODELS[name]
-    if recipe is not None and recipe not in kind.recipes:
-        there_are = f"there are {', '.join(kind.recipes)}" if kind.recipes else f"{name} has none"
-        raise UsageError(f"--recipe {recipe}: there is no such recipe; {there_are}")
-    given = merged(kind.training_defaults(store.n_cells, started=given.get("init_from") is not None), given)
-    config = checked(TrainConfig, {**given, "name": name, "recipe": recipe, "seed": seed})
-    architecture = merged(kind.recipes[recipe] if recipe else {}, config.model)
-    if config.init_from is not None:
-        architecture = _shared_with(config.init_from, kind, architecture)
-    architecture = with_programs(architecture, store.schema.genes)
-    try:
-        own = checked(kind.Config, architecture)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--", "--model.")) from error
-    with torch.device("meta"):  # to have what the model itself says of its configuration, before anything starts
-        kind(own, store.schema)
-    return config.model_copy(
-        update={
-            "model": own.model_dump(mode="json", exclude_none=True),
-            "data": config.data.model_copy(update={"lanes": config.data.lanes or lanes_for(config.scale.workers)}),
-            "optim": config.optim.model_copy(update={"epochs": config.optim.epochs or default_epochs(store.n_cells)}),
-        }
-    )
-
-
-def _shared_with(init_from: str, kind: type[AtlasModel], architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """`architecture`, with the fields that must be those of the model to start from.
-
-    Raises:
-        UsageError: a setting that was given differs from that model's.
-    """
-    shared = kind.config_from(read(init_from))
-    for name, value in shared.items():
-        if name in architecture and architecture[name] != value:
-            raise UsageError(
-                f"--model.{name.replace('_', '-')} {architecture[name]}: the model in --init-from {init_from} was "
-                f"trained with {value}; leave the setting out"
-            )
-    return {**architecture, **shared}
-
-
-def _toml(config: TrainConfig) -> str:
-    """The configuration as ``--config`` takes it: the model's name stands in the table of its settings."""
-    raw = config.model_dump(mode="json", exclude_none=True)
-    raw["model"] = {"name": raw.pop("name"), **raw["model"]}
-    return tomli_w.dumps(raw)
 
 
 def _check_keys(schema: Schema, batch_key: str | None, label_key: str | None) -> None:
@@ -211,15 +154,24 @@ def _build(config: TrainConfig, schema: Schema) -> AtlasModel:
     return kind(kind.Config.model_validate(config.model), schema, seed=config.seed)
 
 
-def _first(config: TrainConfig, schema: Schema) -> AtlasModel:
+def _update(config: TrainConfig, store: Store) -> Update | None:
+    """The reference that is updated, and the store as it sees it."""
+    if config.update is None:
+        return None
+    return update_of(config.update, store, weights=config.update_weights, min_genes=config.min_genes)
+
+
+def _first(config: TrainConfig, schema: Schema, change: Update | None) -> AtlasModel:
     """The model with its first weights."""
+    if change is not None:
+        return change.grown(config.surgery, config.seed)
     model = _build(config, schema)
     if config.init_from is not None:
         model.start_from(read(config.init_from))
     return model
 
 
-def _notices(config: TrainConfig, store: Store) -> list[str]:
+def _notices(config: TrainConfig, store: Store, change: Update | None = None) -> list[str]:
     """What a person should know before the run."""
     found = []
     optim = config.optim
@@ -236,8 +188,11 @@ def _notices(config: TrainConfig, store: Store) -> list[str]:
             else f"the KL weight reaches {last:.3g} of {optim.kl_max:g} before the run ends"
         )
     with torch.device("meta"):
-        model = _build(config, store.schema)
-    if model.labelled_beside and not (store.codes(store.schema.labels[0].name) >= 0).any():
+        model = _build(config, store.schema if change is None else change.model.schema)
+    if change is not None:
+        found = [*change.notes(config.surgery), *found]
+    labels = change.view.label_columns() if change is not None else _label_columns(store)
+    if model.labelled_beside and not (labels[0][1] >= 0).any():
         found.append(f"no cell has a label, so the classifier of this {model.name} model learns nothing")
     if notice := model.surgery_notice:
         found.append(notice)
@@ -249,7 +204,13 @@ def _notices(config: TrainConfig, store: Store) -> list[str]:
     return found
 
 
-def _finished(folder: RunFolder, store: Store, config: TrainConfig) -> dict[str, Any] | None:
+def _label_columns(store: Store) -> list[tuple[Categories, np.ndarray]]:
+    return [(one, store.codes(one.name)) for one in store.schema.labels]
+
+
+def _finished(
+    folder: RunFolder, store: Store, config: TrainConfig, change: Update | None = None
+) -> dict[str, Any] | None:
     """How the run ended, if its model is there and no more was asked for.
 
     Raises:
@@ -261,6 +222,11 @@ def _finished(folder: RunFolder, store: Store, config: TrainConfig) -> dict[str,
     if model.get("data_fingerprint") != store.fingerprint:
         raise DataChangedError(
             f"--out {folder.place}: its model was trained on other data than {store.path}; give another --out"
+        )
+    if model.get("parent") != (None if change is None else change.model.fingerprint):
+        raise DataChangedError(
+            f"--out {folder.place}: its model was updated from another reference than {config.update}; give another "
+            "--out"
         )
     record = dict(model.get("training", {}))
     more = record.get("asked_epochs") != config.optim.epochs or record.get("asked_steps") != config.optim.max_steps
@@ -291,38 +257,45 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if store.fingerprint != arguments["fingerprint"]:
         raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
     assert config.data.lanes is not None
+    change = _update(config, store)
+    cells = store if change is None else change.view
     loaders: list[Loader] = [
-        _stream(store, split, config, worker.world.shard)
+        _stream(cells, split, config, worker.world.shard)
         for split in (("train", "validation") if store.n_before(config.data.validation) else ("train",))
     ]
     folder = RunFolder(arguments["out"])
     try:
         if worker.world.first:
             folder.fetch()
-        model = _first(config, store.schema)
-        result = fit(
-            model,
-            loaders[0],
-            loaders[1] if len(loaders) > 1 else None,
-            config.optim,
-            world=worker.world,
-            seed=config.seed,
-            checkpoints=_checkpoints(worker, folder, config, store),
-            metrics=folder.metrics,
-            progress=worker.tell,
-            stop=worker.stop,
-        )
+        model = _first(config, store.schema, change)
+        if change is not None and not trainable(model):
+            result = FitResult(history=[], steps=0, epochs=0, cells=0, stopped="epochs")
+        else:
+            result = fit(
+                model,
+                loaders[0],
+                loaders[1] if len(loaders) > 1 else None,
+                config.optim,
+                world=worker.world,
+                seed=config.seed,
+                checkpoints=_checkpoints(worker, folder, config, store, change),
+                metrics=folder.metrics,
+                progress=worker.tell,
+                stop=worker.stop,
+            )
         record = _record(result, config, began)
         if worker.world.first:
             if result.stopped != "interrupted":
-                _save(model, store, folder, record, worker)
+                _save(model, store, folder, record, worker, change)
             folder.publish_metrics()
         return record
     finally:
         folder.close()
 
 
-def _stream(store: Store, split: Literal["train", "validation"], config: TrainConfig, shard: Shard) -> Loader:
+def _stream(
+    store: Store | AlignedStore, split: Literal["train", "validation"], config: TrainConfig, shard: Shard
+) -> Loader:
     """The cells of a split, as the model wants them."""
     loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
     if config.data.stratify and split == "train":
@@ -330,7 +303,9 @@ def _stream(store: Store, split: Literal["train", "validation"], config: TrainCo
     return with_labelled(loader, config.data, seed=config.seed) if MODELS[config.name].labelled_beside else loader
 
 
-def _checkpoints(worker: Worker, folder: RunFolder, config: TrainConfig, store: Store) -> Checkpoints:
+def _checkpoints(
+    worker: Worker, folder: RunFolder, config: TrainConfig, store: Store, change: Update | None
+) -> Checkpoints:
     def announce(path: Path | None, step: int) -> None:
         if worker.world.first:
             folder.publish_metrics()
@@ -341,7 +316,7 @@ def _checkpoints(worker: Worker, folder: RunFolder, config: TrainConfig, store: 
         folder.checkpoints,
         config.checkpoint,
         about={
-            "data": store.fingerprint,
+            "data": store.fingerprint if change is None else f"{store.fingerprint} {change.model.fingerprint}",
             "seed": config.seed,
             "lanes": config.data.lanes,
             "workers": config.scale.workers,
@@ -369,25 +344,38 @@ def _record(result: FitResult, config: TrainConfig, began: float) -> dict[str, A
     }
 
 
-def _save(model: AtlasModel, store: Store, folder: RunFolder, record: Mapping[str, Any], worker: Worker) -> None:
-    """The model, and beside it the latent of the reference's cells."""
+def _save(
+    model: AtlasModel,
+    store: Store,
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    worker: Worker,
+    change: Update | None,
+) -> None:
+    """The model, and beside it the latent of its cells: of an update those of the reference before the new ones."""
+    model = model.cpu()
 
     def latent(target: Path) -> None:
-        loader = stream(store, "all", LoaderConfig(batch_size=1024, validation=0), seed=0, lanes=1, shuffle=False)
-        worker.tell({"note": f"embedding the {store.n_cells:,} cells of the reference"})
-        write_latent(
-            model,
-            loader,
-            target / "latent.zarr",
-            columns=distinct([(one, store.codes(one.name)) for one in (store.schema.batch, *store.schema.labels)]),
-            about={"data": store.fingerprint, "model_name": model.name},
-        )
+        cells = store if change is None else change.view
+        loader = stream(cells, "all", LoaderConfig(batch_size=1024, validation=0), seed=0, lanes=1, shuffle=False)
+        worker.tell({"note": f"embedding the {store.n_cells:,} cells of the data"})
+        about: dict[str, Any] = {"data": store.fingerprint, "model_name": model.name}
+        if change is None:
+            batch, labels = store.codes(store.schema.batch.name), _label_columns(store)
+        else:
+            batch, labels = change.view.codes(change.view.batch), change.view.label_columns()
+        before = None if change is None else change.kept(model.n_latent)
+        if before is not None:
+            about["before"] = before.about
+        columns = distinct([(model.schema.batch, batch), *labels])
+        write_latent(model, loader, target / LATENT, columns=columns, about=about, before=before)
 
     save(
-        model.cpu(),
+        model,
         folder.model,
         training=record,
         data_fingerprint=store.fingerprint,
+        lineage=[] if change is None else change.lineage(),
         replace=True,
         beside=latent,
     )

@@ -7,7 +7,7 @@ tensors only where name, shape and type agree.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, Unsa
 from scarcade.engine.folder import MANIFEST, committed, read_manifest, sha256, write_bytes
 from scarcade.models import MODELS
 from scarcade.models.model import AtlasModel
-from scarcade.models.surgery import apply_delta, settled
+from scarcade.models.surgery import additions, apply_delta, settled
 from scarcade.models.surgery import delta as delta_of
 
 FORMAT = 1
@@ -44,6 +44,7 @@ class ModelRecord(Section):
     training: dict[str, Any]
     data_fingerprint: str | None
     parent: str | None  # fingerprint of the reference that this model was grown from
+    lineage: tuple[dict[str, Any], ...] = ()  # every ancestor, the oldest first; see `lineage_after`
     scarcade_version: str
 
 
@@ -53,7 +54,7 @@ def save(
     *,
     training: Mapping[str, Any],
     data_fingerprint: str | None,
-    parent: str | None = None,
+    lineage: Sequence[Mapping[str, Any]] = (),
     replace: bool = False,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
@@ -62,7 +63,7 @@ def save(
     Args:
         training: what is worth knowing about the training; JSON.
         data_fingerprint: of the store or the loader that the model was trained on.
-        parent: fingerprint of the reference, for a model that was grown from one.
+        lineage: as `lineage_after` gives it, for a model that was grown from another.
         beside: is given the unfinished folder, to write more files that are to stand in its manifest.
 
     Raises:
@@ -80,10 +81,28 @@ def save(
         "schema": plain.schema.to_dict(),
         "training": dict(training),
         "data_fingerprint": data_fingerprint,
-        "parent": parent,
+        "parent": lineage[-1]["fingerprint"] if lineage else None,
+        "lineage": [dict(one) for one in lineage],
         "scarcade_version": __version__,
     }
     _write(folder, MODEL, tensors, record, _model_card(plain, record), replace=replace, beside=beside)
+
+
+def lineage_after(reference: AtlasModel, update: str, new: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The lineage of a model that came of `reference`: that of the reference, and the reference itself.
+
+    Args:
+        update: "surgery" or "all", which weights were trained. new: covariate -> values that were added.
+    """
+    record = reference.record or {}
+    own = {
+        "fingerprint": reference.fingerprint,
+        "data_fingerprint": record.get("data_fingerprint"),
+        "scarcade_version": record.get("scarcade_version"),
+        "update": update,
+        "new": {name: list(values) for name, values in new.items()},
+    }
+    return [*map(dict, record.get("lineage", ())), own]
 
 
 def read(folder: str | Path) -> AtlasModel:
@@ -181,6 +200,8 @@ def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
     check_schema(schema, str(folder))
     grown = apply_delta(reference, tensors, schema, extension)
     grown.fingerprint = fingerprint
+    new = {name: values for name, values in additions(reference.schema, schema).items() if values}
+    grown.record = {**raw, "lineage": lineage_after(reference, "surgery", new)}
     return grown
 
 
@@ -348,6 +369,12 @@ def _model_card(model: AtlasModel, record: Mapping[str, Any]) -> str:
         lines.append(f"- covariates: {', '.join([c.name for c in schema.categorical] + list(schema.continuous))}")
     if model.surgery_notice:
         lines += ["", f"Note: {model.surgery_notice}."]
+    if record["lineage"]:
+        lines += ["", "## Lineage", "", "| reference | data | updated by | new |", "|---|---|---|---|"]
+        for one in record["lineage"]:
+            new = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in one["new"].items())
+            data = str(one["data_fingerprint"] or "unknown")
+            lines.append(f"| `{str(one['fingerprint'])[:16]}` | `{data[:16]}` | {one['update']} | {new or 'nothing'} |")
     for title, values in (("Architecture", record["config"]), ("Training", record["training"])):
         lines += ["", f"## {title}", "", "```json", json.dumps(values, indent=1, sort_keys=True), "```"]
     return "\n".join(lines) + "\n"

@@ -241,6 +241,16 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
         map_queries(atlas.model, atlas.query, tmp_path / "file")
 
 
+def test_text_with_gaps_stays_in_the_result(atlas: Atlas, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.query)[:40].copy()
+    cells.obs["note"] = np.array(["seen", None] * 20, dtype=object)
+    result = map_queries(atlas.model, {"q": cells}, tmp_path / "out", **QUICK)
+    result.raise_if_failed()
+    note = ad.read_h5ad(tmp_path / "out" / "q.h5ad").obs["note"]
+    assert note.isna().sum() == 20
+    assert set(note.dropna()) == {"seen"}
+
+
 def test_a_latent_of_another_model_is_refused(atlas: Atlas, tmp_path: Path) -> None:
     from scarcade.jobs.latent import latent_arrays, latent_writer
 

@@ -18,7 +18,7 @@ from scarcade.engine.errors import (
 )
 from scarcade.engine.folder import write_manifest
 from scarcade.models import RECIPES, Scvi
-from scarcade.models.saved import fingerprint, kind_of, read, read_delta, save, save_delta
+from scarcade.models.saved import fingerprint, kind_of, lineage_after, read, read_delta, save, save_delta
 from scarcade.models.surgery import grow
 from tests.models.cells import made_batch, made_schema
 from tests.models.test_surgery import train, with_batches
@@ -250,12 +250,15 @@ def test_a_grown_model_can_be_saved_as_a_model(tmp_path: Path) -> None:
     reference = read(saved(tmp_path, model_of(RECIPES["scarches"])))
     grown = grow(reference, with_batches(reference.schema, "q"), seed=0)
     train(grown)
-    save(grown, tmp_path / "whole", training={}, data_fingerprint=None, parent=reference.fingerprint)
+    lineage = lineage_after(reference, "surgery", {"batch": ["new"]})
+    save(grown, tmp_path / "whole", training={}, data_fingerprint=None, lineage=lineage)
     whole = read(tmp_path / "whole")
     cells = made_batch(grown.schema, 30, first_batch=2)
     assert torch.equal(whole.embed(cells)[0], grown.embed(cells)[0])
     assert whole.record is not None
     assert whole.record["parent"] == reference.fingerprint
+    assert [one["fingerprint"] for one in whole.record["lineage"]] == [reference.fingerprint]
+    assert "| surgery | batch: new |" in (tmp_path / "whole" / "README.md").read_text()
 
 
 def test_a_delta_of_another_reference_is_refused(tmp_path: Path) -> None:

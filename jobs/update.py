@@ -1,0 +1,126 @@
+"""Updating a trained reference with new data: what is read of it, how it is grown, and what is kept of its cells.
+
+By surgery only the rows of new batches train, so the latents of the reference's cells stay valid and are carried over;
+with all weights training they do not, and are left out. Each update adds an entry to the lineage in ``model.json``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scarcade.dataloaders.aligned import AlignedStore, aligned
+from scarcade.dataloaders.store import Store
+from scarcade.engine.contracts import Schema
+from scarcade.engine.optim import default_epochs
+from scarcade.jobs.latent import LatentReader
+from scarcade.models.layers import BatchNorm
+from scarcade.models.model import AtlasModel
+from scarcade.models.saved import lineage_after, read
+from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
+
+Weights = Literal["surgery", "all"]
+LATENT = "latent.zarr"
+MOST_EPOCHS = 200  # of surgery, as in `map`
+
+
+@dataclass(frozen=True)
+class Update:
+    """A reference and the new data, as it sees them."""
+
+    path: Path
+    model: AtlasModel
+    view: AlignedStore
+    weights: Weights
+
+    @property
+    def schema(self) -> Schema:
+        """That of the updated reference."""
+        return self.view.schema
+
+    @property
+    def new(self) -> dict[str, tuple[str, ...]]:
+        """Covariate -> values that the reference did not know."""
+        return {name: values for name, values in self._additions().items() if values}
+
+    def _additions(self) -> dict[str, tuple[str, ...]]:
+        return additions(self.model.schema, with_labels(self.schema, self.model.schema))
+
+    def grown(self, surgery: SurgeryConfig, seed: int) -> AtlasModel:
+        """The reference with rows for what is new, ready to be trained; `trainable` may be empty."""
+        grown = grow(self.model, with_labels(self.schema, self.model.schema), seed=seed, config=surgery)
+        grown.schema = self.schema  # with new labels behind the old ones, where no weights belong to them
+        if self.weights == "all":
+            grown.requires_grad_(True)
+            grown.query_mode = None
+            for module in grown.modules():
+                if isinstance(module, BatchNorm):
+                    module.momentum = module.MOMENTUM
+        return grown
+
+    def kept(self, n_latent: int) -> LatentReader | None:
+        """The latent of the reference's own cells, where it is still right and of `n_latent` dimensions."""
+        if self.weights == "all" or not (self.path / LATENT).is_dir():
+            return None
+        reader = LatentReader(self.path / LATENT)
+        there = {column.name: column.values for column in reader.columns}
+        wanted = (self.model.schema.batch, *self.model.schema.labels)
+        whole = all(there.get(one.name) == one.values for one in wanted)
+        return reader if whole and reader.n_latent == n_latent else None
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """That of the updated reference: every ancestor, the oldest first, and how it became the next."""
+        return lineage_after(self.model, self.weights, self.new)
+
+    def notes(self, surgery: SurgeryConfig) -> list[str]:
+        """What a person should know before the update."""
+        found = list(self.view.notes)
+        for name, values in self.new.items():
+            column = self.schema.batch if name == "batch" else self.schema.categorical[int(name.rpartition("_")[2])]
+            shown = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
+            found.append(f"new in '{column.name}': {shown}")
+        if not trainable(self.grown(surgery, 0)):
+            found.append("nothing trains: the reference knows every batch, or has no weights of a batch")
+        if self.kept(self.grown(surgery, 0).n_latent) is None:
+            why = {
+                "all": "all weights train, so the latents of the reference's cells are no longer right",
+                "surgery": f"{self.path / LATENT} is not there, or has other columns or dimensions",
+            }[self.weights]
+            found.append(
+                f"{why}: the updated reference holds the latents of the new data alone, and labels are transferred "
+                "from those; train on a store that holds the old cells too (ingest --append) to have theirs"
+            )
+        return found
+
+
+def update_of(path: str | Path, store: Store, *, weights: Weights, min_genes: float) -> Update:
+    """The reference in the folder `path`, and `store` in its genes and codes.
+
+    Raises:
+        OpenError, CorruptError, ModelFileError: `path` is no intact model. GenesError: too few genes in common.
+        CategoryError: a covariate that the store lacks, or a label that is new where labels are fixed.
+    """
+    model = read(path)
+    labels: Literal["add", "refuse"] = "refuse" if model.labels_are_fixed else "add"
+    return Update(Path(path), model, aligned(store, model.schema, min_genes=min_genes, new_labels=labels), weights)
+
+
+def training_defaults(model: AtlasModel, weights: Weights, n_cells: int) -> list[dict[str, Any]]:
+    """Settings of training that go before those given: by surgery as `map` has them, else as in training."""
+    if weights == "all":
+        return [dict(model.training_defaults(n_cells, started=True))]
+    epochs = min(MOST_EPOCHS, default_epochs(n_cells))
+    return [{"optim": {"epochs": epochs, "weight_decay": 0.0}}, dict(model.query_defaults())]
+
+
+def with_labels(schema: Schema, reference: Schema) -> Schema:
+    """`schema` with the labels of `reference`."""
+    return Schema.from_dict(schema.to_dict() | {"labels": reference.to_dict()["labels"]})
+
+
+def lineage_lines(lineage: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence for each entry, for people."""
+    return [
+        f"{one['fingerprint'][:12]} (data {str(one.get('data_fingerprint'))[:12]}), updated by {one['update']}"
+        for one in lineage
+    ]
