@@ -132,7 +132,7 @@ def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
     Where the model has a classifier, what it says of the primary label is in ``<label>_<model>``.
     """
     obs = query.obs.copy()
-    for name in obs.columns[obs.dtypes == object]:
+    for name in obs.select_dtypes(include=[object]).columns:
         if obs[name].isna().any():  # text with gaps cannot be written, categories with gaps can
             obs[name] = pd.Categorical(text_of(obs[name]))
     for prediction in mapped.predictions:

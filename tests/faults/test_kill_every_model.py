@@ -17,6 +17,7 @@ from scarcade.dataloaders.store import Store
 from scarcade.jobs.train import train
 from tests.every_model import EVERY, made_store, settings_of
 from tests.faults.training import Training
+from tests.jobs.test_update import new_cells, new_store
 
 EPOCHS, STEPS = 5, 25  # 270 cells of 300 are trained on, in 5 steps an epoch
 
@@ -92,3 +93,31 @@ def test_workers_and_driver_are_killed(name: str, store: Store, tmp_path: Path) 
     hurt.start()
     hurt.wait()
     assert hurt.weights() == whole.weights()
+
+
+def die_in_an_update(store: str, reference: str, out: str, raw: Mapping[str, Any]) -> None:
+    """Update until step 13, and be killed there."""
+
+    def look(line: Mapping[str, Any]) -> None:
+        if line.get("step", 0) >= 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(store, out=out, update=reference, settings=raw, progress=look)
+
+
+def test_an_update_is_killed_and_continued_to_the_same_bits(store: Store, tmp_path: Path) -> None:
+    """The rows that surgery adds are made anew, and take what the checkpoint holds of them."""
+    raw = settings("totalvi", store)
+    train(store, "totalvi", out=tmp_path / "first", settings=raw, recipe="scarches", progress=lambda _: None)
+    reference = tmp_path / "first" / "model"
+    data = new_store(new_cells(store, "new", 300), tmp_path / "new.zarr")
+    raw.pop("model")
+    process = mp.get_context("forkserver").Process(
+        target=die_in_an_update, args=(str(data.path), str(reference), str(tmp_path / "run"), raw)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    for out in ("run", "whole"):
+        train(data, out=tmp_path / out, update=reference, settings=raw, progress=lambda _: None)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
