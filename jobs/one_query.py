@@ -28,7 +28,7 @@ from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
 from scarcade.jobs.latent import Latent, read_latent
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
-from scarcade.models.surgery import SurgeryConfig, additions, grow
+from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
 LATENT = "latent.zarr"
 Report = Callable[[Mapping[str, Any]], None]
@@ -175,9 +175,11 @@ def map_query(
     grown = grow(reference.model, schema, seed=seed, config=SurgeryConfig(**_common(surgery)))
     codes = schema.batch.codes()
     columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
-    notes, history, steps = list(_notes(reference, query, new, surgery)), [], 0
+    grew = bool(trainable(grown))
+    trains = grew and (reference.model.surgery_notice is None or surgery.train_decoder)
+    notes, history, steps = list(_notes(reference, query, new, surgery, grew)), [], 0
     world = world or World()
-    if query.n_cells and (new or surgery.model) and (reference.model.surgery_notice is None or surgery.train_decoder):
+    if query.n_cells and (new or surgery.model) and trains:
 
         def loader(split: Literal["train", "validation"]) -> Loader:
             cells = in_memory(query.counts, columns, schema, data, seed=seed, split=split)
@@ -246,8 +248,10 @@ def _embedded(
     return mean, variance, probabilities
 
 
-def _notes(reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]], surgery: QuerySurgery) -> list[str]:
-    """What a user should know of how this query was mapped."""
+def _notes(
+    reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]], surgery: QuerySurgery, grew: bool
+) -> list[str]:
+    """What a user should know of how this query was mapped; `grew`: surgery added something that could be trained."""
     notes = list(query.warnings)
     known = sorted(set(query.batch) & set(reference.schema.batch.values))
     if known:
@@ -256,7 +260,8 @@ def _notes(reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]
     if query.n_cells and not new and not surgery.model:
         notes.append("the query has no new batch: nothing was trained")
     if new and (told := reference.model.surgery_notice):
-        notes.append(told if surgery.train_decoder else f"{told}; the decoder was left alone (--surgery.train-decoder)")
+        left = grew and not surgery.train_decoder
+        notes.append(f"{told}; the decoder was left alone (--surgery.train-decoder)" if left else told)
     if reference.transfer is None:
         notes.append(f"{reference.path / LATENT} is not there: no labels were transferred")
     elif reference.transfer.skipped:
