@@ -16,7 +16,7 @@ from scarcade.dataloaders.loader import LoaderConfig, in_memory
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import Categories, Loader, Schema
+from scarcade.engine.contracts import UNLABELLED, Categories, Loader, Schema
 from scarcade.engine.errors import ModelFileError
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
@@ -26,6 +26,7 @@ from scarcade.jobs.cells import batch_columns
 from scarcade.jobs.embed import latent_of
 from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
 from scarcade.jobs.latent import Latent, read_latent
+from scarcade.jobs.mislabelled import contradicted
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
@@ -52,6 +53,9 @@ class TransferConfig(Section):
 
     k: int = Field(50, ge=1, description="Neighbours in the reference that vote.")
     weights: Weights = Field("gaussian", description="gaussian: as scArches; distance: as scikit-learn.")
+    edit: bool = Field(
+        False, description="Cells of the reference do not vote if most of their own neighbours share another label."
+    )
 
 
 class QuerySurgery(SurgeryConfig):
@@ -74,6 +78,7 @@ class Reference:
     model: AtlasModel
     latent: Latent | None
     transfer: LabelTransfer | None
+    contradicted: Mapping[str, int] = field(default_factory=dict)  # label column -> cells that do not vote (`edit`)
 
     @property
     def fingerprint(self) -> str:
@@ -99,13 +104,18 @@ def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -
         raise ModelFileError(
             f"{path / LATENT}: has {latent.mean.shape[1]} dimensions, the model {model.n_latent}: not its own"
         )
-    columns = []
+    columns, wrong = [], {}
     for wanted in model.schema.labels:
         found = latent.column(wanted.name)
         if found is None or found[0].values != wanted.values:
             raise ModelFileError(f"{path / LATENT}: its column {wanted.name!r} is not that of the model")
-        columns.append(found)
-    return Reference(path, model, latent, LabelTransfer(latent.mean, columns, config.k, config.weights, seed))
+        codes = np.array(found[1], np.int64)
+        if config.edit:
+            known = np.flatnonzero(codes != UNLABELLED)
+            outvoted = known[contradicted(latent.mean[known], codes[known], seed=seed)]
+            codes[outvoted], wrong[wanted.name] = UNLABELLED, len(outvoted)
+        columns.append((found[0], codes))
+    return Reference(path, model, latent, LabelTransfer(latent.mean, columns, config.k, config.weights, seed), wrong)
 
 
 @dataclass(frozen=True)
@@ -264,7 +274,10 @@ def _notes(
         notes.append(f"{told}; the decoder was left alone (--surgery.train-decoder)" if left else told)
     if reference.transfer is None:
         notes.append(f"{reference.path / LATENT} is not there: no labels were transferred")
-    elif reference.transfer.skipped:
+    for column, n_cells in reference.contradicted.items():
+        if n_cells:
+            notes.append(f"{n_cells} cells of the reference did not vote: their neighbours have another {column}")
+    if reference.transfer is not None and reference.transfer.skipped:
         notes.append(f"no cell of the reference has a label in {', '.join(reference.transfer.skipped)}")
     return notes
 

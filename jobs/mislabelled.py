@@ -1,0 +1,50 @@
+"""Reference cells whose label their neighbours contradict: they would pass a wrong label on to a whole query.
+
+Wilson's edited nearest neighbours (1972, IEEE Trans SMC 2:408), with a rule that spares rare types. In a FACS-sorted
+reference a tenth of a gate may be cells of another type; a query of that type from another laboratory lands on just
+those cells, so at k = 15 a quarter of it got the gate's label.
+
+Shapes: N labelled cells, J of them on the jury, L latent dimensions, C classes.
+"""
+
+import numpy as np
+
+from scarcade.engine.neighbours import Neighbours
+from scarcade.jobs.label_transfer import votes
+
+_LEAST = 5  # neighbours that are asked at least
+
+
+def contradicted(
+    latent: np.ndarray, codes: np.ndarray, *, k: int = 50, jury: int = 50_000, seed: int = 0, block: int = 16_384
+) -> np.ndarray:
+    """bool (N,): cells with one other label behind more than half of their nearest neighbours.
+
+    A cell of a class with n cells is judged by its k nearest, or n / 2 if those are fewer: else a type of 20 cells
+    would always be outvoted. The cost is N x `jury`: of more cells than that, so many are drawn to judge all.
+
+    Args:
+        latent: (N, L). codes: (N,) from 0, all of them labelled.
+    """
+    n = len(codes)
+    found = np.zeros(n, bool)
+    judges = np.arange(n)
+    if n > jury:
+        judges = np.sort(np.random.default_rng([seed, 2]).choice(n, jury, replace=False))
+    classes = int(codes.max(initial=0)) + 1
+    of_class = np.bincount(codes[judges], minlength=classes)
+    k = min(k, len(judges) - 1)
+    if k < 1 or np.count_nonzero(of_class) < 2:
+        return found
+    asked = np.clip(of_class[codes] // 2, min(_LEAST, k), k)
+    neighbours = Neighbours(latent[judges])
+    for start in range(0, n, block):
+        cells = np.arange(start, min(start + block, n))
+        places = judges[neighbours.of(latent[cells], k + 1)[1]]
+        itself = places == cells[:, None]
+        others = np.take_along_axis(places, np.argsort(itself, axis=1, kind="stable"), axis=1)[:, :k]
+        weights = (np.arange(k) < asked[cells][:, None]) / asked[cells][:, None]
+        shares = votes(codes[others], weights, classes)
+        shares[np.arange(len(cells)), codes[cells]] = 0
+        found[cells] = shares.max(axis=1) > 0.5
+    return found

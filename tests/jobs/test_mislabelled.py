@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+
+from scarcade.jobs.mapping import map_queries
+from scarcade.jobs.mislabelled import contradicted
+from tests.jobs.conftest import Atlas, train_on
+
+
+def clouds(sizes: tuple[int, ...], apart: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(len(sizes)), sizes)
+    latent = rng.normal(size=(len(codes), 5)).astype(np.float32)
+    latent[:, 0] += apart * codes
+    return latent, codes
+
+
+def test_cells_with_a_wrong_label_are_found_and_no_others() -> None:
+    latent, truth = clouds((300, 400, 200))
+    codes, wrong = truth.copy(), np.arange(0, 900, 17)
+    codes[wrong] = (truth[wrong] + 1) % 3
+    assert np.array_equal(np.flatnonzero(contradicted(latent, codes)), wrong)
+
+
+def test_a_rare_type_is_kept_whatever_k() -> None:
+    """Of 12 cells the 50 nearest are mostly others."""
+    latent, codes = clouds((500, 12))
+    assert not contradicted(latent, codes, k=50).any()
+
+
+def test_where_types_are_mixed_nobody_is_contradicted() -> None:
+    """Two labels in one cloud, half and half, and a third elsewhere: no label has more than half of a neighbourhood
+    by enough for many cells to be called wrong."""
+    latent, codes = clouds((400, 400, 400), apart=0.0)
+    assert contradicted(latent, codes).mean() < 0.1
+
+
+def test_a_jury_of_some_cells_judges_all() -> None:
+    latent, truth = clouds((3000, 3000), apart=12.0)
+    codes, wrong = truth.copy(), np.arange(0, 6000, 29)
+    codes[wrong] = 1 - truth[wrong]
+    by_some = contradicted(latent, codes, jury=1000, block=512)
+    assert np.array_equal(np.flatnonzero(by_some), wrong)
+    assert np.array_equal(by_some, contradicted(latent, codes, jury=1000))
+
+
+def test_one_label_or_one_cell_contradicts_nothing() -> None:
+    latent, codes = clouds((30,))
+    assert not contradicted(latent, codes).any()
+    assert not contradicted(latent[:1], codes[:1]).any()
+    assert contradicted(latent[:0], codes[:0]).shape == (0,)
+
+
+def test_cells_that_are_contradicted_do_not_vote_in_a_mapping(atlas: Atlas, tmp_path: Path) -> None:
+    known = atlas.store.schema.batch.values[:-1]
+    cells = atlas.store.to_anndata(list(known))
+    cells.obs["batch"], labels = cells.obs["batch"].astype(str), cells.obs["label"].astype(str).to_numpy()
+    wrong = np.arange(0, cells.n_obs, 12)
+    names = atlas.store.schema.labels[0].values
+    labels[wrong] = [names[(names.index(value) + 1) % len(names)] for value in labels[wrong]]
+    cells.obs["label"] = labels
+    model = train_on(cells, atlas.store, tmp_path / "model", epochs=10)
+
+    def accuracy(edit: bool) -> float:
+        transfer = {"k": 1, "edit": edit}
+        out = tmp_path / f"edit-{edit}"
+        result = map_queries(model, atlas.query, out, batch_key="batch", epochs=2, transfer=transfer)
+        (record,) = result.queries
+        assert any("did not vote" in note for note in record["warnings"]) is edit
+        return float(record["labels"]["label"]["accuracy"])
+
+    assert accuracy(True) > accuracy(False) + 0.03
