@@ -175,6 +175,7 @@ def test_corrections_and_responses_are_written_without_holding_them(
     np.testing.assert_allclose(ad.read_zarr(path).X, table, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("train_decoder", [False, True])
 def test_map_encodes_a_query_and_trains_nothing(
     store: Store, run: TrainedRun, tmp_path: Path, train_decoder: bool
 ) -> None:
