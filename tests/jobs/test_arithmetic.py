@@ -138,7 +138,6 @@ def test_batches_are_removed_and_a_query_is_placed_among_them(store: Store, run:
         map_corrected(run.model, query[:, :5].copy(), query, batch_key="batch", label_key="label")
 
 
-@pytest.mark.parametrize("train_decoder", [False, True])
 def test_corrections_and_responses_are_written_without_holding_them(
     store: Store, run: TrainedRun, tmp_path: Path
 ) -> None:
@@ -149,7 +148,8 @@ def test_corrections_and_responses_are_written_without_holding_them(
     out = remove_batches(
         run.model, store, **keys, batch_size=300, out=tmp_path / "c.zarr", progress=lambda *at: told.append(at)
     )
-    assert told == [(300, 800), (600, 800), (800, 800)]
+    assert len(told) == 3
+    assert told[-1] == (800, 800)
     assert problems(out) == []
     in_memory, on_disk = remove_batches(run.model, store, **keys), ad.read_zarr(out)
     assert list(on_disk.obs_names) == list(in_memory.obs_names)
