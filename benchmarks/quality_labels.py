@@ -19,8 +19,16 @@ import numpy as np
 TASK = "labels"
 EPOCHS = {"mixology": 100, "pbmc": 80, "pbmc_clean": 80}
 PEER = "scvi-tools SCVI"
-COLUMNS = ("accuracy_k15", "accuracy_k50", "macro_f1_k15", "macro_f1_k50", "accuracy_own", "macro_f1_own")
-COLUMNS += ("accuracy_map", "macro_f1_map")
+CLASSIFIERS = {
+    "k15": "15 neighbours",
+    "k50": "50 neighbours",
+    "k200": "200 neighbours",
+    "edit15": "15 neighbours, without reference cells that their neighbours contradict",
+    "edit50": "50 neighbours, without those",
+    "map": "`scarcade map`: 50 neighbours, gaussian weights",
+    "own": "the model's own",
+}
+COLUMNS = tuple(f"{score}_{name}" for name in ("k15", "k50", "own") for score in ("accuracy", "macro_f1"))
 NUMBERS = ("query_reconstruction", "query_elbo", "reference_cpu_s", "query_cpu_s")
 OF_BASELINE = {
     "accuracy_k15": "acc_k15",
@@ -191,8 +199,8 @@ def measured(split: Split, name: str) -> dict[str, Any]:
         row["query_elbo"] = float(surgery.get_elbo(query))
         row["query_reconstruction"] = float(surgery.get_reconstruction_error(query)["reconstruction_loss"])
     truth = result.obs["lab"].astype(str).to_numpy()
-    for k in (15, 50):
-        row |= scores(f"k{k}", truth, neighbours(latent, known, mapped, k))
+    for classifier, predicted in guesses(latent, known, mapped, split.seed).items():
+        row |= scores(classifier, truth, predicted)
     row |= scores("map", truth, result.obs["lab_pred"].astype(str).to_numpy())
     if method.model == "scanvi":
         row |= scores("own", truth, result.obs["lab_scanvi"].astype(str).to_numpy())
@@ -210,12 +218,19 @@ def known_latent(split: Split, method: Method, reference: Any) -> tuple[np.ndarr
     return known, reference.get_latent_representation(cells)
 
 
-def neighbours(latent: np.ndarray, known: np.ndarray, mapped: np.ndarray, k: int) -> np.ndarray:
-    """The classifier of the baseline."""
+def guesses(latent: np.ndarray, known: np.ndarray, mapped: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Labels of the query by each classifier: that of the baseline, more neighbours, fewer reference cells."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    predicted: np.ndarray = KNeighborsClassifier(n_neighbors=k, weights="distance").fit(latent, known).predict(mapped)
-    return predicted
+    from scarcade.jobs.mislabelled import contradicted
+
+    kept = ~contradicted(latent, np.unique(known, return_inverse=True)[1], seed=seed)
+    found = {}
+    for name, voters in (("k", np.ones(len(known), bool)), ("edit", kept)):
+        for k in (15, 50, 200):
+            classifier = KNeighborsClassifier(n_neighbors=k, weights="distance")
+            found[f"{name}{k}"] = classifier.fit(latent[voters], known[voters]).predict(mapped)
+    return found
 
 
 def scores(name: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -255,7 +270,7 @@ def rows(
 
 
 def table(rows: list[dict[str, Any]], baseline: Mapping[str, Any]) -> str:
-    """Means over seeds, each of ours below its original; then the difference, averaged over splits and seeds."""
+    """Means over seeds, each of ours below its original; then the differences, and ours by classifier."""
     of_baseline = [original(row) for row in baseline.get("quality", ())]
     lines = [
         f"| split | method | seeds | {' | '.join(c.replace('macro_f1', 'F1') for c in COLUMNS + NUMBERS)} |",
@@ -266,7 +281,7 @@ def table(rows: list[dict[str, Any]], baseline: Mapping[str, Any]) -> str:
             for label, found in pairs(split, name, method, rows, of_baseline):
                 cells = [mean(found, c, ".3f") for c in COLUMNS] + [mean(found, c, ".1f") for c in NUMBERS]
                 lines.append(f"| {split} | {label} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *differences(rows, of_baseline)])
+    return "\n".join([*lines, "", *differences(rows, of_baseline), "", *by_classifier(rows)])
 
 
 def original(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,14 +307,14 @@ def mean(found: list[dict[str, Any]], column: str, form: str) -> str:
 
 def differences(rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]) -> list[str]:
     """Ours minus the original in points: means over seeds of each split, averaged over the splits that both have."""
-    lines = ["| ours - original, points | " + " | ".join(COLUMNS[:6]) + " | splits |", "|" + "---|" * 8]
+    lines = ["| ours - original, points | " + " | ".join(COLUMNS) + " | splits |", "|" + "---|" * (2 + len(COLUMNS))]
     for name, method in METHODS.items():
         both = [dict(pairs(split, name, method, rows, of_baseline)) for split in EPOCHS]
         both = [found for found in both if len(found) == 2]
         if method.original is None or not both:
             continue
         cells = []
-        for column in COLUMNS[:6]:
+        for column in COLUMNS:
             gaps = []
             for found in both:
                 theirs, ours = found.values()
@@ -307,4 +322,26 @@ def differences(rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]) -
                     gaps.append(np.mean([r[column] for r in ours]) - np.mean([r[column] for r in theirs]))
             cells.append(f"{100 * np.mean(gaps):+.1f}" if gaps else "")
         lines.append(f"| {name} | {' | '.join(cells)} | {len(both)} |")
+    return lines
+
+
+def by_classifier(rows: list[dict[str, Any]]) -> list[str]:
+    """Accuracy / F1 of each method of ours with each classifier: means over seeds, averaged over the splits."""
+    lines = [
+        "| accuracy / F1 | " + " | ".join(CLASSIFIERS) + " | splits, seeds |",
+        "|" + "---|" * (2 + len(CLASSIFIERS)),
+    ]
+    for name in METHODS:
+        found = [[r for r in rows if r["split"] == split and r["method"] == name] for split in EPOCHS]
+        found = [of_split for of_split in found if of_split]
+        cells = []
+        for classifier in CLASSIFIERS:
+            both = [
+                [mean(of_split, f"{score}_{classifier}", "") for of_split in found]
+                for score in ("accuracy", "macro_f1")
+            ]
+            there = found and all(all(one) for one in both)
+            cells.append(" / ".join(f"{np.mean([float(value) for value in one]):.3f}" for one in both) if there else "")
+        if found:
+            lines.append(f"| {name} | {' | '.join(cells)} | {len(found)}, {min(map(len, found))} |")
     return lines
