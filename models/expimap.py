@@ -335,10 +335,11 @@ class Expimap(AtlasModel):
         """-log p(x | z), or the squared error, summed over genes, (B,)."""
         if self.theta is None:
             return (self._last(eta_BG) - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
-        log_theta_BG, path = self.theta(batch.batch), self.config.likelihood_path
+        path = self.config.likelihood_path
         if self._last_layer == "softmax":
-            return -counts_log_likelihood(x_BG, eta_BG, size_B.log(), log_theta_BG, None, path=path)
-        return -log_likelihood("nb", x_BG, self._last(eta_BG), log_theta_BG, path=path)
+            theta_KG, code_B = self.theta.table(), batch.batch
+            return -counts_log_likelihood(x_BG, eta_BG, size_B.log(), theta_KG, None, code_B=code_B, path=path)
+        return -log_likelihood("nb", x_BG, self._last(eta_BG), self.theta(batch.batch), path=path)
 
     @property
     def _last_layer(self) -> str:

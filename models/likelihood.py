@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
@@ -47,40 +48,42 @@ def _compute(
     log_library_B: Tensor,
     log_theta: Tensor,
     dropout_BG: Tensor | None,
+    code_B: Tensor | None,
     *,
     weight_B: Tensor,
 ) -> tuple[Tensor, ...]:
     """(log p (B,), and its gradients by logits, log library (B,), log theta (G,) or (B, G), dropout logits)."""
+    n_cells, n_genes = x_BG.shape
+    theta = torch.exp(log_theta).reshape(-1, n_genes)
     shared = log_theta.dim() == 1
-    theta = torch.exp(log_theta).reshape(-1, x_BG.shape[1])
-    constants = np.empty((2, theta.shape[1] if shared else 0))
-    if shared:
-        kernel.theta_constants(theta[0].numpy(), constants[0], constants[1])
+    if code_B is None:  # one row of theta for all cells, or one for each
+        code_B = torch.zeros(n_cells, dtype=torch.int64) if shared else torch.arange(n_cells)
+    elif n_cells and not 0 <= int(code_B.min()) <= int(code_B.max()) < len(theta):
+        raise IndexError(f"codes {int(code_B.min())} to {int(code_B.max())} of a table with {len(theta)} rows")
     value_B, d_library_B = torch.empty_like(log_library_B), torch.empty_like(log_library_B)
     d_logits_BG = torch.empty_like(logits_BG)
-    d_theta = torch.zeros(-(-len(x_BG) // kernel.CHUNK), x_BG.shape[1]) if shared else torch.empty_like(theta)
+    d_theta = torch.zeros(-(-n_cells // kernel.CHUNK), n_genes) if len(theta) == 1 else torch.empty_like(logits_BG)
     d_dropout_BG = torch.empty(0, 0) if dropout_BG is None else torch.empty_like(dropout_BG)
     given = [
         x_BG.contiguous().numpy(),
         logits_BG.numpy(),
         log_library_B.numpy(),
         theta.numpy(),
-        constants[0],
-        constants[1],
+        code_B.numpy(),
         np.empty((0, 0), np.float32) if dropout_BG is None else dropout_BG.numpy(),
         weight_B.numpy(),
         kernel.LOG_FACTORIAL,
     ]
     found = [part.numpy() for part in (value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG)]
-    run(len(x_BG), lambda start, stop: kernel.rows(start, stop, *given, *found))
-    return value_B, d_logits_BG, d_library_B, d_theta.sum(0) if shared else d_theta, d_dropout_BG
+    run(n_cells, lambda start, stop: kernel.rows(start, stop, *given, *found))
+    return value_B, d_logits_BG, d_library_B, d_theta.sum(0) if len(theta) == 1 else d_theta, d_dropout_BG
 
 
 class FusedLikelihood(torch.autograd.Function):
-    """(x, logits, log library (B,), log theta, dropout logits or None) -> log p of each cell (B,).
+    """(x, logits, log library (B,), log theta, dropout logits or None, codes or None) -> log p of each cell (B,).
 
-    The gradients are made in the forward pass; that by a shared theta for cells of equal weight, as in a mean.
-    Other weights make the pass run again for it.
+    log theta is (G,), (B, G), or with codes (B,) a table (K, G). The gradients are made in the forward pass; that by
+    a theta that all cells share for cells of equal weight, as in a mean. Other weights make the pass run again for it.
     """
 
     @staticmethod
@@ -91,10 +94,11 @@ class FusedLikelihood(torch.autograd.Function):
         log_library_B: Tensor,
         log_theta: Tensor,
         dropout_BG: Tensor | None,
+        code_B: Tensor | None = None,
     ) -> Tensor:
         logits_BG, log_library_B, log_theta = (part.contiguous() for part in (logits_BG, log_library_B, log_theta))
         dropout_BG = None if dropout_BG is None else dropout_BG.contiguous()
-        given = x_BG, logits_BG, log_library_B, log_theta, dropout_BG
+        given = x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B
         value_B, *gradients = _compute(*given, weight_B=torch.ones_like(log_library_B))
         ctx.save_for_backward(*given, *gradients)
         return value_B
@@ -102,22 +106,27 @@ class FusedLikelihood(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight_B: Tensor) -> tuple[Tensor | None, ...]:
-        x_BG, logits_BG, log_library_B, log_theta, dropout_BG, *gradients = ctx.saved_tensors
+        x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B, *gradients = ctx.saved_tensors
         d_logits_BG, d_library_B, d_theta, d_dropout_BG = gradients
         weight_B1 = weight_B[:, None]
-        if log_theta.dim() == 2:
+        if d_theta.dim() == 2:
             d_theta = d_theta * weight_B1
+            if code_B is not None:
+                d_theta = torch.zeros_like(log_theta).index_add_(0, code_B, d_theta)
         elif len(weight_B) and bool((weight_B == weight_B[0]).all()):
             d_theta = d_theta * weight_B[0]
         else:
-            again = _compute(x_BG, logits_BG, log_library_B, log_theta, dropout_BG, weight_B=weight_B.contiguous())
+            again = _compute(
+                x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B, weight_B=weight_B.contiguous()
+            )
             d_theta = again[3]
         return (
             None,
             d_logits_BG.mul_(weight_B1),  # made for this pass; torch refuses a second one
             d_library_B * weight_B,
-            d_theta,
+            d_theta.view_as(log_theta),
             None if dropout_BG is None else d_dropout_BG.mul_(weight_B1),
+            None,
         )
 
 
@@ -141,19 +150,26 @@ def counts_log_likelihood(
     log_theta: Tensor,
     dropout_BG: Tensor | None,
     *,
+    code_B: Tensor | None = None,
     path: Path = "auto",
 ) -> Tensor:
     """log p of each cell (B,): negative binomial with mean exp(log size) * softmax(logits); zinb with dropout logits.
 
+    Args:
+        log_theta: (G,) or (B, G); with `code_B` a table (K, G), of which each cell has the row of its code.
+
     Raises:
+        IndexError: a code that has no row.
         UsageError: `path` is "fused" and the kernel cannot compute it.
     """
     if path in ("auto", "fused"):
         family = "nb" if dropout_BG is None else "zinb"
         reason = why_not(family, logits_BG, softplus=False)
         if reason is None:
-            return FusedLikelihood.apply(x_BG, logits_BG, log_size_B, log_theta, dropout_BG)  # type: ignore[no-any-return, no-untyped-call]
+            return FusedLikelihood.apply(x_BG, logits_BG, log_size_B, log_theta, dropout_BG, code_B)  # type: ignore[no-any-return, no-untyped-call]
         if path == "fused":
             raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
+    if code_B is not None:
+        log_theta = F.embedding(code_B, log_theta)
     rate_BG = log_size_B.exp()[:, None] * torch.softmax(logits_BG, -1)
     return log_likelihood("nb" if dropout_BG is None else "zinb", x_BG, rate_BG, log_theta, dropout_BG, path=path)

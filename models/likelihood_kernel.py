@@ -2,7 +2,8 @@
 
 Eager torch walks over (cells x genes) some forty times, and computes lgamma and digamma of zeros, which are 85
 to 95 % of the counts and for which they cancel. Here every entry is first treated as a zero, in vector code;
-the counts that are not zero are then gathered and finished in float64.
+the counts that are not zero are then gathered and finished in float64. Nearly all of those are small, and need
+no gamma function either: a ratio of two, Gamma(x + theta) / (Gamma(theta) x!), is a product of x factors.
 
 exp, log and the gamma function are written out because a call into the C library would keep the compiler from
 making vector code of the loops. Theirs are the flags "contract" alone: full fast math would rearrange their
@@ -23,6 +24,7 @@ from numba.extending import intrinsic
 
 CHUNK = 32  # rows whose gradients by a shared theta are added up together, whatever the number of threads
 SMALL = 1024  # counts below this have their log factorial in a table
+FEW = 6  # counts up to this are a product of so many factors; larger ones take the gamma function
 EPS = np.float32(1e-8)
 EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz", "nnan", "ninf", "arcp"}
@@ -161,8 +163,11 @@ def _softmax(logits_G: np.ndarray, out_G: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
-def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
-    """Every count as if it were 0: writes rate * d/d rate and d/d log theta; returns log p of those that are."""
+def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G) -> np.float64:  # type: ignore[no-untyped-def]
+    """Every count as if it were 0: writes rate * d/d rate and d/d log theta; returns log p of those that are.
+
+    For the others it writes ln(1 + rate / theta).
+    """
     total = np.float32(0.0)
     for g in range(len(scale_G)):
         theta = theta_G[g]
@@ -173,11 +178,14 @@ def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G) -> np.float64:  
         total -= theta * log_ratio if x_G[g] < EPS else np.float32(0.0)
         t_G[g] = -theta * share
         d_theta_G[g] = theta * (theta / base * share - log_ratio)
+        log_ratio_G[g] = log_ratio
     return np.float64(total)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
-def _zinb_as_zero(x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G) -> np.float64:  # type: ignore[no-untyped-def]
+def _zinb_as_zero(  # type: ignore[no-untyped-def]
+    x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G
+) -> np.float64:
     """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
 
     For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_non_zeros`.
@@ -204,24 +212,24 @@ def _zinb_as_zero(x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_d
         t_G[g] = -from_nb * theta * share
         d_theta_G[g] = from_nb * theta * (theta / base * share - log_ratio)
         d_dropout_G[g] = (one - extra - from_nb) if is_zero else -extra
+        log_ratio_G[g] = log_ratio
     return np.float64(total)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
-def theta_constants(theta_G, log_gamma_G, digamma_G) -> None:  # type: ignore[no-untyped-def]
-    """Writes ln Gamma(theta) and its derivative."""
-    for g in range(len(theta_G)):
-        log_gamma_G[g], digamma_G[g] = gamma_logs(np.float64(theta_G[g]))
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
-def _find(x_G, place_G) -> int:  # type: ignore[no-untyped-def]
-    """Places of the counts that are not zero; without a branch, which would be mispredicted."""
-    n = 0
+def _find(x_G, few_G, many_G):  # type: ignore[no-untyped-def]
+    """Places of the counts that are not zero, and how many there are: whole numbers up to `FEW`, and the others.
+
+    Without a branch, which would be mispredicted.
+    """
+    few, many = 0, 0
     for g in range(len(x_G)):
-        place_G[n] = g
-        n += x_G[g] >= EPS
-    return n
+        x = x_G[g]
+        small = (x <= np.float32(FEW)) & (np.float32(np.int32(x)) == x)
+        few_G[few] = many_G[many] = g
+        few += (x >= EPS) & small
+        many += (x >= EPS) & (not small)
+    return few, many
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -232,37 +240,57 @@ def _log_factorial(x: np.float64, table: np.ndarray) -> np.float64:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
-def _non_zeros(  # type: ignore[no-untyped-def]
-    places, x_G, library, scale_G, theta_G, shared_theta, log_gamma_G, digamma_G, table, t_G, d_theta_G, work
-) -> np.float64:
-    """What the entries at `places` have beyond a zero: sets their gradients, returns the sum of log p."""
+def _few(places, x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
+    """Sets the gradients of the counts 1, 2, ... `FEW` at `places`, and returns the sum of their log p.
+
+    With q = rate / (theta + rate), log p = -theta ln(1 + rate / theta) + ln of the product over k < x of
+    q (theta + k) / (k + 1), whose derivative by theta is found beside it.
+    """
     n = len(places)
+    for i in range(n):
+        g = places[i]
+        work[0, i] = np.float64(x_G[g])
+        work[1, i] = np.float64(theta_G[g])
+        work[2, i] = np.float64(library * scale_G[g])
+        work[3, i] = np.float64(log_ratio_G[g])
     total = 0.0
-    for k in range(n):
-        g = places[k]
-        x = np.float64(x_G[g])
-        work[0, k] = x
-        work[1, k] = np.float64(theta_G[g])
-        work[2, k] = np.float64(library * scale_G[g])
-        total -= _log_factorial(x, table)
-    if shared_theta:
-        for k in range(n):
-            work[3, k], work[4, k] = log_gamma_G[places[k]], digamma_G[places[k]]
-    else:
-        for k in range(n):
-            work[3, k], work[4, k] = gamma_logs(work[1, k])
-    for k in range(n):
-        x, theta, rate = work[0, k], work[1, k], work[2, k]
+    for i in range(n):
+        x, theta, rate, log_ratio = work[0, i], work[1, i], work[2, i], work[3, i]
+        base = theta + 1e-8
+        one_by_sum = 1.0 / (base + rate)
+        q = (rate + 1e-8) * one_by_sum
+        product, derivative = q * theta, q  # of x = 1
+        for k in range(1, FEW):
+            scale = q * (1.0 / (k + 1.0))
+            factor = theta + k
+            more = x > k
+            derivative = (derivative * factor + product) * scale if more else derivative
+            product = product * factor * scale if more else product
+        total += log64(product) - theta * log_ratio
+        work[4, i] = rate * (x / (rate + 1e-8) - (x + theta) * one_by_sum)
+        work[5, i] = theta * (theta / base - (theta + x) * one_by_sum - log_ratio + derivative / product)
+    for i in range(n):
+        t_G[places[i]] = np.float32(work[4, i])
+        d_theta_G[places[i]] = np.float32(work[5, i])
+    return total  # type: ignore[return-value]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+def _many(places, x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
+    """As `_few`, of any numbers."""
+    total = 0.0
+    for i in range(len(places)):
+        g = places[i]
+        x, theta, rate = np.float64(x_G[g]), np.float64(theta_G[g]), np.float64(library * scale_G[g])
         base = theta + 1e-8
         all_sum = base + rate
-        log_ratio = log64(all_sum) - log64(base)
+        log_ratio = np.float64(log_ratio_G[g])
         log_gamma, digamma = gamma_logs(x + theta)
-        total += x * log64((rate + 1e-8) / all_sum) - theta * log_ratio + log_gamma - work[3, k]
-        work[5, k] = rate * (x / (rate + 1e-8) - (x + theta) / all_sum)
-        work[6, k] = theta * (theta / base - (theta + x) / all_sum - log_ratio + digamma - work[4, k])
-    for k in range(n):
-        t_G[places[k]] = np.float32(work[5, k])
-        d_theta_G[places[k]] = np.float32(work[6, k])
+        log_gamma_0, digamma_0 = gamma_logs(theta)
+        total += x * log64((rate + 1e-8) / all_sum) - theta * log_ratio + log_gamma - log_gamma_0
+        total -= _log_factorial(x, table)
+        t_G[g] = np.float32(rate * (x / (rate + 1e-8) - (x + theta) / all_sum))
+        d_theta_G[g] = np.float32(theta * (theta / base - (theta + x) / all_sum - log_ratio + digamma - digamma_0))
     return total  # type: ignore[return-value]
 
 
@@ -285,23 +313,25 @@ def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rows(  # type: ignore[no-untyped-def]
-    start, stop, x_BG, logits_BG, log_library_B, theta, log_gamma_G, digamma_G, dropout_BG, weight_B, table,
+    start, stop, x_BG, logits_BG, log_library_B, theta, code_B, dropout_BG, weight_B, table,
     value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG,
 ) -> None:  # fmt: skip
-    """Rows [start, stop). With one theta for all cells, (1, G) and with constants, `d_theta` (chunks, G) sums them
-    by weight; else theta and `d_theta` are (B, G), and the constants are empty. `dropout_BG` is (0, 0) for the
-    plain negative binomial.
+    """Rows [start, stop). `code_B` says which row of theta (K, G) is a cell's. If there is one for all of them,
+    `d_theta` (chunks, G) sums its gradients by weight; else `d_theta` is (B, G). `dropout_BG` is (0, 0) for the plain
+    negative binomial.
     """
     n_genes = x_BG.shape[1]
-    shared, zinb = len(log_gamma_G) > 0, dropout_BG.shape[0] > 0
+    shared, zinb = len(theta) == 1, dropout_BG.shape[0] > 0
     scale_G = np.empty(n_genes, np.float32)
-    place_G = np.empty(n_genes + 1, np.int32)
+    log_ratio_G = np.empty(n_genes, np.float32)
+    few_G, many_G = np.empty(n_genes + 1, np.int32), np.empty(n_genes + 1, np.int32)
     row_theta_G = np.empty(n_genes, np.float32)
-    work = np.empty((7, n_genes))
+    work = np.empty((6, n_genes))
     theta_is_finite = _finite(theta[0]) if shared else True
     for b in range(start, stop):
+        theta_G = theta[code_B[b]]
         sound = theta_is_finite and log_library_B[b] < 88 and _finite(logits_BG[b])  # an empty cell has -inf
-        sound = sound and (shared or _finite(theta[b])) and (not zinb or _finite(dropout_BG[b]))
+        sound = sound and (shared or _finite(theta_G)) and (not zinb or _finite(dropout_BG[b]))
         if not sound:  # the code below assumes finite numbers, and would make up a fine loss
             value_B[b] = d_library_B[b] = np.nan
             d_logits_BG[b] = np.nan
@@ -311,17 +341,18 @@ def rows(  # type: ignore[no-untyped-def]
             continue
         x_G, t_G = x_BG[b], d_logits_BG[b]
         library = np.float32(np.exp(np.float64(log_library_B[b])))
-        theta_G = theta[0] if shared else theta[b]
         d_theta_G = row_theta_G if shared else d_theta[b]
         _softmax(logits_BG[b], scale_G)
         if zinb:
-            zeros = _zinb_as_zero(x_G, library, scale_G, theta_G, dropout_BG[b], t_G, d_theta_G, d_dropout_BG[b])
+            value = _zinb_as_zero(
+                x_G, library, scale_G, theta_G, dropout_BG[b], t_G, d_theta_G, d_dropout_BG[b], log_ratio_G
+            )
         else:
-            zeros = _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G)
-        n = _find(x_G, place_G)
-        value_B[b] = zeros + _non_zeros(
-            place_G[:n], x_G, library, scale_G, theta_G, shared, log_gamma_G, digamma_G, table, t_G, d_theta_G, work
-        )
+            value = _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G)
+        few, many = _find(x_G, few_G, many_G)
+        value += _few(few_G[:few], x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work)
+        value += _many(many_G[:many], x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G)
+        value_B[b] = value
         d_library_B[b] = _finish(scale_G, t_G)
         if shared:
             _add(weight_B[b], row_theta_G, d_theta[b // CHUNK])

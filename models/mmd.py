@@ -7,15 +7,19 @@ are the pairs that are compared,
     sum over edges (a, b) of  k(a, a) + k(b, b) - 2 k(a, b)  =  sum over all a, b of  Laplacian(a, b) k(a, b),
 
 so every cell pair has one weight, and there is no loop over conditions. The original makes an (n, m, d, 19)
-tensor for each pair of conditions; here two (B, B) matrices are all there is. Shapes: B cells, D dimensions,
-C conditions that have cells.
+tensor for each pair of conditions; here two (B, B) matrices are all there is, and one where a compiled kernel does
+it (float32 on a CPU). Shapes: B cells, D dimensions, C conditions that have cells.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from scarcade.models import mmd_kernel as kernel
+from scarcade.models.likelihood import run
 
 WIDTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 """alpha in exp(-d^2 / (2 alpha)); they are summed, not averaged."""
@@ -30,12 +34,13 @@ def mmd(z_BD: Tensor, code_B: Tensor, boundary: int | None = None) -> Tensor:
         boundary: compare only conditions below it with those from it on, two cells each at least (the reference
             with the query, in scArches). None: all pairs.
     """
-    weight_BB = pair_weights(code_B, boundary, z_BD.dtype)
-    return _WeightedKernel.apply(z_BD, weight_BB)  # type: ignore[no-any-return, no-untyped-call]
+    weight_CC, place_B = pair_weights(code_B, boundary, z_BD.dtype)
+    function = _Fused if z_BD.device.type == "cpu" and z_BD.dtype == torch.float32 else _Plain
+    return function.apply(z_BD, weight_CC, place_B)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def pair_weights(code_B: Tensor, boundary: int | None, dtype: torch.dtype) -> Tensor:
-    """The weight of each pair of cells in the sum over pairs of conditions, (B, B)."""
+def pair_weights(code_B: Tensor, boundary: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weight of a pair of cells in the sum over pairs of conditions, (C, C), and the place in it of each cell."""
     present_C, place_B, n_C = torch.unique(code_B, return_inverse=True, return_counts=True)
     if boundary is None:
         edge_CC = torch.ones(len(n_C), len(n_C), dtype=dtype, device=code_B.device)
@@ -45,15 +50,14 @@ def pair_weights(code_B: Tensor, boundary: int | None, dtype: torch.dtype) -> Te
         edge_CC = ((before_C[:, None] != before_C) & enough_C[:, None] & enough_C).to(dtype)
     laplacian_CC = torch.diag(edge_CC.sum(1)) - edge_CC
     share_C = 1.0 / n_C.to(dtype)
-    weight_BB: Tensor = (laplacian_CC * share_C[:, None] * share_C)[place_B][:, place_B]
-    return weight_BB
+    return laplacian_CC * share_C[:, None] * share_C, place_B
 
 
-class _WeightedKernel(torch.autograd.Function):
-    """(z, weights (B, B)) -> sum of weights * K; value and gradient in one pass over the 19 Gaussians."""
+class _Plain(torch.autograd.Function):
+    """(z, weights (C, C), places) -> sum of weights * K; value and gradient in one pass over the 19 Gaussians."""
 
     @staticmethod
-    def forward(ctx: Any, z_BD: Tensor, weight_BB: Tensor) -> Tensor:
+    def forward(ctx: Any, z_BD: Tensor, weight_CC: Tensor, place_B: Tensor) -> Tensor:
         # differences and not |a|^2 + |b|^2 - 2ab: the narrowest Gaussian sees distances of 1e-3
         distance_BB = torch.cdist(z_BD, z_BD, compute_mode="donot_use_mm_for_euclid_dist").square_()
         kernel_BB, slope_BB = torch.zeros_like(distance_BB), torch.zeros_like(distance_BB)
@@ -61,15 +65,43 @@ class _WeightedKernel(torch.autograd.Function):
             part_BB = torch.exp(distance_BB * (-0.5 / alpha))
             kernel_BB += part_BB
             slope_BB.add_(part_BB, alpha=-0.5 / alpha)
+        weight_BB = weight_CC[place_B][:, place_B]
         slope_BB.mul_(weight_BB).fill_diagonal_(0)  # a cell does not move itself
         ctx.save_for_backward(z_BD, slope_BB)
         return kernel_BB.mul_(weight_BB).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
         z_BD, slope_BB = ctx.saved_tensors
         # slopes reach 5e5 between cells that lie together, and cancel: float64
         slope_BB, z = slope_BB.double(), z_BD.double()
         gradient_BD = 4.0 * (slope_BB.sum(1, keepdim=True) * z - slope_BB @ z)
-        return (scale * gradient_BD).to(z_BD), None
+        return (scale * gradient_BD).to(z_BD), None, None
+
+
+class _Fused(torch.autograd.Function):
+    """As `_Plain`, compiled, each pair of cells once; the same bits on any number of threads."""
+
+    @staticmethod
+    def forward(ctx: Any, z_BD: Tensor, weight_CC: Tensor, place_B: Tensor) -> Tensor:
+        n_cells = len(z_BD)
+        slope_BB = torch.zeros(n_cells, n_cells)  # above the diagonal
+        total_B = np.zeros(n_cells)
+        factors = np.array([-0.5 / alpha for alpha in WIDTHS], np.float32)
+        given = z_BD.T.contiguous().numpy(), weight_CC.numpy(), place_B.numpy(), factors, total_B, slope_BB.numpy()
+        run((n_cells + 1) // 2, lambda start, stop: kernel.pairs(start, stop, *given))
+        with_itself_B = weight_CC.diagonal()[place_B].double() * len(WIDTHS)
+        total = 2.0 * float(total_B.sum()) + with_itself_B.sum()
+        ctx.save_for_backward(z_BD, slope_BB)
+        # compiled code assumes finite numbers: a latent that is not must not come out as a fine loss
+        return total.to(z_BD.dtype) + 0.0 * z_BD.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
+        z_BD, slope_BB = ctx.saved_tensors
+        above_BB, z = slope_BB.double(), z_BD.double()  # float64 as in `_Plain`
+        slope_B = above_BB.sum(0) + above_BB.sum(1)
+        gradient_BD = 4.0 * (slope_B[:, None] * z - above_BB @ z - above_BB.T @ z)
+        return (scale * gradient_BD).to(z_BD), None, None

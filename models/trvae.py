@@ -6,7 +6,7 @@ As scArches has it (Lotfollahi et al. 2022): the function, the defaults and the 
 those of scArches 0.6.1 (tests/parity); what differs on purpose is in docs/deviations.md. The conditions are the
 batches and further categorical covariates; the MMD is between batches.
 
-Shapes: B cells, G genes, L latent dimensions, H hidden units.
+Shapes: B cells, G genes, K batches, L latent dimensions, H hidden units.
 """
 
 from collections.abc import Mapping
@@ -43,13 +43,14 @@ class Decoded:
 
     logits_BG: Tensor  # before the softmax; of mse before the ReLU
     first_BH: Tensor  # output of the first layer
-    log_theta_BG: Tensor | None  # not of mse
+    log_theta_KG: Tensor | None  # of each batch; not of mse
+    batch_B: Tensor  # whose dispersion and rows a cell has
     dropout_BG: Tensor | None  # logits of an extra zero (zinb)
 
     @property
     def scale_BG(self) -> Tensor:
         """Frequencies of the genes, or of mse normalised log expression."""
-        return F.relu(self.logits_BG) if self.log_theta_BG is None else torch.softmax(self.logits_BG, -1)
+        return F.relu(self.logits_BG) if self.log_theta_KG is None else torch.softmax(self.logits_BG, -1)
 
 
 class Trvae(AtlasModel):
@@ -135,15 +136,22 @@ class Trvae(AtlasModel):
             codes["batch"] = torch.full_like(batch.batch, transform_batch)
         first_BH = self.decoder.after_first(z_BL, codes, noise)
         h_BH = self.decoder.rest(first_BH, noise)
-        log_theta_BG = None if self.theta is None else self.theta(codes["batch"])
-        return Decoded(self.scale(h_BH), first_BH, log_theta_BG, None if self.dropout is None else self.dropout(h_BH))
+        log_theta_KG = None if self.theta is None else self.theta.table()
+        dropout_BG = None if self.dropout is None else self.dropout(h_BH)
+        return Decoded(self.scale(h_BH), first_BH, log_theta_KG, codes["batch"], dropout_BG)
 
     def reconstruction(self, x_BG: Tensor, size_B: Tensor, p: Decoded) -> Tensor:
         """-log p(x | z), or the squared error, summed over genes, (B,)."""
-        if p.log_theta_BG is None:
+        if p.log_theta_KG is None:
             return (p.scale_BG - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
         return -counts_log_likelihood(
-            x_BG, p.logits_BG, size_B.log(), p.log_theta_BG, p.dropout_BG, path=self.config.likelihood_path
+            x_BG,
+            p.logits_BG,
+            size_B.log(),
+            p.log_theta_KG,
+            p.dropout_BG,
+            code_B=p.batch_B,
+            path=self.config.likelihood_path,
         )
 
     @torch.no_grad()

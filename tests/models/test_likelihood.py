@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scarcade.models.distributions import elements
-from scarcade.models.likelihood import FusedLikelihood, run, why_not
+from scarcade.models.distributions import Path, elements
+from scarcade.models.likelihood import FusedLikelihood, counts_log_likelihood, run, why_not
 
 
 def made(n_cells: int, n_genes: int, *, zinb: bool, shared: bool, seed: int = 0) -> list[Tensor | None]:
@@ -46,6 +46,48 @@ def test_equals_the_formula(zinb: bool, shared: bool, weights: str, n_cells: int
     wanted = value_and_gradients(eager, given, torch.float64, weight)
     for found, exact in zip(value_and_gradients(fused, given, torch.float32, weight), wanted, strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("weights", ["mean", "uneven"])
+@pytest.mark.parametrize("zinb", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 4])
+def test_a_table_of_dispersions_equals_its_rows_dealt_out(n_rows: int, zinb: bool, weights: str) -> None:
+    x, logits, library, _, dropout = made(70, 57, zinb=zinb, shared=True)
+    g = torch.Generator().manual_seed(3)
+    table, code = torch.randn(n_rows, 57, generator=g), torch.randint(0, n_rows, (70,), generator=g)
+    weight = torch.full((70,), 1 / 70) if weights == "mean" else torch.linspace(0.1, 2.0, 70)
+
+    def likelihood(path: Path) -> Any:
+        return lambda *given: counts_log_likelihood(*given, code_B=code, path=path)
+
+    given = [x, logits, library, table, dropout]
+    wanted = value_and_gradients(likelihood("eager"), given, torch.float64, weight)
+    for path in ("fused", "analytic"):
+        found = value_and_gradients(likelihood(path), given, torch.float32, weight)
+        for one, exact in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=2e-6 * float(exact.abs().max()))
+
+
+def test_a_code_without_a_row_is_refused() -> None:
+    x, logits, library, log_theta, _ = made(3, 5, zinb=False, shared=True)
+    assert log_theta is not None
+    with pytest.raises(IndexError, match="2 rows"):
+        fused(x, logits, library, log_theta.expand(2, 5), None, torch.tensor([0, 1, 2]))
+
+
+def test_counts_of_all_sizes_and_fractions() -> None:
+    """Counts are finished in two ways, by their size; both must meet the formula."""
+    x = torch.cat([torch.arange(0.0, 40.0), torch.tensor([0.5, 1.5, 5.5, 6.5, 1023.0, 1024.0, 5000.0])])[None]
+    g = torch.Generator().manual_seed(4)
+    for scale in (0.1, 4.0):
+        logits, log_theta = torch.randn(x.shape, generator=g) * scale, torch.randn(x.shape[1], generator=g) * scale
+        for dropout in (None, torch.randn(x.shape, generator=g)):
+            given = [x, logits, torch.tensor([6.0]), log_theta, dropout]
+            wanted = value_and_gradients(eager, given, torch.float64, torch.ones(1))
+            for found, exact in zip(
+                value_and_gradients(fused, given, torch.float32, torch.ones(1)), wanted, strict=True
+            ):
+                torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
 
 
 def test_extremes_stay_finite_and_right() -> None:

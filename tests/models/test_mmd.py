@@ -78,3 +78,45 @@ def test_cells_that_lie_together_have_a_gradient_without_noise() -> None:
     mmd(z, torch.tensor([0, 0, 0, 1, 1, 1])).backward()  # type: ignore[no-untyped-call]
     assert z.grad is not None
     assert z.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("boundary", [None, 2])
+@pytest.mark.parametrize("n_cells", [1, 2, 3, 64, 101])
+def test_the_compiled_form_is_the_formula(n_cells: int, boundary: int | None) -> None:
+    generator = torch.Generator().manual_seed(n_cells)
+    z = torch.randn(n_cells, 6, generator=generator, requires_grad=True)
+    code = torch.randint(0, 4, (n_cells,), generator=generator)
+    exact = z.detach().double().requires_grad_()
+    found, wanted = mmd(z, code, boundary), plain(exact, code, boundary)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    if wanted.requires_grad:
+        (g_found,), (g_wanted,) = torch.autograd.grad(found, z), torch.autograd.grad(wanted, exact)
+        torch.testing.assert_close(g_found.double(), g_wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    generator = torch.Generator().manual_seed(5)
+    z, code = torch.randn(201, 7, generator=generator), torch.randint(0, 4, (201,), generator=generator)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            of_threads = z.clone().requires_grad_()
+            value = mmd(of_threads, code)
+            value.backward()  # type: ignore[no-untyped-call]
+            results.append((value, of_threads.grad))
+    finally:
+        torch.set_num_threads(before)
+    for value, gradient in results[1:]:
+        assert torch.equal(value, results[0][0])
+        assert gradient is not None
+        assert results[0][1] is not None
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-6, atol=1e-9)  # products are torch's own
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_latent_that_is_not_finite_gives_no_fine_loss(value: float) -> None:
+    z = torch.zeros(6, 2)
+    z[3, 1] = value
+    assert not torch.isfinite(mmd(z, torch.tensor([0, 0, 0, 1, 1, 1])))

@@ -115,7 +115,7 @@ def expimap(state: State, x: Tensor, code: Tensor, config: Expimap.Config) -> Te
     else:
         last = config.decoder_last_layer or "softmax"
         rates: dict[str, Any] = {"softmax": partial(torch.softmax, dim=1), "softplus": F.softplus, "exp": torch.exp}
-        m = size * rates[last](eta)
+        m = rates[last](eta) * (size if last == "softmax" else 1)
         reconstruction = -negative_binomial(x, m, (c @ state["theta"].T).exp())
     kl = 0.5 * (variance + mean**2 - 1 - variance.log()).sum(1)
     loss = (reconstruction + kl).mean()
