@@ -16,7 +16,7 @@ from scarcade.dataloaders.aligned import AlignedStore, aligned
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory, stream
 from scarcade.dataloaders.schema import Query, column_of, complete_text, read_query, text_of
 from scarcade.dataloaders.store import Store, open_store
-from scarcade.engine.contracts import Batch, Categories, Loader, Schema
+from scarcade.engine.contracts import UNLABELLED, Batch, Categories, Loader, Schema
 from scarcade.engine.errors import CategoryError
 from scarcade.engine.folder import MANIFEST, read_manifest
 from scarcade.models.model import AtlasModel
@@ -50,6 +50,11 @@ class MemoryCells:
     def described(self) -> list[tuple[Categories, np.ndarray]]:
         """Batch and labels as columns of obs: categories and the codes of all cells."""
         return distinct([(self.schema.batch, self.columns.batch), *self.labels])
+
+    def codes_of(self, column: Categories) -> np.ndarray:
+        """The cells' codes (n,) in the batch or a label column of the model; -1 where they have none."""
+        found = {known.name: codes for known, codes in self.described()}
+        return found.get(column.name, np.full(self.n_cells, UNLABELLED, np.int8))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All cells in their order."""
@@ -116,6 +121,13 @@ class StoreCells:
     def described(self) -> list[tuple[Categories, np.ndarray]]:
         store = self.view.store
         return distinct([(one, store.codes(one.name)) for one in (store.schema.batch, *store.schema.labels)])
+
+    def codes_of(self, column: Categories) -> np.ndarray:
+        view = self.view
+        labels = {known.name: codes for known, codes in view.label_columns()}
+        if column.name != view.schema.batch.name and column.name in labels:
+            return labels[column.name]
+        return view.codes(view.batch)
 
     def take(self, rows: np.ndarray) -> MemoryCells:
         view = self.view

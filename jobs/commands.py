@@ -289,6 +289,11 @@ def embed(
     data: Annotated[str, told("A store, or an .h5ad or .zarr file.")],
     *,
     out: Out,
+    output: Annotated[tuple[str, ...], repeated("What else to write: expression, proteins, programs, ...")] = (),
+    transform_batch: Annotated[
+        tuple[str, ...], repeated("Decode cells as if of this batch; of several, their mean")
+    ] = (),
+    samples: Annotated[int, told("Draws of the latent that outputs are averaged over; 0: its mean.")] = 0,
     batch_key: BatchKey = None,
     layer: Layer = None,
     batch_size: Annotated[int, told("Cells that are computed at once.")] = 1024,
@@ -296,7 +301,7 @@ def embed(
     force: Force = False,
     common: Common = COMMON,
 ) -> None:
-    """Write the latent of any number of cells, streamed."""
+    """Write the latent of any number of cells, and other outputs of the model, streamed."""
     from scarcade.jobs.embed import embed as run
 
     refuse_to_overwrite(out, force)
@@ -305,6 +310,9 @@ def embed(
             model,
             data,
             out,
+            outputs=output,
+            settings={"transform_batch": list(transform_batch)} if transform_batch else None,
+            n_samples=samples,
             batch_key=batch_key,
             layer=layer,
             batch_size=batch_size,
@@ -313,6 +321,25 @@ def embed(
             progress=bar,
         )
     print(path)
+
+
+@app.command
+def merge(
+    model: Annotated[Path, told("Folder of the reference that a query was mapped onto.")],
+    delta: Annotated[Path, told("NAME.delta of the query.")],
+    *,
+    data: Annotated[str | None, told("The query's cells, to stand beside the reference's in its latent.")] = None,
+    out: Out,
+    batch_key: BatchKey = None,
+    layer: Layer = None,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Make a mapped query a part of its reference: a model of its own, that knows the query's batches too."""
+    from scarcade.jobs.trained import load
+
+    refuse_to_overwrite(out, force)
+    print(load(model, delta=delta).save(out, data, batch_key=batch_key, layer=layer, replace=force))
 
 
 @app.command(name="import")

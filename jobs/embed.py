@@ -93,7 +93,7 @@ def embed(
 
 def write_latent(
     model: AtlasModel,
-    loader: Loader,
+    loader: Loader | None,
     path: Path,
     *,
     columns: Sequence[Column] = (),
@@ -110,7 +110,8 @@ def write_latent(
     """Write the latent of every cell of `loader` to the folder `path`.
 
     Args:
-        loader: gives the cells in their order (``lanes=1, shuffle=False``), each once, with codes of the model.
+        loader: gives the cells in their order (``lanes=1, shuffle=False``), each once, with codes of the model; None
+            for those of `before` alone.
         columns: what obs is to hold: categories and the codes of all cells.
         names: names of the cells [start, stop); without, they are numbered.
         before: cells with a latent of this model already, which come first; its columns must begin like `columns`.
@@ -136,7 +137,7 @@ def write_latent(
         if before is not None:
             _copy(before, writer.append, [column for column, _ in columns], model.obsm_key)
         done = 0
-        for batch in loader.epoch(0):
+        for batch in loader.epoch(0) if loader is not None else ():
             n = len(batch)
             if batch.rows[0] != done or batch.rows[-1] != done + n - 1:
                 raise ValueError(f"cells {batch.rows[0]} to {batch.rows[-1]} where {done} was next: not in their order")
@@ -151,7 +152,7 @@ def write_latent(
                     codes.append(values.argmax(axis=1))
             writer.append(arrays, codes, names(done, done + n) if names is not None else None)
             done += n
-            if progress is not None:
+            if progress is not None and loader is not None:
                 progress(done, loader.n_cells)
 
 

@@ -21,6 +21,7 @@ from scarcade.jobs.asked import asked_of, batches_of, noise_of, noises_of
 from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of
 from scarcade.jobs.contrast import contrasted
 from scarcade.jobs.embed import Progress, embed
+from scarcade.jobs.update import save_as
 from scarcade.models import outputs
 from scarcade.models.model import AtlasModel, Where
 from scarcade.models.saved import read, read_delta
@@ -168,6 +169,35 @@ class Trained:
             seed=seed,
             replace=replace,
             progress=progress,
+        )
+
+    def save(
+        self,
+        out: str | Path,
+        data: Any = None,
+        *,
+        batch_key: str | None = None,
+        layer: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        replace: bool = False,
+    ) -> Path:
+        """Write the model to the folder `out`; with a delta it becomes a reference that knows the query's batches.
+
+        Args:
+            data: the query's cells; their latent comes behind that of the reference's cells, which surgery left as it
+                was.
+
+        Raises:
+            UsageError: surgery added latent dimensions, which the reference's cells have no values for.
+            StorageError: `out` exists (without `replace`).
+        """
+        return save_as(
+            self.model,
+            self.folder,
+            Path(out),
+            None if data is None else cells_of(data, self.model, batch_key=batch_key, layer=layer),
+            batch_size=batch_size,
+            replace=replace,
         )
 
     def predict(

@@ -4,19 +4,23 @@ By surgery only the rows of new batches train, so the latents of the reference's
 with all weights training they do not, and are left out. Each update adds an entry to the lineage in ``model.json``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from scarcade.dataloaders.aligned import AlignedStore, aligned
 from scarcade.dataloaders.store import Store
 from scarcade.engine.contracts import Schema
+from scarcade.engine.errors import UsageError
 from scarcade.engine.optim import default_epochs
+from scarcade.jobs.cells import Cells
+from scarcade.jobs.embed import write_latent
 from scarcade.jobs.latent import LatentReader
 from scarcade.models.layers import BatchNorm
 from scarcade.models.model import AtlasModel
-from scarcade.models.saved import lineage_after, read
+from scarcade.models.saved import lineage_after, read, save
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
 Weights = Literal["surgery", "all"]
@@ -118,9 +122,45 @@ def with_labels(schema: Schema, reference: Schema) -> Schema:
     return Schema.from_dict(schema.to_dict() | {"labels": reference.to_dict()["labels"]})
 
 
-def lineage_lines(lineage: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence for each entry, for people."""
-    return [
-        f"{one['fingerprint'][:12]} (data {str(one.get('data_fingerprint'))[:12]}), updated by {one['update']}"
-        for one in lineage
-    ]
+def save_as(
+    model: AtlasModel, folder: Path | None, out: Path, cells: Cells | None, *, batch_size: int, replace: bool
+) -> Path:
+    """Write a model that was read from `folder`, and perhaps grown by a delta, as a model of its own.
+
+    Raises:
+        UsageError: it has more latent dimensions than the cells of the reference have values.
+    """
+    record = dict(model.record or {})
+    training = dict(record.get("training", {}))
+    before = LatentReader(folder / LATENT) if folder is not None and (folder / LATENT).is_dir() else None
+    if before is not None and before.n_latent != model.n_latent:
+        raise UsageError(
+            f"{out}: surgery added {model.n_latent - before.n_latent} latent dimensions, for which the reference's "
+            "cells have no values; train a new reference to have them"
+        )
+
+    def latent(work: Path) -> None:
+        if before is None and cells is None:
+            return
+        columns = [] if before is None else [column.name for column in before.columns]
+        known = {one.name: one for one in (model.schema.batch, *model.schema.labels)}
+        wanted = [known[name] for name in columns if name in known] or list(known.values())
+        write_latent(
+            model,
+            cells.loader(batch_size) if cells is not None else None,
+            work / LATENT,
+            columns=[(one, cells.codes_of(one) if cells is not None else np.zeros(0, np.int8)) for one in wanted],
+            about={"model_name": model.name, "before": None if before is None else before.about},
+            before=before,
+        )
+
+    save(
+        model,
+        out,
+        training=training,
+        data_fingerprint=record.get("data_fingerprint") or training.get("query_hash"),
+        lineage=record.get("lineage", ()),
+        replace=replace,
+        beside=latent,
+    )
+    return out

@@ -27,7 +27,7 @@ from scarcade.models.distributions import draw, kl_to_standard_normal, log_likel
 from scarcade.models.hsic import hsic
 from scarcade.models.layers import ConditionRows, seeded, start_uniform
 from scarcade.models.likelihood import counts_log_likelihood
-from scarcade.models.model import AtlasModel
+from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.proximal import annealed, shrink_, shrink_groups_
 from scarcade.models.scarches_layers import (
     ScarchesConfig,
@@ -136,11 +136,30 @@ class Terms(nn.Module):
         """Nothing: terms are added by `Expimap.extend`."""
 
 
+def _expression(model: "Expimap", batch: Batch, noise: Noise | None, *, transform_batch: Where = None) -> Tensor:
+    """The decoder's output, (B, G): frequencies of genes, or what another last layer gives."""
+    z_BL, codes = model.draw(batch, noise), model.batch_codes(transform_batch)
+    return torch.stack([model.decoded(z_BL, batch, code) for code in codes]).mean(0)
+
+
+def _programs(model: "Expimap", batch: Batch, noise: Noise | None) -> Tensor:
+    """The latent times the direction of each term, (B, L): higher is more expression of its genes."""
+    return model.draw(batch, noise) * model.directions()[0]
+
+
 class Expimap(AtlasModel):
     """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
 
     name: ClassVar[str] = "expimap"
     obsm_key: ClassVar[str] = "X_expiMap"
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "expression": Output(
+            _expression, lambda model: model.schema.genes, "Decoded frequencies of genes.", genes=True
+        ),
+        "programs": Output(
+            _programs, lambda model: model.terms_names, "Scores of gene programs, by their direction.", decodes=False
+        ),
+    }
 
     class Config(ScarchesConfig):
         """Architecture and loss of expiMap. Defaults are those of scArches' tutorial."""
@@ -323,6 +342,10 @@ class Expimap(AtlasModel):
         if transform_batch is not None:
             codes["batch"] = torch.full_like(batch.batch, transform_batch)
         return self.decoder.shifted(F.linear(z_BL, self.gene_weights()), codes)
+
+    def decoded(self, z_BL: Tensor, batch: Batch, transform_batch: int | None = None) -> Tensor:
+        """What the last layer gives, (B, G)."""
+        return self._last(self.decode(z_BL, batch, transform_batch=transform_batch))
 
     def gene_weights(self) -> Tensor:
         """The decoder's weights (G, L) as they count: 0 outside hard masks."""

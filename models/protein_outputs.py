@@ -21,6 +21,7 @@ from scarcade.models.model import Output, Where
 if TYPE_CHECKING:
     from scarcade.models.totalvi import DecodedBoth, Totalvi
 
+
 def decoded(model: "Totalvi", batch: Batch, noise: Noise | None, where: Where = None) -> list["DecodedBoth"]:
     """Both likelihoods' parameters from one draw of the latent, for each batch of `where`."""
     q = model.encode(batch.counts.dense(model.device), batch)

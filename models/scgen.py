@@ -110,7 +110,7 @@ class Scgen(AtlasModel):
     def surgery_notice(self) -> str | None:
         return (
             "scgen has no weights of a batch: mapping encodes the cells of a query and trains nothing; to take the "
-            "query's batch effect out, `scarcade.jobs.arithmetic.map_corrected` compares its labelled cells"
+            "query's batch effect out, `scarcade.jobs.correction.map_corrected` compares its labelled cells"
         )
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:

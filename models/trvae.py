@@ -23,7 +23,7 @@ from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, seeded
 from scarcade.models.likelihood import counts_log_likelihood
 from scarcade.models.mmd import mmd
-from scarcade.models.model import AtlasModel
+from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.scarches_layers import (
     ScarchesConfig,
     Stack,
@@ -53,11 +53,31 @@ class Decoded:
         return F.relu(self.logits_BG) if self.log_theta_KG is None else torch.softmax(self.logits_BG, -1)
 
 
+def _expression(
+    model: "Trvae", batch: Batch, noise: Noise | None, *, transform_batch: Where = None, library_size: float | str = 1.0
+) -> Tensor:
+    """Decoded frequencies times `library_size`, or means of the counts with "latent"; of mse log expression, (B, G)."""
+    x_BG = batch.counts.dense(model.device)
+    size_B = cell_sizes(x_BG, batch, model.schema)
+    z_BL = draw(*model.encode(x_BG, size_B, batch), noise)
+    codes = model.batch_codes(transform_batch)
+    scale_BG = torch.stack([model.decode(z_BL, batch, transform_batch=code).scale_BG for code in codes]).mean(0)
+    return scale_BG * (size_B[:, None] if library_size == "latent" else float(library_size))
+
+
 class Trvae(AtlasModel):
     """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
 
     name: ClassVar[str] = "trvae"
     obsm_key: ClassVar[str] = "X_trVAE"
+    outputs: ClassVar[Mapping[str, Output]] = {
+        "expression": Output(
+            _expression,
+            lambda model: model.schema.genes,
+            "Decoded frequencies of genes; of mse log expression.",
+            genes=True,
+        )
+    }
 
     class Config(ScarchesConfig):
         """Architecture and loss of trVAE. Defaults are those of scArches."""

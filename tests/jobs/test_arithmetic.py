@@ -5,21 +5,15 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.errors import CategoryError, UsageError
-from scarcade.jobs.arithmetic import (
-    CORRECTED,
-    REFERENCE,
-    LatentSums,
-    map_corrected,
-    predict_response,
-    remove_batches,
-    response,
-    shifts_of,
-)
+from scarcade.engine.errors import CategoryError, StorageError, UsageError
+from scarcade.engine.folder import problems
+from scarcade.jobs.arithmetic import LatentSums, predict_response, response
+from scarcade.jobs.correction import CORRECTED, REFERENCE, map_corrected, remove_batches, shifts_of
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.train import TrainedRun, train
 from scarcade.jobs.trained import Trained
@@ -55,8 +49,6 @@ def test_it_trains_with_the_numbers_of_scarches(run: TrainedRun) -> None:
 
 
 def _var(run: TrainedRun) -> Any:
-    import pandas as pd
-
     return pd.DataFrame(index=list(run.model.model.schema.genes))
 
 
@@ -144,6 +136,43 @@ def test_batches_are_removed_and_a_query_is_placed_among_them(store: Store, run:
     assert both.n_obs == corrected.n_obs + query.n_obs
     with pytest.raises(CategoryError, match="corrected reference"):
         map_corrected(run.model, query[:, :5].copy(), query, batch_key="batch", label_key="label")
+
+
+def test_corrections_and_responses_are_written_without_holding_them(
+    store: Store, run: TrainedRun, tmp_path: Path
+) -> None:
+    """Two passes over the store, in batches; the folder holds what the AnnData would."""
+    *known, new = store.schema.batch.values
+    keys: dict[str, Any] = {"batch_key": "batch", "label_key": "label"}
+    told: list[tuple[int, int]] = []
+    out = remove_batches(
+        run.model, store, **keys, batch_size=300, out=tmp_path / "c.zarr", progress=lambda *at: told.append(at)
+    )
+    assert len(told) == 3
+    assert told[-1] == (800, 800)
+    assert problems(out) == []
+    in_memory, on_disk = remove_batches(run.model, store, **keys), ad.read_zarr(out)
+    assert list(on_disk.obs_names) == list(in_memory.obs_names)
+    assert list(on_disk.var_names) == list(in_memory.var_names)
+    np.testing.assert_allclose(on_disk.X, in_memory.X, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(on_disk.obsm[CORRECTED], in_memory.obsm[CORRECTED], rtol=1e-4, atol=1e-4)
+    assert list(on_disk.obs["label"].astype(str)) == list(in_memory.obs["label"].astype(str))
+
+    query = store.to_anndata([new])
+    ours = map_corrected(run.model, in_memory, query, **keys)
+    theirs = map_corrected(run.model, out, query, **keys, out=tmp_path / "q.zarr")
+    np.testing.assert_allclose(ad.read_zarr(theirs).X, ours.X, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UsageError, match="AnnData"):
+        map_corrected(run.model, out, query, **keys, anchor="largest")
+    with pytest.raises(CategoryError, match="corrected"):
+        map_corrected(run.model, theirs, query, **keys, reference_label_key="zz")
+    with pytest.raises(StorageError, match="exists"):
+        remove_batches(run.model, store, **keys, out=out)
+
+    settings: dict[str, Any] = {"condition_key": "batch", "control": known[0], "stimulated": new, "label_key": "label"}
+    table, _ = predict_response(run.model, store, target=query, **settings)
+    path, _ = predict_response(run.model, store, target=query, **settings, out=tmp_path / "r.zarr", batch_size=100)
+    np.testing.assert_allclose(ad.read_zarr(path).X, table, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("train_decoder", [False, True])
