@@ -38,13 +38,14 @@ class Place:
     cells: Sequence[Any] | np.ndarray | None = None  # names of all cells of the file
     genes: Sequence[Any] | np.ndarray | None = None
     first: int = 0  # the block's first cell
+    of: str = "gene"  # what a column is
 
     def at(self, row: int, column: int, value: Any) -> str:
         cell = self.first + row
         who = f"cell {cell}" if self.cells is None or cell >= len(self.cells) else f"cell {self.cells[cell]!r}"
         known = self.genes is not None and 0 <= column < len(self.genes)
-        gene = f"gene {self.genes[column]!r}" if known and self.genes is not None else f"gene index {column}"
-        return f"({who}, {gene}, {value})"
+        name = f"{self.of} {self.genes[column]!r}" if known and self.genes is not None else f"{self.of} index {column}"
+        return f"({who}, {name}, {value})"
 
 
 def _listed(place: Place, csr: tuple[np.ndarray, np.ndarray, np.ndarray], bad: np.ndarray) -> str:

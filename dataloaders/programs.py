@@ -34,13 +34,18 @@ class ProgramsReport:
 
 
 def read_programs(
-    paths: Sequence[str | Path], genes: Sequence[str], *, min_genes: int = 13, max_genes: int | None = None
+    paths: Sequence[str | Path],
+    genes: Sequence[str],
+    *,
+    min_genes: int = 13,
+    max_genes: int | None = None,
+    option: str = "--programs",
 ) -> ProgramsReport:
     """The programs of all `paths` with `min_genes` to `max_genes` of the given `genes`.
 
     Names are kept whole; a name that comes again gets ``_2``, ``_3``, ... (scArches drops what stands before the
     first underscore, cuts at 30 letters, and mixes up what is then the same). The default size is that of its
-    tutorial, which asks for more than 12.
+    tutorial, which asks for more than 12. `option` is what messages name.
 
     Raises:
         OpenError: a file cannot be read, or is not a .gmt file. GenesError: no program is kept.
@@ -51,7 +56,7 @@ def read_programs(
     found: set[int] = set()
     n_read = too_small = too_large = 0
     for path in paths:
-        for name, members in _lines(Path(path)):
+        for name, members in _lines(Path(path), option):
             n_read += 1
             named.update(members)
             inside = sorted({i for m in members if (i := places.get(m, places.get(m.upper(), -1))) >= 0})
@@ -64,12 +69,22 @@ def read_programs(
                 programs[_unused(name, programs)] = tuple(genes[i] for i in inside)
     report = ProgramsReport(programs, n_read, too_small, too_large, len(found), len(named))
     if not programs:
-        raise GenesError(
-            f"--programs {', '.join(map(str, paths))}: {report} (wanted at least {min_genes} genes each, "
-            f"--min-program-genes). The programs' names look like {looks_like(sorted(named))}, those of the data like "
-            f"{looks_like(list(genes))} ({', '.join(list(genes)[:3])}, ...)"
-        )
+        where = f"{option} {', '.join(map(str, paths))}"
+        if not n_read:
+            raise OpenError(f"{where}: holds no program (a line each: name, description, genes)")
+        if not found:
+            raise GenesError(
+                f"{where}: the data have none of the {len(named)} genes of {n_read} programs; those names look like "
+                f"{looks_like(sorted(named))} ({_some(sorted(named))}), the data's like {looks_like(list(genes))} "
+                f"({_some(genes)})"
+            )
+        most = "" if max_genes is None else f", --model.max-program-genes {max_genes}"
+        raise GenesError(f"{where}: {report}; wanted are --model.min-program-genes {min_genes}{most}")
     return report
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _places(genes: Sequence[str]) -> dict[str, int]:
@@ -87,16 +102,16 @@ def _places(genes: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def _lines(path: Path) -> list[tuple[str, list[str]]]:
+def _lines(path: Path, option: str) -> list[tuple[str, list[str]]]:
     """(name, genes) of each line."""
     try:
         if path.stat().st_size > _LIMIT:
-            raise OpenError(f"--programs {path}: larger than {_LIMIT} bytes: not a .gmt file")
+            raise OpenError(f"{option} {path}: larger than {_LIMIT} bytes: not a .gmt file")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise OpenError(f"--programs {path}: cannot be read ({error.strerror})") from error
+        raise OpenError(f"{option} {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise OpenError(f"--programs {path}: not text, so not a .gmt file") from error
+        raise OpenError(f"{option} {path}: not text, so not a .gmt file") from error
     out = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -104,7 +119,7 @@ def _lines(path: Path) -> list[tuple[str, list[str]]]:
         # fields are separated by tabs; some files have blanks, as scArches reads them
         fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
         if len(fields) < 2 or not fields[0]:
-            raise OpenError(f"--programs {path}: line {number} is not a program (name, description, genes)")
+            raise OpenError(f"{option} {path}: line {number} is not a program (name, description, genes)")
         # Enrichr writes GENE,1.0
         out.append((fields[0], unversioned([field.split(",")[0] for field in fields[2:] if field])))
     return out

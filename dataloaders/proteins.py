@@ -40,7 +40,9 @@ def spill_proteins(
     row = 0
     for values in pieces:
         here = slice(row, row + len(values))
-        own = _checked(values, said[here, None], Place(f"{file.where}: obsm[{key!r}]", list(obs.index), names, row))
+        own = _checked(
+            values, said[here, None], Place(f"{file.where}: obsm[{key!r}]", list(obs.index), names, row, "protein")
+        )
         counts[here] = np.where(own, values, 0).astype(np.uint32)
         measured[here] = own
         row += len(values)
@@ -72,18 +74,21 @@ def query_proteins(
     where = f"{file.where}: obsm[{chosen[0]!r}]"
     found = protein_pieces(file, chosen[0])
     if found is None:
-        raise UsageError(f"{where} is not there")
+        raise UsageError(f"{where} (--protein-key) is not there; obsm has {_listed(file)}")
     names, pieces = found
     _once(names, where)
     columns = pd.Index(names).get_indexer(pd.Index(list(wanted)))
     there = columns >= 0
     if not there.any():
-        raise GenesError(f"{where}: has none of the model's proteins ({', '.join(wanted[:5])}, ...), but {names[:5]}")
+        raise GenesError(
+            f"{where}: has none of the model's proteins ({', '.join(wanted[:5])}, ...), but {', '.join(names[:5])}; "
+            "name another entry by --protein-key, or leave proteins out to map by RNA alone"
+        )
     counts = np.zeros((len(obs), len(wanted)), np.float32)
     measured = np.zeros(counts.shape, bool)
     row = 0
     for values in pieces:
-        own = _checked(values, np.ones((1, 1), bool), Place(where, list(obs.index), names, row))
+        own = _checked(values, np.ones((1, 1), bool), Place(where, list(obs.index), names, row, "protein"))
         here = slice(row, row + len(values))
         counts[here, there] = np.where(own, values, 0)[:, columns[there]]
         measured[here, there] = own[:, columns[there]]
@@ -96,6 +101,17 @@ def query_proteins(
         measured[:, order >= 0] &= said[:, order[order >= 0]]
         counts[~measured] = 0
     return counts, measured, f"{where}: {int(there.sum())} of the model's {len(wanted)} proteins are there"
+
+
+def entries(file: Source) -> list[str]:
+    """Names in obsm."""
+    if isinstance(file, AnnDataFile):
+        return sorted(file.root["obsm"]) if "obsm" in file.root else []
+    return sorted(file.adata.obsm)
+
+
+def _listed(file: Source) -> str:
+    return ", ".join(entries(file)[:10]) or "nothing"
 
 
 def _once(names: Sequence[str], where: str) -> None:
@@ -115,7 +131,10 @@ def _checked(values: np.ndarray, said: np.ndarray, place: Place) -> np.ndarray:
     if wrong.any():
         at = np.argwhere(wrong)
         shown = ", ".join(place.at(int(r), int(c), values[r, c]) for r, c in at[:10])
-        raise CountsError(f"{place.where}: {len(at)} values are not counts of a protein: {shown}")
+        raise CountsError(
+            f"{place.where}: {len(at)} values are not counts of a protein: {shown}; name the entry with raw counts by "
+            "--protein-key"
+        )
     return own
 
 

@@ -176,11 +176,13 @@ def _proteins(
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     if not reference.proteins:
         return None, None
-    from scarcade.dataloaders.proteins import query_proteins  # which stands on this file
+    from scarcade.dataloaders.proteins import entries, query_proteins  # which stands on this file
 
     found = query_proteins(file, obs, reference.proteins, key)
     if found is None:
-        told.append(f"{file.where}: has no proteins; those of the reference count as not measured")
+        others = ", ".join(entries(file)[:5])
+        hint = f" (--protein-key names them, if they are one of obsm's {others})" if others else ""
+        told.append(f"{file.where}: has no proteins{hint}; those of the reference count as not measured")
         return None, None
     told.append(found[2])
     return found[0], found[1]

@@ -175,7 +175,7 @@ def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, laye
     if is_store(data):
         return _store_cells(open_store(data), model)
     reference = model.schema
-    query = read_query(data, reference, layer=layer)
+    query = read_query(data, model.reads, layer=layer)
     batch = query.batch
     if batch_key is not None or reference.batch.name in query.obs.columns:
         batch = complete_text(query.obs, batch_key or reference.batch.name, query.where, "batch_key")

@@ -450,12 +450,13 @@ def sections_of(command: str, model: str) -> dict[str, type[Section]]:
 
         config = MapConfig
     else:
+        from scarcade.jobs.programs import on_a_command_line
         from scarcade.jobs.train_config import TrainConfig
         from scarcade.models import MODELS
 
         if model not in MODELS:
             raise UsageError(f"--model {model}: there is no such model; there are {', '.join(MODELS)}")
-        config, own = TrainConfig, {"model": MODELS[model].Config}
+        config, own = TrainConfig, {"model": on_a_command_line(MODELS[model].Config)}
     kinds = {name: info.annotation for name, info in config.model_fields.items()}
     return {
         **own,

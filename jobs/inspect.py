@@ -8,6 +8,7 @@ import json
 import tomllib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,11 +223,15 @@ def _against(
     """Whether the cells at `path` can be mapped onto the model, read as `map` would read them."""
     from scarcade.dataloaders.schema import read_query
     from scarcade.engine.contracts import Schema
+    from scarcade.models import MODELS
 
     folder = model if (model / "model.json").is_file() else model / "model"
     if not (folder / "model.json").is_file():
         raise OpenError(f"--against {model}: is no model (it has no model.json)")
-    schema = Schema.from_dict(_json(folder / "model.json").get("schema") or {})
+    record = _json(folder / "model.json")
+    schema = Schema.from_dict(record.get("schema") or {})
+    if record.get("model") in MODELS and not MODELS[record["model"]].sees_proteins:
+        schema = replace(schema, proteins=())
     out: dict[str, Any] = {"against": str(model), "genes_wanted": schema.n_genes, "reasons": [], "warnings": []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are in the query, too

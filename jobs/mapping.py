@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scarcade.engine.config import checked, merged
-from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError
+from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
 from scarcade.engine.world import use_threads
 from scarcade.jobs.one_query import load_reference
@@ -22,6 +22,7 @@ from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
 from scarcade.jobs.results import Record, Results
 from scarcade.models.model import AtlasModel
+from scarcade.models.surgery import SurgeryConfig, grow
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def map_queries(
     tasks = tasks_of(queries, batch_key=batch_key, label_keys=label_key, layer=layer)
     loaded = load_reference(reference, config.transfer, seed=config.seed)
     config = config_of(_for_model(settings, loaded.model), **direct)
+    _check_surgery(config, loaded.model)
     _prepare(Path(out))
     projection = None
     if loaded.latent is not None and len(loaded.latent):
@@ -120,6 +122,18 @@ def _for_model(settings: Mapping[str, Any], model: AtlasModel) -> dict[str, Any]
     if isinstance(surgery, Mapping) and isinstance(surgery.get("model"), Mapping):
         given["surgery"] = {**surgery, "model": with_programs(surgery["model"], model.schema.genes)}
     return given
+
+
+def _check_surgery(config: MapConfig, model: AtlasModel) -> None:
+    """Refuse what no query could have, before any is read.
+
+    Raises:
+        UsageError: the model learns nothing from labels, or cannot add what `surgery.model` asks for.
+    """
+    if config.surgery.use_labels and not model.labelled_beside:
+        raise UsageError(f"--surgery.use-labels: a {model.name} model learns nothing from labels; leave it out")
+    if config.surgery.model:
+        grow(model, model.schema, seed=config.seed, config=SurgeryConfig(model=config.surgery.model))
 
 
 def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:

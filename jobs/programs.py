@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, create_model
 
 from scarcade.dataloaders.programs import read_programs
+from scarcade.engine.config import Section
 from scarcade.engine.errors import UsageError
 from scarcade.jobs.cells import cells_of
 from scarcade.jobs.differential import groups_of
@@ -18,8 +20,22 @@ from scarcade.jobs.trained import Trained
 from scarcade.models.enrichment import compare_groups
 from scarcade.models.expimap import Expimap
 
-FIELDS = ("programs", "new_programs")
+FIELDS = {"programs": "--programs", "new_programs": "model.new_programs"}
 SIZES = {"min_program_genes": "min_genes", "max_program_genes": "max_genes"}
+
+
+class ProgramSizes(Section):
+    """Which programs of a .gmt file are taken: settings beside those of a model that has programs."""
+
+    min_program_genes: int = Field(13, ge=1, description="fewest genes of a program of a file that the data have")
+    max_program_genes: int | None = Field(None, ge=1, description="most of them; default: any number")
+
+
+def on_a_command_line(config: type[Section]) -> type[Section]:
+    """The settings of a model as a command takes them, where it has programs with `ProgramSizes`."""
+    if "programs" not in config.model_fields:
+        return config
+    return create_model(config.__name__, __base__=(config, ProgramSizes))
 
 
 def programs_given(
@@ -51,11 +67,11 @@ def with_programs(settings: Mapping[str, Any], genes: Sequence[str]) -> dict[str
             sizes[name] = int(value)
         except (TypeError, ValueError) as error:
             raise UsageError(f"--model.{name.replace('genes', 'program_genes')} {value}: not a whole number") from error
-    for field in FIELDS:
+    for field, option in FIELDS.items():
         given = out.get(field)
         if given and not isinstance(given, Mapping):
             paths = [given] if isinstance(given, str | Path) else list(given)
-            out[field] = read_programs(paths, genes, **sizes).programs
+            out[field] = read_programs(paths, genes, option=option, **sizes).programs
     return out
 
 

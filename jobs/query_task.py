@@ -147,7 +147,7 @@ def read_task(job: Job, task: Task) -> Query:
     """
     return read_query(
         task.source,
-        job.reference.schema,
+        job.reference.model.reads,
         batch_key=task.batch_key,
         label_keys=task.label_keys,
         layer=task.layer,

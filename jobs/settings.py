@@ -89,6 +89,9 @@ def overrides(pairs: Sequence[tuple[str, str | None]], known: Settings, command:
         check_known(name, known, command)
         if name in found:
             raise UsageError(f"--{name}: given twice")
+        if _table_of(name, known) is not None:
+            found[name] = _guessed("true" if text is None else text)
+            continue
         setting = known[name]
         if text is None:
             if not setting.is_flag:
@@ -104,7 +107,7 @@ def check_known(name: str, known: Settings, command: str, source: str = "") -> N
     Raises:
         UsageError: with the nearest name there is, and what there is in that section.
     """
-    if name in known:
+    if name in known or _table_of(name, known) is not None:
         return
     where = f"{source}: " if source else ""
     section, _, leaf = name.partition(".")
@@ -120,6 +123,12 @@ def check_known(name: str, known: Settings, command: str, source: str = "") -> N
         sections = sorted({other.partition(".")[0] for other in known})
         hint = f"its sections are {', '.join(sections)}" if sections else f"`{command}` takes no sections"
     raise UsageError(f"{where}--{name}: `scarcade {command}` has no such setting; {hint}")
+
+
+def _table_of(name: str, known: Settings) -> Setting | None:
+    """The table of any fields (``dict[str, Any]``) in which `name` is one: what a model adds in surgery."""
+    setting = known.get(name.rpartition(".")[0])
+    return setting if setting is not None and get_args(setting.kind) == (str, Any) else None
 
 
 def check_tables(tables: Mapping[str, Any], known: Settings, command: str, source: str) -> None:
@@ -165,6 +174,14 @@ def _parsed(text: str, setting: Setting) -> Any:
                 return text
             return [part.strip() for part in text.split(",")]
     return text.lower() if text.lower() in _BARE and setting.is_flag else text
+
+
+def _guessed(text: str) -> Any:
+    """A value whose kind is not known: a number, a list or true as in TOML, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -194,12 +194,13 @@ def _notices(config: TrainConfig, store: Store, change: Update | None = None) ->
     labels = change.view.label_columns() if change is not None else _label_columns(store)
     if model.labelled_beside and not (labels[0][1] >= 0).any():
         found.append(f"no cell has a label, so the classifier of this {model.name} model learns nothing")
-    if notice := model.surgery_notice:
-        found.append(notice)
+    found += [notice for notice in (model.data_notice, model.surgery_notice) if notice]
     if config.scale.workers > 1 and running_statistics(model):
+        has_other = "scarches" in model.recipes and config.recipe != "scarches"
+        without = "; layer norm (--recipe scarches) does not" if has_other else ""
         found.append(
             f"batch norm: each of the {config.scale.workers} workers normalises with its own part of the batch, so "
-            "results depend a little on their number; layer norm (--recipe scarches) does not"
+            f"results depend a little on their number{without}"
         )
     return found
 

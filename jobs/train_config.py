@@ -65,6 +65,8 @@ def resolved(
     architecture = merged(kind.recipes[recipe] if recipe else {}, config.model)
     if config.init_from is not None:
         architecture = _shared_with(config.init_from, kind, architecture)
+    if "programs" in architecture and "programs" not in kind.Config.model_fields:
+        raise UsageError(f"--programs: a {name} model has no gene programs (--model expimap has)")
     architecture = with_programs(architecture, store.schema.genes)
     try:
         own = checked(kind.Config, architecture)

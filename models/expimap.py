@@ -263,7 +263,10 @@ class Expimap(AtlasModel):
         if unknown := sorted(settings.keys() - allowed):
             raise UsageError(f"--surgery.model.{unknown[0]}: cannot be changed by surgery; {', '.join(EXTENDS)} can")
         old = self.config
-        asked = checked(Expimap.Config, settings)
+        try:
+            asked = checked(Expimap.Config, settings)
+        except UsageError as error:
+            raise UsageError(str(error).replace("--", "--surgery.model.")) from error
         if twice := sorted(asked.new_programs.keys() & {*old.programs, *old.new_programs}):
             raise UsageError(f"--surgery.model.new_programs: the reference has {twice[0]!r} already")
         if asked.new_programs and FREE in self.terms:

@@ -7,7 +7,7 @@ Shapes: B cells, L latent dimensions, C classes of the primary label.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -57,6 +57,8 @@ class AtlasModel(nn.Module):
     """What else users may ask of it, by name."""
     labelled_beside: ClassVar[bool] = False
     """Whether `Batch.labelled` is wanted: labelled cells beside the others, in training and validation."""
+    sees_proteins: ClassVar[bool] = False
+    """Whether the model is of proteins beside genes."""
     decoder_norms: ClassVar[tuple[str, ...]] = ("decoder.norm.",)
     """Beginnings of the names of the batch norm weights that `train_decoder_norm` lets surgery train."""
 
@@ -94,6 +96,16 @@ class AtlasModel(nn.Module):
     def query_defaults(cls) -> Mapping[str, Any]:
         """Settings of `MapConfig` that go before its defaults."""
         return {}
+
+    @property
+    def reads(self) -> Schema:
+        """What is read of a query's cells: all of the schema but proteins, unless the model sees them."""
+        return self.schema if self.sees_proteins else replace(self.schema, proteins=())
+
+    @property
+    def data_notice(self) -> str | None:
+        """What to tell before training if there is little that the model can learn from such data."""
+        return None
 
     @property
     def n_latent(self) -> int:
@@ -215,7 +227,10 @@ class AtlasModel(nn.Module):
         Raises:
             UsageError: there is no way from that model to this one.
         """
-        raise UsageError(f"--init-from: a {cls.name} model cannot start from a {other.name} model")
+        raise UsageError(
+            f"--init-from: a {cls.name} model cannot start from a {other.name} model; leave it out, or give a "
+            "reference that is to learn new data as --update"
+        )
 
     def start_from(self, other: "AtlasModel") -> None:
         """Take the weights of `other`, of whose `config_from` this model was built.

@@ -278,6 +278,8 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], s
             )
     if not folder.is_dir():
         raise OpenError(f"{folder}: not a {kind} folder ({'a file' if folder.exists() else 'no such folder'})")
+    if not (folder / MANIFEST).is_file() and (folder / MODEL / MANIFEST).is_file():
+        raise OpenError(f"{folder}: is a run; its model is in {folder / MODEL}")
     names = (f"{kind}.safetensors", f"{kind}.json")
     manifest = read_manifest(folder)
     if lacking := [name for name in names if name not in manifest["files"]]:
@@ -287,7 +289,7 @@ def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], s
     # what lies beside the model (a latent store of gigabytes) is checked by who reads it
     wanted = {**manifest, "files": {name: manifest["files"][name] for name in names}}
     if wrong := _problems(folder, wanted):
-        raise CorruptError(f"{folder}: {'; '.join(wrong)}")
+        raise CorruptError(f"{folder}: {'; '.join(wrong)}; copy the folder again from where it came")
     found_fingerprint = _fingerprint(folder, kind)
     if manifest.get("fingerprint") != found_fingerprint:
         raise CorruptError(f"{folder}: its fingerprint differs from the one in {MANIFEST}")

@@ -50,7 +50,8 @@ class Scanvi(Scvi):
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
         super().__init__(config, schema, seed=seed)
         if not schema.n_labels:
-            raise UsageError("scanvi needs labels: the data have no label column (ingest with --label-key)")
+            have = f"no cell has one in '{schema.labels[0].name}'" if schema.labels else "the data have no label column"
+            raise UsageError(f"scanvi needs labels: {have} (ingest with --label-key)")
         generator = seeded("scanvi", seed)
         latent, hidden, classes = config.n_latent, config.n_hidden, schema.n_labels
 
@@ -151,6 +152,16 @@ class Scanvi(Scvi):
         return logits_BC
 
     @property
+    def data_notice(self) -> str | None:
+        if self.schema.n_labels > 1:
+            return None
+        column = self.schema.labels[0]
+        return (
+            f"all labels in '{column.name}' are {column.values[0]!r}: the classifier has nothing to tell apart (if "
+            "that means no label, ingest with --unlabelled)"
+        )
+
+    @property
     def classifies(self) -> bool:
         return True
 
@@ -162,8 +173,10 @@ class Scanvi(Scvi):
     @classmethod
     def config_from(cls, other: AtlasModel) -> Mapping[str, Any]:
         """All of scVI's fields; of a scANVI model also the classifier's shape."""
-        if not isinstance(other, Scvi):
-            return super().config_from(other)
+        if type(other) not in (Scvi, Scanvi):
+            raise UsageError(
+                f"--init-from: scanvi starts from a scvi or a scanvi model, and not from a {other.name} model"
+            )
         if other.config.latent_distribution != "normal":
             raise UsageError("--init-from: scanvi is not defined for a model with latent_distribution ln")
         free = ("likelihood_path", "classification_ratio")  # they change no weight

@@ -25,6 +25,8 @@ from scarcade.models.model import AtlasModel
 
 
 def _split(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 

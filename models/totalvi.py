@@ -83,6 +83,7 @@ class Totalvi(Scvi):
         "foreground_decoder.norm.",
         "mixing_decoder.norm.",
     )
+    sees_proteins: ClassVar[bool] = True
     outputs: ClassVar[Mapping[str, Output]] = protein_outputs.OUTPUTS
 
     class Config(Scvi.Config):

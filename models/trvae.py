@@ -115,6 +115,17 @@ class Trvae(AtlasModel):
     def query_defaults(cls) -> Mapping[str, Any]:
         return {"optim": {"kl_epochs": 0.0}, "data": {"stratify": True}}
 
+    @property
+    def data_notice(self) -> str | None:
+        if not self.config.use_mmd:
+            return None
+        n, boundary = len(self.schema.batch), self.config.mmd_boundary
+        if n == 1:
+            return f"all cells are of one batch in '{self.schema.batch.name}': the MMD has nothing to compare"
+        if boundary is not None and boundary >= n:
+            return f"--model.mmd-boundary {boundary}: there are {n} batches, so the MMD compares nothing"
+        return None
+
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Reconstruction and KL of each cell, and the MMD of the batch as penalty (scArches' trVAE.forward).
 

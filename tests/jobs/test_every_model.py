@@ -152,7 +152,7 @@ def test_surgery_leaves_the_reference_as_it_was(
     reference = references(title)
     before, latents = reference_hash(reference.model), _latents(reference.model, store)
     settings = [*TRIED, *SURGERIES.get(title, [])]
-    tried = [("plain", _itself, one) for one in settings]
+    tried: list[tuple[str, Change, dict[str, Any]]] = [("plain", _itself, one) for one in settings]
     tried += [(kind, change, settings[-1]) for kind, change in QUERIES.get(title, {}).items()]
     for kind, change, surgery in tried:
         query = read_query(change(made_query(store.path)), reference.schema, batch_key="batch", name="q")
