@@ -251,7 +251,8 @@ def _write(
     beside: Callable[[Path], None] | None = None,
 ) -> None:
     folder = Path(folder)
-    content = (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    # keys keep their order, for it means something: gene programs are the dimensions of a latent
+    content = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
     extra: dict[str, Any] = {"kind": kind}
     with committed(folder, extra=extra, replace=replace) as work:
         save_file(dict(tensors), work / f"{kind}.safetensors")
@@ -378,5 +379,5 @@ def _model_card(model: AtlasModel, record: Mapping[str, Any]) -> str:
             data = str(one["data_fingerprint"] or "unknown")
             lines.append(f"| `{str(one['fingerprint'])[:16]}` | `{data[:16]}` | {one['update']} | {new or 'nothing'} |")
     for title, values in (("Architecture", record["config"]), ("Training", record["training"])):
-        lines += ["", f"## {title}", "", "```json", json.dumps(values, indent=1, sort_keys=True), "```"]
+        lines += ["", f"## {title}", "", "```json", json.dumps(values, indent=1), "```"]
     return "\n".join(lines) + "\n"

@@ -20,6 +20,8 @@ from scarcade.models.surgery import reference_hash
 from scarcade.models.trvae import Trvae
 from tests.jobs.conftest import Atlas
 
+NAMES = ["made_2", "made_0", "made_3", "made_1"]
+"""In the order of the file, which is that of the latent; not sorted, as those of Reactome are not."""
 QUICK: dict[str, Any] = {"epochs": 2, "report": {"picture": "pca"}}
 
 
@@ -36,7 +38,7 @@ def gmt(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert truth is not None
     loading = truth["program_loading"]
     genes = np.array(store.schema.genes)
-    lines = [f"made_{p}\tna\t" + "\t".join(genes[loading[p] > 0]) for p in range(4)]
+    lines = [f"{name}\tna\t" + "\t".join(genes[loading[int(name[-1])] > 0]) for name in NAMES]
     path = tmp_path_factory.mktemp("gmt") / "made.gmt"
     path.write_text("\n".join([*lines, "strangers\tna\tX1\tX2"]))
     return path
@@ -72,7 +74,7 @@ def test_trvae_trains_and_resumes_by_name(store: Store, tmp_path: Path, recon_lo
 def test_programs_of_files_are_in_the_model(store: Store, gmt: Path, expimap: Path) -> None:
     model = read(expimap)
     assert isinstance(model, Expimap)
-    assert list(model.config.programs) == [f"made_{p}" for p in range(4)]
+    assert list(model.config.programs) == NAMES
     assert "programs = " not in (expimap.parent / "config.toml").read_text()  # a table of lines
     latent = load(expimap).get_latent_representation(store)
     assert np.shape(latent) == (600, 4)
@@ -81,11 +83,13 @@ def test_programs_of_files_are_in_the_model(store: Store, gmt: Path, expimap: Pa
 def test_what_the_model_says_of_its_programs(store: Store, expimap: Path) -> None:
     trained = load(expimap)
     table = program_table(trained)
-    assert list(table.index) == [f"made_{p}" for p in range(4)]
+    assert list(table.index) == NAMES
+    assert (table["genes_with_weight"] <= table["genes"]).all()
     assert table["active"].all()
-    genes = program_genes(trained, "made_1")
-    assert genes["in_program"].all()
-    assert genes["weight"].abs().is_monotonic_decreasing
+    for name in NAMES:
+        genes = program_genes(trained, name)
+        assert genes["in_program"].all()
+        assert genes["weight"].abs().is_monotonic_decreasing
     found = enrichment(trained, store, "label")
     assert len(found) == 3 * 4
     assert found["bayes_factor"].between(-28, 28).all()
@@ -100,7 +104,8 @@ def test_a_query_learns_new_programs_on_the_reference(store: Store, expimap: Pat
     query.obs["batch"] = "new"
     query.write_h5ad(tmp_path / "q.h5ad")
     new = tmp_path / "new.gmt"
-    new.write_text("new\tna\t" + "\t".join(store.schema.genes[:20]))
+    lines = {"new": store.schema.genes[:20], "last": store.schema.genes[30:50]}
+    new.write_text("\n".join(f"{name}\tna\t" + "\t".join(genes) for name, genes in lines.items()))
     before = reference_hash(read(expimap))
     result = map_queries(
         expimap,
@@ -113,10 +118,12 @@ def test_a_query_learns_new_programs_on_the_reference(store: Store, expimap: Pat
     (record,) = result.queries
     assert record["state"] == "done", record["reason"]
     assert reference_hash(read(expimap)) == before
-    assert ad.read_h5ad(tmp_path / "out" / "q.h5ad").obsm["X_expiMap"].shape[1] == 6
+    assert ad.read_h5ad(tmp_path / "out" / "q.h5ad").obsm["X_expiMap"].shape[1] == 7
     grown = read_delta(tmp_path / "out" / "q.delta", read(expimap))
     assert isinstance(grown, Expimap)
-    assert grown.terms_names[4:] == ["new", "unconstrained_0"]
+    assert grown.terms_names[4:] == ["new", "last", "unconstrained_0"]
+    for name, genes in lines.items():
+        assert set(program_genes(grown, name).index) == set(genes)
 
 
 def test_a_query_maps_onto_trvae(store: Store, tmp_path: Path) -> None:
