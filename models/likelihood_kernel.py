@@ -9,6 +9,8 @@ exp, log and the gamma function are written out because a call into the C librar
 making vector code of the loops. Theirs are the flags "contract" alone: full fast math would rearrange their
 error terms. "numpy" as error model leaves out the test for a zero divisor, which has the same effect as a call.
 All compiled code is in this one file because numba's cache notices changes of a function's own file only.
+Whatever is called from a cached function is forced inline: a callee of its own would run as it was compiled alone
+where the code is fresh, and as it was optimised within its caller where it comes from the cache, with other bits.
 
 Errors (tests/models/test_likelihood_kernel.py): float32 functions 2 units in the last place, float64 ones 1e-10.
 Shapes: G genes of one cell; B cells.
@@ -138,7 +140,7 @@ def gamma_logs(y: np.float64) -> tuple[np.float64, np.float64]:
 LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, SMALL, dtype=np.float64)))])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(forceinline=True, error_model="numpy")
 def _finite(x_G: np.ndarray) -> bool:
     """Whether no entry is infinite or not a number: by their bits, which no fast math can argue away."""
     largest = np.int32(0)
@@ -147,7 +149,7 @@ def _finite(x_G: np.ndarray) -> bool:
     return bool(largest < np.int32(0x7F800000))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _softmax(logits_G: np.ndarray, out_G: np.ndarray) -> None:
     highest = logits_G[0]
     for g in range(len(logits_G)):
@@ -162,7 +164,7 @@ def _softmax(logits_G: np.ndarray, out_G: np.ndarray) -> None:
         out_G[g] *= scale
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G) -> np.float64:  # type: ignore[no-untyped-def]
     """Every count as if it were 0: writes rate * d/d rate and d/d log theta; returns log p of those that are.
 
@@ -182,7 +184,7 @@ def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G) -> 
     return np.float64(total)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _zinb_as_zero(  # type: ignore[no-untyped-def]
     x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G
 ) -> np.float64:
@@ -216,7 +218,7 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
     return np.float64(total)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(forceinline=True, error_model="numpy")
 def _find(x_G, few_G, many_G):  # type: ignore[no-untyped-def]
     """Places of the counts that are not zero, and how many there are: whole numbers up to `FEW`, and the others.
 
@@ -232,14 +234,14 @@ def _find(x_G, few_G, many_G):  # type: ignore[no-untyped-def]
     return few, many
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(forceinline=True, error_model="numpy")
 def _log_factorial(x: np.float64, table: np.ndarray) -> np.float64:
     """ln x!, of a count or of any number that is not negative."""
     k = np.int64(x) if x < SMALL else 0
     return table[k] if np.float64(k) == x else gamma_logs(x + 1.0)[0]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _few(places, x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
     """Sets the gradients of the counts 1, 2, ... `FEW` at `places`, and returns the sum of their log p.
 
@@ -275,7 +277,7 @@ def _few(places, x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, wo
     return total  # type: ignore[return-value]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _many(places, x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
     """As `_few`, of any numbers."""
     total = 0.0
@@ -294,7 +296,7 @@ def _many(places, x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_the
     return total  # type: ignore[return-value]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _finish(scale_G, t_G) -> np.float32:  # type: ignore[no-untyped-def]
     """rate * d/d rate -> d/d logits through the softmax, in place; returns d/d log library."""
     total = np.float32(0.0)
@@ -305,7 +307,7 @@ def _finish(scale_G, t_G) -> np.float32:  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
     for g in range(len(from_G)):
         to_G[g] += weight * from_G[g]

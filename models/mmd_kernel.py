@@ -11,7 +11,7 @@ from numba import njit
 from scarcade.models.likelihood_kernel import SUMS, exp32
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _row(own_D, z_DN, weight_N, factor_W, distance_N, kernel_N, slope_N) -> np.float64:  # type: ignore[no-untyped-def]
     """The pairs of a cell with N others: writes weight * slope, returns the sum of weight * kernel."""
     n = len(distance_N)

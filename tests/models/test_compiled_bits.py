@@ -1,0 +1,53 @@
+"""Compiled code gives the same bits where it was just compiled and where it comes from numba's cache.
+
+Otherwise the first run on a machine would not be repeatable, and a run that is continued would not be the same.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import hashlib, numpy as np
+from scarcade.models import likelihood_kernel as kernel, mmd_kernel
+
+draw = np.random.default_rng(0)
+n_cells, n_genes = 32, 301
+found = []
+for zinb in (True, False):
+    x = draw.poisson(0.5 * draw.random((n_cells, n_genes)) * draw.choice([1, 30], n_genes)).astype(np.float32)
+    logits, dropout = draw.normal(size=(2, n_cells, n_genes)).astype(np.float32)
+    theta = np.exp(draw.normal(size=(1, n_genes))).astype(np.float32)
+    value, d_library = np.empty((2, n_cells), np.float32)
+    d_logits, d_dropout = np.empty((2, n_cells, n_genes), np.float32)
+    d_theta = np.zeros((1, n_genes), np.float32)
+    none = np.empty((0, 0), np.float32)
+    kernel.rows(
+        0, n_cells, x, logits, np.log(x.sum(1)), theta, np.zeros(n_cells, np.int64), dropout if zinb else none,
+        np.ones(n_cells, np.float32), kernel.LOG_FACTORIAL, value, d_logits, d_library, d_theta,
+        d_dropout if zinb else none,
+    )
+    found += [value, d_logits, d_library, d_theta] + ([d_dropout] if zinb else [])
+total, slope = np.zeros(n_cells), np.zeros((n_cells, n_cells), np.float32)
+z = draw.normal(size=(5, n_cells)).astype(np.float32)
+weight, place = np.ones((2, 2), np.float32), np.zeros(n_cells, np.int64)
+mmd_kernel.pairs(0, n_cells // 2, z, weight, place, -np.geomspace(1e-3, 1e3, 19).astype(np.float32), total, slope)
+print(*(hashlib.sha256(array.tobytes()).hexdigest()[:12] for array in (*found, total, slope)))
+"""
+
+
+def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> None:
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", CODE],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert len(printed[0]) == 11
+    assert printed[0] == printed[1]
