@@ -97,15 +97,17 @@ def _spans(wanted: np.ndarray, gap: int) -> tuple[list[tuple[int, int]], np.ndar
     return list(zip(begins.tolist(), ends.tolist(), strict=True)), places
 
 
-def with_labelled(main: CellLoader, config: LoaderConfig, *, seed: int) -> Loader:
+def with_labelled(main: CellLoader, config: LoaderConfig, *, seed: int, left_out: np.ndarray | None = None) -> Loader:
     """The batches of `main`, each with labelled cells of the same split beside it (`Batch.labelled`).
 
     Without any labelled cell in the split it is `main` itself. What `config` says of memory holds for all cells; a
-    quarter of it is for the labelled ones besides.
+    quarter of it is for the labelled ones besides. The cells of the source at `left_out`, bool (n,), are not taken.
     """
     codes = main.source.labels()
     if codes is None:
         return main
+    if left_out is not None:
+        codes = np.where(left_out, UNLABELLED, codes)
     codes = codes[main.first : main.first + main.n_cells]
     places = np.flatnonzero(codes != UNLABELLED)
     return WithLabelled(main, main.first + places, codes[places], config, seed=seed) if len(places) else main

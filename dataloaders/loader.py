@@ -44,6 +44,11 @@ class LoaderConfig(Section):
     samples_per_label: int | None = Field(
         None, ge=1, description="labelled cells of each label in an epoch (scanvi), drawn anew for each; all if not set"
     )
+    edit_labels: bool = Field(
+        False,
+        description="scanvi with --init-from: labels that most neighbours of a cell contradict in that model's latent "
+        "are not learnt",
+    )
 
 
 def stream(

@@ -7,12 +7,39 @@ those cells, so at k = 15 a quarter of it got the gate's label.
 Shapes: N labelled cells, J of them on the jury, L latent dimensions, C classes.
 """
 
+from pathlib import Path
+
 import numpy as np
 
+from scarcade.dataloaders.store import Store
+from scarcade.engine.contracts import UNLABELLED
+from scarcade.engine.errors import UsageError
 from scarcade.engine.neighbours import Neighbours
 from scarcade.jobs.label_transfer import votes
+from scarcade.jobs.latent import read_latent
 
+LATENT = "latent.zarr"
 _LEAST = 5  # neighbours that are asked at least
+
+
+def contradicted_in(model: str | Path, store: Store, *, seed: int = 0) -> np.ndarray:
+    """bool (n cells of the store): `contradicted` for the primary label, in the latent that `model` has of them.
+
+    Raises:
+        UsageError: the folder has no latent of just this store. OpenError, CorruptError: it cannot be read.
+    """
+    folder = Path(model) / LATENT
+    latent = read_latent(folder) if folder.is_dir() else None
+    if latent is None or latent.about.get("data") != store.fingerprint:
+        raise UsageError(
+            f"--data.edit-labels: the model in --init-from {model} has no latent of the cells of {store.path}; train "
+            "it on the same store"
+        )
+    codes = np.array(store.codes(store.schema.labels[0].name), np.int64)
+    known = np.flatnonzero(codes != UNLABELLED)
+    found = np.zeros(len(codes), bool)
+    found[known] = contradicted(latent.mean[known], codes[known], seed=seed)
+    return found
 
 
 def contradicted(

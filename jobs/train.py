@@ -31,6 +31,7 @@ from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
+from scarcade.jobs.mislabelled import contradicted_in
 from scarcade.jobs.programs import programs_given
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
@@ -260,8 +261,9 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     assert config.data.lanes is not None
     change = _update(config, store)
     cells = store if change is None else change.view
+    left_out = _left_out(worker, config, store)
     loaders: list[Loader] = [
-        _stream(cells, split, config, worker.world.shard)
+        _stream(cells, split, config, worker.world.shard, left_out)
         for split in (("train", "validation") if store.n_before(config.data.validation) else ("train",))
     ]
     folder = RunFolder(arguments["out"])
@@ -294,14 +296,29 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         folder.close()
 
 
+def _left_out(worker: Worker, config: TrainConfig, store: Store) -> np.ndarray | None:
+    """Cells whose label is not to be learnt (``data.edit_labels``), as bool (n cells of the store); None: no such."""
+    if not config.data.edit_labels or config.init_from is None:
+        return None
+    found = contradicted_in(config.init_from, store, seed=config.seed)
+    worker.tell({"note": f"labels of {found.sum():,} cells are not learnt: their neighbours have another"})
+    return found
+
+
 def _stream(
-    store: Store | AlignedStore, split: Literal["train", "validation"], config: TrainConfig, shard: Shard
+    store: Store | AlignedStore,
+    split: Literal["train", "validation"],
+    config: TrainConfig,
+    shard: Shard,
+    left_out: np.ndarray | None,
 ) -> Loader:
     """The cells of a split, as the model wants them."""
     loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
     if config.data.stratify and split == "train":
         loader = stratified(loader, seed=config.seed)
-    return with_labelled(loader, config.data, seed=config.seed) if MODELS[config.name].labelled_beside else loader
+    if not MODELS[config.name].labelled_beside:
+        return loader
+    return with_labelled(loader, config.data, seed=config.seed, left_out=left_out)
 
 
 def _checkpoints(

@@ -63,6 +63,10 @@ def resolved(
     given = merged(kind.training_defaults(store.n_cells, started=given.get("init_from") is not None), given)
     config = checked(TrainConfig, {**given, "name": name, "recipe": recipe, "seed": seed})
     architecture = merged(kind.recipes[recipe] if recipe else {}, config.model)
+    if config.data.edit_labels and (config.init_from is None or not kind.labelled_beside):
+        raise UsageError(
+            "--data.edit-labels: is for --model scanvi with --init-from MODEL, in whose latent neighbours are sought"
+        )
     if config.init_from is not None:
         architecture = _shared_with(config.init_from, kind, architecture)
     if "programs" in architecture and "programs" not in kind.Config.model_fields:

@@ -138,6 +138,16 @@ def test_labelled_cells_are_not_the_cells_beside_them(made: Made) -> None:
         assert len(set(batch.rows) & set(beside(batch).rows)) < 20
 
 
+def test_cells_that_are_left_out_come_without_their_label(made: Made) -> None:
+    labels = labels_of(made)
+    left_out = np.arange(made.store.n_cells) % 3 == 0
+    main = stream(made.store, "train", CONFIG, seed=3)
+    loader = with_labelled(main, CONFIG, seed=3, left_out=left_out)
+    met = np.unique(np.concatenate([beside(batch).rows for batch in loader.epoch(0)]))
+    held_out = made.store.n_before(0.1)
+    assert np.array_equal(met, np.flatnonzero((labels >= 0) & ~left_out & (np.arange(len(labels)) >= held_out)))
+
+
 def test_without_a_labelled_cell_it_is_the_stream_itself(made: Made) -> None:
     nothing = Columns(batch=np.zeros(100, np.int64), labels=np.full(100, -1))
     counts = made.counts[:100]

@@ -13,6 +13,7 @@ from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import UsageError
 from scarcade.jobs.mapping import map_queries
+from scarcade.jobs.mislabelled import contradicted_in
 from scarcade.jobs.train import TrainedRun, train
 from scarcade.models.saved import read, read_delta
 from scarcade.models.surgery import reference_hash
@@ -78,6 +79,33 @@ def test_more_epochs_continue_to_the_weights_of_a_longer_run(store: Store, tmp_p
     trained(store, tmp_path / "whole", epochs=3, **more)
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("part", "whole")]
     assert weights[0] == weights[1]
+
+
+def test_labels_that_neighbours_contradict_are_not_learnt(store: Store, tmp_path: Path) -> None:
+    first = Path(train(store, out=tmp_path / "scvi", settings=SMALL, epochs=3, progress=lambda _: None).path) / "model"
+    told: list[str] = []
+    weights = {}
+    for edit in (False, True):
+        run = train(
+            store,
+            "scanvi",
+            out=tmp_path / str(edit),
+            init_from=first,
+            epochs=1,
+            settings={**SMALL, "model": {}, "data": {"edit_labels": edit}},
+            progress=lambda line: told.append(str(line.get("note"))),
+        )
+        weights[edit] = (Path(run.path) / "model" / "model.safetensors").read_bytes()
+    wrong = contradicted_in(first, store)
+    assert 0 < wrong.sum() < len(wrong) / 2
+    assert f"labels of {wrong.sum():,} cells are not learnt: their neighbours have another" in told
+    assert weights[False] != weights[True]
+    edited = {**SMALL, "data": {"edit_labels": True}}
+    with pytest.raises(UsageError, match=r"--data\.edit-labels: is for --model scanvi with --init-from"):
+        trained(store, tmp_path / "alone", settings=edited)
+    other = simulate(tmp_path / "other.zarr", cells=100, genes=store.n_genes, batches=2, labels=3)
+    with pytest.raises(UsageError, match="has no latent of the cells of"):
+        contradicted_in(first, other)
 
 
 def test_it_starts_from_a_trained_scvi(store: Store, tmp_path: Path) -> None:
