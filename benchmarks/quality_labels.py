@@ -42,6 +42,8 @@ OF_BASELINE = {
     "reference_cpu_s": "ref_cpu_s",
     "query_cpu_s": "query_cpu_s",
 }
+EVEN, EDITED = "scarcade scvi, even batches", "scarcade scanvi, edited labels"
+"""Recipes of our own: batches met equally often, and labels that the neighbours contradict not learnt."""
 SCVI = {
     "n_layers": 2,
     "use_layer_norm": "both",
@@ -67,11 +69,19 @@ class Method:
 
 METHODS = {
     "scarcade scvi": Method("scvi", PEER, {"model": SCVI}),
+    EVEN: Method("scvi", None, {"model": SCVI, "data": {"stratify": True}}),
     "scarcade scanvi": Method(
         "scanvi",
         "SCANVI",
         {"data": {"samples_per_label": 100}},
         start="scarcade scvi",
+        epochs=dict.fromkeys(EPOCHS, 20),
+    ),
+    EDITED: Method(
+        "scanvi",
+        None,
+        {"data": {"samples_per_label": 100, "stratify": True, "edit_labels": True}},
+        start=EVEN,
         epochs=dict.fromkeys(EPOCHS, 20),
     ),
     "scarcade trvae": Method(
@@ -118,7 +128,7 @@ class Split:
         return (chosen if genes is None else chosen[:, genes]).copy()
 
     def folder(self, method: str) -> Path:
-        return self.work / f"{self.name}-{self.seed}-{method.replace(' ', '-')}"
+        return self.work / f"{self.name}-{self.seed}-{method.replace(',', '').replace(' ', '-')}"
 
     def genes(self, method: Method) -> list[str] | None:
         """The genes that are in a program, of a method with programs; None: all."""
