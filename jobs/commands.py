@@ -145,6 +145,7 @@ def ingest(
     genes: Annotated[str, told("union, intersection, or a file with one gene a line.")] = "union",
     hvg: Annotated[int | None, told("Keep so many highly variable genes (seurat_v3, by batch).")] = None,
     protein_key: Annotated[str | None, told("Entry of obsm with protein counts.")] = None,
+    protein_measured_key: Annotated[str | None, told("Column of obs: whether a cell's proteins were measured.")] = None,
     categorical: Annotated[tuple[str, ...], repeated("Further categorical covariate")] = (),
     continuous: Annotated[tuple[str, ...], repeated("Continuous covariate")] = (),
     size_factor: Annotated[str | None, told("Column of obs with the size factor of each cell.")] = None,
@@ -169,6 +170,7 @@ def ingest(
             genes=genes,
             hvg=hvg,
             protein_key=protein_key,
+            protein_measured_key=protein_measured_key,
             categorical=categorical,
             continuous=continuous,
             size_factor=size_factor,
@@ -344,13 +346,13 @@ def merge(
 
 @app.command(name="import")
 def import_(
-    model: Annotated[Path, told("A model.pt of scvi-tools (SCVI), or the folder that holds it.")],
+    model: Annotated[Path, told("model.pt of scvi-tools, its folder, or a folder of scArches.")],
     *,
     out: Out,
     force: Force = False,
     common: Common = COMMON,
 ) -> None:
-    """Make a model of scvi-tools a model of ours. Nothing in its pickle is run."""
+    """Make a model of scvi-tools or scArches one of ours. Nothing in its pickles is run."""
     from scarcade.jobs.exchange import import_model as run
 
     refuse_to_overwrite(out, force)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scarcade.engine.errors import OpenError
 from scarcade.models.interop.scarches import is_scarches, read_scarches
 from scarcade.models.interop.scgen import is_scgen, read_scgen
 from scarcade.models.interop.scvi_tools import read_scvi_tools
@@ -15,9 +16,14 @@ def import_model(path: str | Path, out: str | Path, *, replace: bool = False) ->
     The file is read in a process of its own that runs nothing of it.
 
     Raises:
-        OpenError: there is no model. UnsafeFileError: the file names more than a model needs.
+        OpenError: there is no model, or it is one of ours. UnsafeFileError: the file names more than a model needs.
         ModelFileError: another class of model, or one that cannot be read. StorageError: `out` exists.
     """
+    path = Path(path)
+    if not path.exists():
+        raise OpenError(f"{path}: no such file or folder")
+    if (path / "model.json").is_file():
+        raise OpenError(f"{path}: is a model of scarcade already; train, map and embed take it as it is")
     model: AtlasModel
     if is_scgen(path):
         model = read_scgen(path)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, OpenError, UsageError
 from scarcade.models.expimap import Expimap, Terms
+from scarcade.models.interop.foreign import load_fitting, read_names
 from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.layers import BatchNorm, ConditionRows, Dispersion, Linear
 from scarcade.models.saved import check_schema
@@ -40,8 +41,7 @@ def read_scarches(path: str | Path) -> ScarchesModel:
     if not all((path / name).is_file() for name in FILES):
         raise OpenError(f"{path}: no model of scArches: wanted {', '.join(FILES)}")
     state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
-    # line by line: a reader of tables would cut names at commas and number signs
-    names = [line.strip() for line in (path / "var_names.csv").read_text().splitlines() if line.strip()]
+    names = read_names(path / "var_names.csv")
     if not isinstance(state, dict) or not isinstance(attributes, dict):
         raise ModelFileError(f"{path}: not a model of scArches that can be imported")
     return build({k: v for k, v in state.items() if isinstance(v, np.ndarray)}, names, attributes, where=str(path))
@@ -78,7 +78,7 @@ def build(
         )
         config: Any = kind.Config.model_validate(_config(kind, attributes, names))
         model = kind(config, schema)
-        model.load_state_dict(from_state(model, state))
+        load_fitting(model, from_state(model, state))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scArches ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
@@ -93,7 +93,7 @@ def from_state(model: ScarchesModel, state: Mapping[str, np.ndarray]) -> dict[st
     """Their state dict as that of `model`, which may be a grown one: its new rows are their last columns.
 
     Raises:
-        ModelFileError: a tensor is missing. (Another shape is found by ``load_state_dict``.)
+        ModelFileError: a tensor is missing. (Another shape is found by `load_fitting`.)
     """
     # which gene is in which program is in the settings
     out = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] in ("mask", "new_mask")}
@@ -251,9 +251,12 @@ def _config(kind: type[ScarchesModel], attributes: Mapping[str, Any], names: lis
         raise ModelFileError("an EXPIMAP model with a library encoder (use_l_encoder) cannot be imported")
 
     def programs(mask: Any, prefix: str) -> dict[str, list[str]]:
+        rows = list(mask or ())
+        if any(len(row) != len(names) for row in rows):
+            raise ModelFileError(f"a mask of programs of {len(rows[0])} genes, where {len(names)} names were expected")
         return {
             f"{prefix}{i}": [gene for gene, inside in zip(names, row, strict=True) if inside]
-            for i, row in enumerate(mask or ())
+            for i, row in enumerate(rows)
         }
 
     return common | {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, OpenError
+from scarcade.models.interop.foreign import load_fitting, read_names
 from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.saved import check_schema
 from scarcade.models.scgen import Scgen
@@ -42,7 +43,7 @@ def read_scgen(path: str | Path) -> Scgen:
     if not all((path / name).is_file() for name in FILES):
         raise OpenError(f"{path}: no model of scArches: wanted {', '.join(FILES)}")
     state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
-    names = [line.strip() for line in (path / "var_names.csv").read_text().splitlines() if line.strip()]
+    names = read_names(path / "var_names.csv")
     if not isinstance(state, dict) or not isinstance(attributes, dict):
         raise ModelFileError(f"{path}: not a model of scArches that can be imported")
     return build({k: v for k, v in state.items() if isinstance(v, np.ndarray)}, names, attributes, where=str(path))
@@ -62,7 +63,7 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
             dropout_rate=attributes["dr_rate_"],
         )
         model = Scgen(config, schema)
-        model.load_state_dict(from_state(model, state))
+        load_fitting(model, from_state(model, state))
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{where}: not laid out as a scgen model of scArches ({error!r})") from error
     except (ModelFileError, ValidationError, RuntimeError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, OpenError, UsageError
+from scarcade.models.interop.foreign import load_fitting, read_names
 from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
@@ -87,7 +88,7 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
         schema = _schema(registry, names, n_classes=state["y_prior"].shape[-1] if kind is Scanvi else None)
         config = _config(attributes.get("init_params_") or {}, state, schema, kind)
         model = kind(config, schema)
-        model.load_state_dict(from_state(model, state))
+        load_fitting(model, from_state(model, state))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
@@ -214,15 +215,14 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     elif len(found := sorted(path.glob("*model.pt"))) == 1:
         content = read_pickle(found[0])
     elif (path / "attr.pkl").is_file() and (path / "var_names.csv").is_file():
-        names = (path / "var_names.csv").read_text().split("\n")
+        names = read_names(path / "var_names.csv")
         state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
-        content = {
-            "model_state_dict": state,
-            "var_names": [name.strip() for name in names if name.strip()],
-            "attr_dict": attributes,
-        }
+        content = {"model_state_dict": state, "var_names": names, "attr_dict": attributes}
     else:
-        raise OpenError(f"{path}: no model of scvi-tools: wanted one model.pt, or attr.pkl with model_params.pt")
+        raise OpenError(
+            f"{path}: no model of scvi-tools: wanted one model.pt, or attr.pkl with model_params.pt "
+            "and var_names.csv (of scArches, too)"
+        )
     try:
         state, names, attributes = content["model_state_dict"], content["var_names"], content["attr_dict"]
     except (KeyError, TypeError) as error:

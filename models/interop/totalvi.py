@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scarcade.engine.errors import ModelFileError, UsageError
+from scarcade.models.interop.foreign import load_fitting
 from scarcade.models.interop.scvi_tools import _schema, _tensor, init_arguments
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
@@ -74,7 +75,7 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
         model = Totalvi(_config(attributes.get("init_params_") or {}, formulation), schema)
         if _tensor(state, "background_pro_alpha").shape != (len(schema.proteins), len(schema.batch)):
             raise ModelFileError("its background prior is not one of each batch (panel_key), which is not known here")
-        model.load_state_dict(from_state(model, state))
+        load_fitting(model, from_state(model, state))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
