@@ -215,27 +215,23 @@ class Noise:
 
     def normal(self, *features: int) -> Tensor:
         """Standard normal, float32 (B, *features)."""
-        return torch.cat(
-            [
-                torch.randn(n, *features, generator=g, device=self.device)
-                for g, n in zip(self._generators, self._sizes, strict=True)
-            ]
-        )
+        out = torch.empty(sum(self._sizes), *features, device=self.device)
+        for part, generator in zip(torch.split(out, self._sizes), self._generators, strict=True):
+            part.normal_(generator=generator)
+        return out
 
     def uniform(self, *features: int) -> Tensor:
         """Uniform on [0, 1), float32 (B, *features)."""
-        return torch.cat(
-            [
-                torch.rand(n, *features, generator=g, device=self.device)
-                for g, n in zip(self._generators, self._sizes, strict=True)
-            ]
-        )
+        out = torch.empty(sum(self._sizes), *features, device=self.device)
+        for part, generator in zip(torch.split(out, self._sizes), self._generators, strict=True):
+            part.uniform_(generator=generator)
+        return out
 
     def dropout(self, x_BH: Tensor, p: float) -> Tensor:
         """Inverted dropout of (B, H): each entry is kept with probability 1 - p and scaled by 1 / (1 - p)."""
         if p == 0.0:
             return x_BH
-        keep_BH = self.uniform(*x_BH.shape[1:]) >= p
+        keep_BH = self.uniform(*x_BH.shape[1:]).ge_(p)
         return x_BH * keep_BH.to(x_BH.dtype).div_(1.0 - p)
 
 

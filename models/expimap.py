@@ -344,7 +344,8 @@ class Expimap(AtlasModel):
         codes = covariate_codes(batch)
         if transform_batch is not None:
             codes["batch"] = torch.full_like(batch.batch, transform_batch)
-        return self.decoder.shifted(F.linear(z_BL, self.gene_weights()), codes)
+        decoded_BG: Tensor = self.decoder(z_BL, codes, self.gene_weights())
+        return decoded_BG
 
     def decoded(self, z_BL: Tensor, batch: Batch, transform_batch: int | None = None) -> Tensor:
         """What the last layer gives, (B, G)."""

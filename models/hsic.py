@@ -16,9 +16,9 @@ def hsic(x_BD: Tensor, y_BE: Tensor) -> Tensor:
     The original takes the gamma function itself, which overflows for more than 341 dimensions, and the root of
     what rounding can make negative.
     """
-    x_BB, y_BB = kernel(x_BD), kernel(y_BE)
+    x_BB, y_BB = kernel(x_BD.double()), kernel(y_BE.double())  # what follows cancels
     value = (x_BB * y_BB).mean() + x_BB.mean() * y_BB.mean() - 2 * (x_BB.mean(1) * y_BB.mean(1)).mean()
-    return value.clamp(min=1e-12).sqrt()
+    return value.clamp(min=1e-12).sqrt().to(x_BD.dtype)
 
 
 def kernel(x_BD: Tensor) -> Tensor:

@@ -95,6 +95,26 @@ class Dispersion(ConditionRows):
             self.append(values, lambda _: mean_G)
 
 
+def linear_with_rows(
+    x_BI: Tensor, weight: Tensor, bias: Tensor | None, conditions: nn.ModuleDict, codes: Codes
+) -> Tensor:
+    """``W x + b + sum over covariates of E[category]``, (B, H).
+
+    The bias is added to the first table, and the product to its rows: two passes over (B, H) less, forward and back.
+    """
+    if not conditions:
+        return F.linear(x_BI, weight, bias)
+    rows_BH: Tensor | None = None
+    for covariate, rows in conditions.items():
+        assert isinstance(rows, ConditionRows)
+        if rows_BH is not None:
+            rows_BH = rows_BH + rows(codes[covariate])
+        else:
+            rows_BH = F.embedding(codes[covariate], rows.table() if bias is None else rows.table() + bias)
+    assert rows_BH is not None
+    return torch.addmm(rows_BH, x_BI, weight.T)
+
+
 class ConditionalLinear(nn.Module):
     """``W x + b + sum over covariates of E[category]``.
 
@@ -115,10 +135,7 @@ class ConditionalLinear(nn.Module):
 
     def forward(self, x_BI: Tensor, codes: Codes) -> Tensor:
         """(B, H) from (B, I) and the codes of all covariates."""
-        y_BH = F.linear(x_BI, self.weight, self.bias)
-        for covariate, rows in self.conditions.items():
-            y_BH = y_BH + rows(codes[covariate])
-        return y_BH
+        return linear_with_rows(x_BI, self.weight, self.bias, self.conditions, codes)
 
     def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
         for covariate in self.sizes:

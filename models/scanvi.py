@@ -6,7 +6,7 @@ The ELBO is marginalised over the classes, of labelled cells too; labels enter b
 labelled cells of its own (`Batch.labelled`). The function, the defaults and the first weights' distribution are
 those of scvi-tools 1.4.2 (tests/parity). The number of classes is always that of the schema's primary label.
 
-Shapes: B cells, M labelled cells, G genes, L latent dimensions, C classes, N = C B rows, class by class.
+Shapes: B cells, M labelled cells, G genes, L latent dimensions, C classes, N = B C rows, cell by cell.
 """
 
 import math
@@ -135,14 +135,14 @@ class Scanvi(Scvi):
         The rows of all classes are one batch of batch norm, as in scvi-tools.
         """
         n_cells, n_classes = len(z1_BL), self.schema.n_labels
-        z1_NL = z1_BL.repeat(n_classes, 1)
-        codes = {"label": torch.arange(n_classes, device=z1_BL.device).repeat_interleave(n_cells)}
+        z1_NL = z1_BL.repeat_interleave(n_classes, 0)
+        codes = {"label": torch.arange(n_classes, device=z1_BL.device).repeat(n_cells)}
         of_each = None if noise is None else NoiseOfClasses(noise, n_classes)
         mean_NL, variance_NL = self.z2_encoder(z1_NL, codes, of_each)
         z2_NL = draw(mean_NL, variance_NL, of_each)
         log_z1_N = log_normal(z1_NL, *self.z1_decoder(z2_NL, codes))
         kl_N = kl_to_standard_normal(mean_NL, variance_NL)
-        return log_z1_N.view(n_classes, n_cells).T, kl_N.view(n_classes, n_cells).T
+        return log_z1_N.view(n_cells, n_classes), kl_N.view(n_cells, n_classes)
 
     def classify(self, batch: Batch, noise: Noise | None = None) -> Tensor:
         """The classifier's logits at the mean of the latent, (B, C); `noise` is for dropout."""
@@ -224,7 +224,7 @@ class LatentDecoder(nn.Module):
 
 
 class NoiseOfClasses(Noise):
-    """The noise of N = C B rows, class by class: each cell draws that of all its classes from its own lane."""
+    """The noise of N = B C rows, cell by cell: each cell draws that of all its classes from its own lane."""
 
     def __init__(self, noise: Noise, n_classes: int) -> None:
         self.device, self._noise, self._classes = noise.device, noise, n_classes
@@ -234,10 +234,10 @@ class NoiseOfClasses(Noise):
         return self._noise.n_cells * self._classes
 
     def normal(self, *features: int) -> Tensor:
-        return self._noise.normal(self._classes, *features).transpose(0, 1).reshape(-1, *features)
+        return self._noise.normal(self._classes, *features).view(-1, *features)
 
     def uniform(self, *features: int) -> Tensor:
-        return self._noise.uniform(self._classes, *features).transpose(0, 1).reshape(-1, *features)
+        return self._noise.uniform(self._classes, *features).view(-1, *features)
 
 
 def log_normal(x_BL: Tensor, mean_BL: Tensor, variance_BL: Tensor) -> Tensor:

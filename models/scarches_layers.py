@@ -20,7 +20,7 @@ from scarcade.engine.contracts import Batch, Noise, Schema
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models import layers
 from scarcade.models.distributions import Path
-from scarcade.models.layers import Codes, ConditionRows, Dispersion, seeded, start_uniform
+from scarcade.models.layers import Codes, ConditionRows, Dispersion, linear_with_rows, seeded, start_uniform
 from scarcade.models.model import AtlasModel
 
 
@@ -85,15 +85,9 @@ class SplitLinear(nn.Module):
             assert isinstance(table, ConditionRows)
             start_uniform(table.rows, self.bound, generator)
 
-    def forward(self, x_BI: Tensor, codes: Codes) -> Tensor:
-        """(B, H) from (B, I) and the codes of all covariates."""
-        return self.shifted(F.linear(x_BI, self.weight, self.bias), codes)
-
-    def shifted(self, y_BH: Tensor, codes: Codes) -> Tensor:
-        """`y_BH` plus the rows of each cell's categories."""
-        for covariate, rows in self.conditions.items():
-            y_BH = y_BH + rows(codes[covariate])
-        return y_BH
+    def forward(self, x_BI: Tensor, codes: Codes, weight: Tensor | None = None) -> Tensor:
+        """(B, H) from (B, I) and the codes of all covariates; with another `weight` than its own, if given."""
+        return linear_with_rows(x_BI, self.weight if weight is None else weight, self.bias, self.conditions, codes)
 
     def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
         for covariate, table in self.conditions.items():

@@ -97,8 +97,8 @@ def test_noise_of_classes_is_that_of_the_cells() -> None:
     """A cell's noise does not depend on the lanes beside its own."""
     whole = Noise([((0, 0, 0), 3), ((0, 0, 1), 2)])
     alone = Noise([((0, 0, 1), 2)])
-    both = NoiseOfClasses(whole, 4).normal(2).view(4, 5, 2)[:, 3:]
-    assert torch.equal(both, NoiseOfClasses(alone, 4).normal(2).view(4, 2, 2))
+    both = NoiseOfClasses(whole, 4).normal(2).view(5, 4, 2)[3:]
+    assert torch.equal(both, NoiseOfClasses(alone, 4).normal(2).view(2, 4, 2))
     assert NoiseOfClasses(whole, 4).dropout(torch.ones(20, 6), 0.5).shape == (20, 6)
 
 

@@ -66,7 +66,7 @@ def zero_inflated(x: Tensor, m: Tensor, r: Tensor, pi: Tensor) -> Tensor:
 
 
 def trvae(state: State, x: Tensor, code: Tensor, config: Trvae.Config) -> Tensor:
-    c = F.one_hot(code, 3).float()
+    c = F.one_hot(code, 3).to(x.dtype)
     size = x.sum(1, keepdim=True)
     seen = torch.log1p(x / size.clamp(min=1) * 1e4) if config.recon_loss == "mse" else torch.log1p(x)
     mean, variance = encode(state, seen, c)
@@ -99,7 +99,7 @@ def hsic(z: Tensor, s: Tensor) -> Tensor:
 
 
 def expimap(state: State, x: Tensor, code: Tensor, config: Expimap.Config) -> Tensor:
-    c = F.one_hot(code, 3).float()
+    c = F.one_hot(code, 3).to(x.dtype)
     size = x.sum(1, keepdim=True)
     seen = torch.log1p(x / size.clamp(min=1) * 1e4) if config.recon_loss == "mse" else torch.log1p(x)
     mean, variance = encode(state, seen, c)
@@ -158,17 +158,17 @@ def test_loss_and_gradients_are_those_of_the_formulas(kind: type[ScarchesModel],
     found = losses.minimise.mean() + (0 if losses.penalty is None else losses.penalty)
     found.backward()  # type: ignore[no-untyped-call]
 
-    state = {key: torch.from_numpy(np.array(value)).requires_grad_() for key, value in to_state(model).items()}
-    x = batch.counts.dense(torch.device("cpu"))
+    state = {key: torch.from_numpy(np.array(value)).double().requires_grad_() for key, value in to_state(model).items()}
+    x = batch.counts.dense(torch.device("cpu")).double()  # slopes of the MMD cancel: float32 has no 1e-5 there
     formula: Any = trvae if kind is Trvae else expimap
     wanted = formula(state, x, batch.batch, model.config)
     wanted.backward()
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
     gradients = to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     for key, value in state.items():
         if value.grad is None or key.rsplit(".", 1)[-1] in ("mask", "running_mean", "running_var"):
             continue
-        own = torch.from_numpy(gradients[key].copy())
+        own = torch.from_numpy(gradients[key].copy()).double()
         inside = own != 0 if "ext_L_m" in key else torch.ones_like(own)  # their mask is no weight, and stands elsewhere
         near = 1e-5 * float(value.grad.abs().max())
         torch.testing.assert_close(own, value.grad * inside, rtol=1e-5, atol=near)
