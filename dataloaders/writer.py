@@ -92,10 +92,11 @@ class _Column:
             categories = StringWriter(self._folder / "categories", chunk=len(self._categories))
             categories.append(self._categories)
             categories.close()
-            _group(self._folder, "categorical", "0.2.0", ordered=self._ordered)
+            write_group(self._folder, "categorical", "0.2.0", ordered=self._ordered)
 
 
-def _group(folder: Path, kind: str, version: str, **attributes: Any) -> None:
+def write_group(folder: Path, kind: str, version: str, **attributes: Any) -> None:
+    """``zarr.json`` of a group of AnnData's; the folder is made if it is not there."""
     folder.mkdir(exist_ok=True)
     meta = {
         "attributes": {"encoding-type": kind, "encoding-version": version, **attributes},
@@ -155,7 +156,7 @@ class StoreWriter:
                 for name in ("layers", "obsm", "obsp", "varm", "varp", "uns", "uns/scarcade")
             ),
         ):
-            _group(self._folder / name, kind, version, **attributes)
+            write_group(self._folder / name, kind, version, **attributes)
         # bitshuffle makes counts a quarter smaller; it does nothing for indices and decodes them slower
         self._indices = ArrayWriter(
             self._folder / "X" / "indices", self._types[0], chunk_rows=COUNTS_PER_CHUNK, shuffle="shuffle"
@@ -255,9 +256,11 @@ class StoreWriter:
         self._names.close()
         for column in self._columns.values():
             column.close()
-        _group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": list(self._columns)})
-        _group(self._folder / "X", "csr_matrix", "0.1.0", shape=[self.n_cells, self._schema.n_genes])
-        _group(self._folder, "anndata", "0.1.0")
+        write_group(
+            self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": list(self._columns)}
+        )
+        write_group(self._folder / "X", "csr_matrix", "0.1.0", shape=[self.n_cells, self._schema.n_genes])
+        write_group(self._folder, "anndata", "0.1.0")
         root = zarr.open_group(self._folder, mode="r+")
         with ad.settings.override(auto_shard_zarr_v3=False):
             ad.io.write_elem(root, "var", self._var)

@@ -5,7 +5,6 @@ categorical columns, var with the genes where an array has a column for each. Ev
 the folder is committed by one rename.
 """
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from scarcade.dataloaders.arrays import ArrayWriter, StringWriter
-from scarcade.dataloaders.writer import smallest_codes
+from scarcade.dataloaders.writer import smallest_codes, write_group
 from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError
 from scarcade.engine.folder import committed
@@ -107,12 +106,12 @@ class TableWriter:
             categories = StringWriter(folder / "categories", chunk=len(column))
             categories.append(column.values)
             categories.close()
-            _group(folder, "categorical", "0.2.0", ordered=False)
+            write_group(folder, "categorical", "0.2.0", ordered=False)
         order = [column.name for column in self._columns]
-        _group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": order})
+        write_group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": order})
         for name in ("obsm", "layers"):
-            _group(self._folder / name, "dict", "0.1.0")
-        _group(self._folder, "anndata", "0.1.0")
+            write_group(self._folder / name, "dict", "0.1.0")
+        write_group(self._folder, "anndata", "0.1.0")
         root = zarr.open_group(self._folder, mode="r+")
         with ad.settings.override(auto_shard_zarr_v3=False):
             for name in ("obsp", "varm", "varp"):
@@ -135,13 +134,3 @@ class TableWriter:
                     return True
                 raise
         return self._stack.__exit__(kind, error, trace)
-
-
-def _group(folder: Path, kind: str, version: str, **attributes: Any) -> None:
-    """``zarr.json`` of a group of AnnData's."""
-    meta = {
-        "attributes": {"encoding-type": kind, "encoding-version": version, **attributes},
-        "zarr_format": 3,
-        "node_type": "group",
-    }
-    (folder / "zarr.json").write_text(json.dumps(meta, indent=1))

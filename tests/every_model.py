@@ -14,6 +14,7 @@ from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.contracts import Schema
 from scarcade.engine.gradients import running_statistics
+from scarcade.jobs.train import train
 from scarcade.models import MODELS
 
 EVERY = list(MODELS)
@@ -92,3 +93,15 @@ def same_on_any_workers(name: str, schema: Schema) -> dict[str, Any]:
     if running_statistics(model):
         settings["optim"]["mode"] = "eval"
     return settings
+
+
+def trained_models(store: Store, folder: Path) -> Callable[[str], Path]:
+    """A model on the store by its name, in `folder`; each is trained once."""
+
+    def model(name: str) -> Path:
+        if not (folder / name).is_dir():
+            settings = settings_of(name, store.schema)
+            train(store, name, out=folder / name, recipe=recipe_of(name), settings=settings, progress=lambda _: None)
+        return folder / name / "model"
+
+    return model

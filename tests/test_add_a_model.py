@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import scarcade as sca
+from scarcade.dataloaders.ingest import ingest
+from scarcade.dataloaders.synthetic import simulate
 from scarcade.jobs.cli import main
 from scarcade.jobs.latent import read_latent
 from scarcade.models import MODELS
@@ -25,7 +27,7 @@ def ldvae(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = types.ModuleType("scarcade.models.ldvae")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(MODEL, "models/ldvae.py", "exec"), module.__dict__)
-    monkeypatch.setitem(MODELS, "ldvae", None)  # type: ignore[arg-type]  # taken out again by the fixture
+    monkeypatch.setitem(MODELS, "ldvae", None)  # taken out again by the fixture
     exec(compile(REGISTRY, "models/__init__.py", "exec"), {"Ldvae": module.__dict__["Ldvae"]})
     return module.__dict__["Ldvae"]
 
@@ -43,11 +45,11 @@ def test_it_is_trained_mapped_onto_updated_and_asked(
     ldvae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = sca.simulate("made.zarr", cells=1200, genes=80, batches=3, labels=3, seed=0, label_effect=2.0)
+    made = simulate("made.zarr", cells=1200, genes=80, batches=3, labels=3, seed=0, label_effect=2.0)
     *known, new = made.schema.batch.values
     made.to_anndata(known).write_h5ad("known.h5ad")
     made.to_anndata([new]).write_h5ad("query.h5ad")
-    sca.ingest(["known.h5ad"], "atlas.zarr", batch_key="batch", label_keys=["label"], report=lambda _: None)
+    ingest(["known.h5ad"], "atlas.zarr", batch_key="batch", label_keys=["label"], report=lambda _: None)
     names: dict[str, Any] = {"sca": sca}
     exec(compile(USE, "docs/add-a-model.md", "exec"), names)
 
@@ -62,7 +64,7 @@ def test_it_is_trained_mapped_onto_updated_and_asked(
     np.testing.assert_allclose(written.layers["ldvae_expression"].sum(1), 1, rtol=1e-4)
 
     # and by commands: its settings, surgery in an update, an output decoded in a batch
-    sca.ingest(["query.h5ad"], "new.zarr", batch_key="batch", label_keys=["label"], report=lambda _: None)
+    ingest(["query.h5ad"], "new.zarr", batch_key="batch", label_keys=["label"], report=lambda _: None)
     small = ["--epochs", "1", "--threads", "1"]
     assert (
         main(["train", "--data", "atlas.zarr", "--model", "ldvae", "--model.n-hidden", "8", "--out", "r", *small]) == 0

@@ -15,10 +15,9 @@ from scarcade.engine.folder import problems
 from scarcade.jobs.cli import main
 from scarcade.jobs.latent import read_latent
 from scarcade.jobs.mapping import map_queries
-from scarcade.jobs.train import train
 from scarcade.jobs.trained import load
 from scarcade.models import MODELS
-from tests.every_model import EVERY, made_query, made_store, recipe_of, settings_of
+from tests.every_model import EVERY, made_query, made_store, trained_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcade.dataloaders.schema.DataWarning")
 
@@ -30,15 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def models(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folder = tmp_path_factory.mktemp("models")
-
-    def model(name: str) -> Path:
-        if not (folder / name).is_dir():
-            settings = settings_of(name, store.schema)
-            train(store, name, out=folder / name, recipe=recipe_of(name), settings=settings, progress=lambda _: None)
-        return folder / name / "model"
-
-    return model
+    return trained_models(store, tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -21,7 +21,7 @@ from scarcade.jobs.train import train
 from scarcade.jobs.trained import load
 from scarcade.models.saved import read
 from scarcade.models.surgery import reference_hash
-from tests.every_model import EVERY, made_store, recipe_of, settings_of
+from tests.every_model import EVERY, made_store, recipe_of, settings_of, trained_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcade.dataloaders.schema.DataWarning")
 QUICK: dict[str, Any] = {"optim": {"lr": 0.01, "eps": 0.01}, "data": {"batch_size": 64}, "scale": {"threads": 1}}
@@ -34,16 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def references(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A trained model of each kind; each is trained once."""
-    folder = tmp_path_factory.mktemp("references")
-
-    def reference(name: str) -> Path:
-        if not (folder / name).is_dir():
-            settings = settings_of(name, store.schema)
-            train(store, name, out=folder / name, recipe=recipe_of(name), settings=settings, progress=lambda _: None)
-        return folder / name / "model"
-
-    return reference
+    return trained_models(store, tmp_path_factory.mktemp("models"))
 
 
 def new_cells(store: Store, batch: str, n: int = 90) -> ad.AnnData:
