@@ -127,7 +127,7 @@ def train(
         change = _update(config, store)
         with folder.locked():
             folder.sweep()
-            folder.settle(to_toml(config))
+            folder.settle(to_toml(config), {"data": LoaderConfig().model_dump(mode="json")})
             done = _finished(folder, store, config, change)
             if done is None:
                 for sentence in _notices(config, store, change):
@@ -310,7 +310,7 @@ def _stream(
     split: Literal["train", "validation"],
     config: TrainConfig,
     shard: Shard,
-    left_out: np.ndarray | None,
+    left_out: np.ndarray | None = None,
 ) -> Loader:
     """The cells of a split, as the model wants them."""
     loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
