@@ -101,6 +101,8 @@ def _updated(given: Mapping[str, Any], *, name: str | None, recipe: str | None, 
     for option, value in (("recipe", recipe), ("init-from", given.get("init_from"))):
         if value is not None:
             raise UsageError(f"--{option} {value}: the reference given by --update has its architecture and weights")
+    if given.get("data", {}).get("edit_labels"):
+        raise UsageError("--data.edit-labels: is for --init-from MODEL; an update takes the labels as they are")
     weights = checked(TrainConfig, {key: given[key] for key in ("update_weights",) if key in given}).update_weights
     reference = read(given["update"])
     if name is not None and name != reference.name:

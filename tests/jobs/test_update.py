@@ -178,6 +178,7 @@ def test_what_cannot_be_updated_is_refused(store: Store, references: Callable[[s
         ({"init_from": reference}, UsageError, "--init-from"),
         ({"settings": {"model": {"n_latent": 7}}}, UsageError, "--model.n-latent 7"),
         ({"update_weights": "some"}, UsageError, "update_weights"),
+        ({"settings": {"data": {"edit_labels": True}}}, UsageError, "--data.edit-labels"),
     ):
         with pytest.raises(error, match=said):
             updated(data, reference, tmp_path / "run", **arguments)
