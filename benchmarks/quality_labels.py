@@ -18,7 +18,7 @@ import numpy as np
 
 TASK = "labels"
 EPOCHS = {"mixology": 100, "pbmc": 80, "pbmc_clean": 80}
-PEER = "scvi-tools SCVI"
+PEERS = PEER, PEER_SCANVI = "scvi-tools SCVI", "scvi-tools SCANVI"
 CLASSIFIERS = {
     "k15": "15 neighbours",
     "k50": "50 neighbours",
@@ -64,6 +64,7 @@ class Method:
     query: Mapping[str, Any] = field(default_factory=dict)  # sections of `sca.map_queries`
     start: str | None = None  # the method whose model this one starts from
     epochs: Mapping[str, int] = field(default_factory=dict)  # of the reference on a split; default: the split's
+    query_epochs: Mapping[str, int] = field(default_factory=dict)  # of the query; default: the split's
     programs: bool = False  # gene programs, and only the genes in one of them
 
 
@@ -89,7 +90,8 @@ METHODS = {
         "trVAE",
         {"model": {"hidden_layer_sizes": (128, 128)}, "optim": {"kl_epochs": 200.0}},
         {"optim": {"kl_epochs": 200.0}},
-        epochs={"pbmc_clean": 49},  # where the original's early stopping ended
+        epochs={"pbmc_clean": 49},  # where the original's early stopping ended, as below
+        query_epochs={"pbmc": 75},
     ),
     "scarcade expimap": Method(
         "expimap",
@@ -99,6 +101,7 @@ METHODS = {
             "optim": {"kl_max": 0.5, "kl_epochs": 100.0},
         },
         {"optim": {"kl_max": 0.1, "kl_epochs": 100.0}},
+        query_epochs={"pbmc": 48},
         programs=True,
     ),
     "scarcade scgen": Method(
@@ -185,7 +188,9 @@ def measured(split: Split, name: str) -> dict[str, Any]:
     query = split.cells(query=True, genes=split.genes(method))
     out = split.folder(name) / "mapped"
     began = time.process_time()
-    settings = {"optim": {"epochs": EPOCHS[split.name], **method.query.get("optim", {})}}
+    settings = {
+        "optim": {"epochs": method.query_epochs.get(split.name, EPOCHS[split.name]), **method.query.get("optim", {})}
+    }
     sca.map_queries(
         model,
         {"query": query},
@@ -259,11 +264,12 @@ def scores(name: str, truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
     }
 
 
-def peer(python: Path, split: Split) -> dict[str, Any]:
+def peer(python: Path, split: Split, name: str) -> dict[str, Any]:
     """scvi-tools on a split, in its own interpreter."""
     script = Path(__file__).parent / "peers" / "scvi_quality.py"
     command = [str(python), str(script), str(split.h5ad), "--epochs", str(EPOCHS[split.name])]
-    printed = subprocess.run([*command, "--seed", str(split.seed)], capture_output=True, text=True, check=True).stdout
+    command += ["--seed", str(split.seed), *(["--scanvi"] if name == PEER_SCANVI else [])]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return dict(json.loads(printed.strip().splitlines()[-1]))
 
 
@@ -271,7 +277,7 @@ def rows(
     options: argparse.Namespace, have: set[tuple[str, str, str, int]], keep: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure what `have` lacks, seed by seed, and `keep` each row as it is done."""
-    methods = [PEER, *METHODS] if options.peer_python else list(METHODS)
+    methods = [PEER, PEER_SCANVI, *METHODS] if options.peer_python else list(METHODS)
     for seed in options.seeds:
         for name in options.only or EPOCHS:
             if name not in EPOCHS:
@@ -280,7 +286,7 @@ def rows(
             for method in options.methods or methods:
                 if (TASK, name, method, seed) in have:
                     continue
-                row = peer(options.peer_python, split) if method == PEER else measured(split, method)
+                row = peer(options.peer_python, split, method) if method in PEERS else measured(split, method)
                 keep({"task": TASK, "split": name, "method": method, **row, "seed": seed})
 
 
@@ -309,7 +315,9 @@ def pairs(
     split: str, name: str, method: Method, rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """(label, rows) of the original and of ours on a split, where there are any."""
-    theirs = [r for r in rows + of_baseline if r["split"] == split and r["method"] == method.original]
+    names = {method.original, f"scvi-tools {method.original}"}
+    of_seed = {r["seed"]: r for r in of_baseline + rows if r["split"] == split and r["method"] in names}
+    theirs = list(of_seed.values())  # measured here, else as in the baseline
     ours = [r for r in rows if r["split"] == split and r["method"] == name]
     label = method.original if method.original == PEER else f"original {method.original}"
     return [(text, found) for text, found in ((label, theirs), (name, ours)) if found]
