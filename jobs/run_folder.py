@@ -111,8 +111,11 @@ class RunFolder:
         """Remove what a killed run left half-written. Only call it within `locked`."""
         sweep(self.local)
 
-    def settle(self, config: str) -> None:
+    def settle(self, config: str, defaults: Mapping[str, Any] | None = None) -> None:
         """Write ``config.toml``, or hold a run that is there already to its own.
+
+        Args:
+            defaults: of settings that the run's file may lack, because an older version began it without them.
 
         Raises:
             UsageError: a setting differs that a run cannot change, or the folder is something else.
@@ -128,7 +131,7 @@ class RunFolder:
                 before = tomllib.loads(path.read_text())
             except (OSError, ValueError) as error:
                 raise OpenError(f"{path}: cannot be read ({error}); restore it or give another --out") from error
-            _same(before, tomllib.loads(config), self.place)
+            _same({**_flat(defaults or {}), **_flat(before)}, _flat(tomllib.loads(config)), self.place)
             write_bytes(path, config.encode())
         if self.mirror is not None:
             self.mirror.push_file(path, CONFIG)
@@ -166,13 +169,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], place: str) -> None:
+def _same(old: Mapping[str, Any], new: Mapping[str, Any], place: str) -> None:
     """Refuse a configuration that the run at `place` did not begin with.
 
     Raises:
         UsageError: naming each field, what it was and what it is.
     """
-    old, new = _flat(before), _flat(now)
     changed = []
     for name in sorted({*old, *new}):
         was, given = old.get(name), new.get(name)

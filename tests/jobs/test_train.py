@@ -83,6 +83,20 @@ def test_other_settings_are_refused_and_named(store: Store, tmp_path: Path) -> N
     trained(store, tmp_path / "run", settings={**SMALL, "scale": {"threads": 2}})  # how fast is free
 
 
+def test_a_run_of_an_older_version_goes_on_without_the_settings_that_it_did_not_know(
+    store: Store, tmp_path: Path
+) -> None:
+    trained(store, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("stratify")))
+    assert config.read_text() != "".join(lines)
+    with pytest.raises(UsageError, match=r"--data\.stratify was False, now True"):
+        trained(store, tmp_path / "run", settings={**SMALL, "data": {**SMALL["data"], "stratify": True}})
+    trained(store, tmp_path / "run")
+    assert "stratify = false" in config.read_text()
+
+
 def test_a_run_keeps_its_lanes_whatever_the_number_of_workers(store: Store, tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").lanes() is None
     trained(store, tmp_path / "run", settings={**SMALL, "data": {"batch_size": 64, "lanes": 16}})
