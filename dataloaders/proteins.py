@@ -100,7 +100,24 @@ def query_proteins(
         order = pd.Index(mask[0]).get_indexer(pd.Index(list(wanted)))
         measured[:, order >= 0] &= said[:, order[order >= 0]]
         counts[~measured] = 0
-    return counts, measured, f"{where}: {int(there.sum())} of the model's {len(wanted)} proteins are there"
+    told = f"{where}: {int(there.sum())} of the model's {len(wanted)} proteins are there"
+    if n_silent := silent_cells(counts, measured):
+        told += f"; {silent(n_silent)}, give NaN in place of zeros"
+    return counts, measured, told
+
+
+def silent_cells(counts: np.ndarray, measured: np.ndarray) -> int:
+    """How many cells have proteins that were measured, several of them, and no count of any."""
+    n = 0
+    for start in range(0, len(counts), _ROWS):
+        here = slice(start, start + _ROWS)
+        n += int(((measured[here].sum(1) > 1) & ~(counts[here] > 0).any(1)).sum())
+    return n
+
+
+def silent(n_cells: int) -> str:
+    """What to tell of them."""
+    return f"{n_cells:,} cells have zeros alone, which count as measured: if they were not"
 
 
 def entries(file: Source) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from scarcade.dataloaders.counts import Csr, Place
 from scarcade.dataloaders.gene_names import GeneNames
 from scarcade.dataloaders.layers import choose_layer
-from scarcade.dataloaders.proteins import spill_proteins
+from scarcade.dataloaders.proteins import silent, silent_cells, spill_proteins
 from scarcade.dataloaders.schema import FILE_COLUMN, column_of, complete_text, label_text, look_alikes, numbers, text_of
 from scarcade.dataloaders.source import AnnDataFile, blocks
 from scarcade.dataloaders.store import Store, open_store
@@ -131,17 +131,24 @@ def survey(path: Path, config: IngestConfig, folder: Path) -> Survey:
             proteins=proteins,
             sources=(record,),
             messages=tuple(messages),
-            warnings=tuple(proteins_warning(proteins, config, file.where)),
+            warnings=tuple(proteins_warning(proteins, config, file.where, folder)),
             look_alikes={
                 key: found for key in config.label_keys if (found := tuple(look_alikes(columns[key].categories)))
             },
         )
 
 
-def proteins_warning(proteins: Sequence[str], config: IngestConfig, where: str) -> Iterator[str]:
-    """One line where proteins were asked for and the file has none."""
-    if config.protein_key is not None and not proteins:
+def proteins_warning(proteins: Sequence[str], config: IngestConfig, where: str, folder: Path) -> Iterator[str]:
+    """One line where proteins were asked for and the file has none, or cells have none but zeros."""
+    if config.protein_key is None:
+        return
+    if not proteins:
         yield f"{where}: has no obsm[{config.protein_key!r}]; the proteins of its cells count as not measured"
+        return
+    counts, measured = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("proteins", "measured"))
+    if n_silent := silent_cells(counts, measured):
+        how = "name a column that says so by --protein-measured-key"
+        yield f"{where}: obsm[{config.protein_key!r}]: {silent(n_silent)}, {how}"
 
 
 def survey_store(path: Path, config: IngestConfig, folder: Path) -> Survey:

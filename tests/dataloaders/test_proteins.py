@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scarcade.dataloaders.schema import read_query
+from scarcade.dataloaders.ingest import ingest
+from scarcade.dataloaders.schema import DataWarning, read_query
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CountsError, GenesError, UsageError
 from tests.dataloaders.files import adata, written
@@ -75,3 +76,25 @@ def test_what_cannot_be_used_is_told() -> None:
     odd.obsm["protein"] = (table(["CD3"]) + 0.5).set_index(odd.obs_names)
     with pytest.raises(CountsError, match="not counts of a protein"):
         read_query(odd, REFERENCE)
+
+
+def quiet(line: str) -> None:
+    """Instead of printing."""
+
+
+def test_cells_of_zeros_alone_are_told(tmp_path: Path) -> None:
+    """Files that have zeros where nothing was measured are common."""
+    data = adata()
+    found = table(["CD3", "CD4", "CD8", "CD19"]).set_index(data.obs_names) + 1
+    data.obsm["protein_counts"] = found
+    assert not any("zeros" in told for told in read_query(data, REFERENCE).warnings)
+    found.iloc[7:17] = 0
+    assert any("10 cells have zeros alone" in told for told in read_query(data, REFERENCE).warnings)
+    data.obs["has"] = np.arange(60) % 2 == 0
+    file = written(data, tmp_path / "a.h5ad")
+    with pytest.warns(DataWarning, match="10 cells have zeros alone.*--protein-measured-key"):
+        ingest([file], tmp_path / "a.zarr", protein_key="protein_counts", report=quiet)
+    with pytest.warns(DataWarning, match="5 cells have zeros alone"):
+        ingest([file], tmp_path / "b.zarr", protein_key="protein_counts", protein_measured_key="has", report=quiet)
+    found.iloc[7:17] = np.nan
+    assert not any("zeros" in told for told in read_query(data, REFERENCE).warnings)
