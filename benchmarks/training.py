@@ -1,10 +1,13 @@
-"""Cells per second of training scVI, ours beside scvi-tools, on the same made counts and for the same epochs.
+"""Cells per second of training every model, ours beside its original, on the same made counts.
 
-    python -m benchmarks.training --data FOLDER --peer-python PYTHON [--cells 30000] [--rounds 3] [--threads 2]
+    python -m benchmarks.training --data FOLDER [--peer-python PYTHON] [--models scvi totalvi] [--cells 20000]
 
-scvi-tools runs in its own environment and has its data in memory; ours are streamed from the store. Both count
-the cells that are trained on (90 %), leave out the first epoch, and run no validation in between. Rounds are
-interleaved and the median is taken.
+The originals are scvi-tools 1.4.2 and, for trVAE, expiMap and scGen, scArches 0.6.1; they run in an environment of
+their own (``pip install --no-deps scArches==0.6.1`` beside scvi-tools) and have their data in memory; ours are
+streamed from the store. Architecture, batch size, likelihood and number of threads are the same: the original's
+defaults. All count the cells that are trained on, leave out the first epoch, and run no validation in between.
+scGen's original takes time in proportion to all cells for each batch, so only its first batches are timed. Rounds
+are interleaved, and the median is taken.
 """
 
 import argparse
@@ -14,85 +17,124 @@ import platform
 import statistics
 import subprocess
 import sys
-from itertools import product
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
-WORKER = Path(__file__).parent / "peers" / "training.py"
+WORKERS = Path(__file__).parent / "peers"
+GENES, PROTEINS, LABELS, UNLABELLED = 2000, 14, 8, 0.2
+PROGRAMS, PROGRAM_GENES = 200, 50  # of expiMap
 
 
-def make(folder: Path, cells: int) -> tuple[Path, Path]:
-    """The store and the same cells as .h5ad."""
+@dataclass(frozen=True)
+class Task:
+    """One row: a model as its original is by default."""
+
+    model: str
+    original: str
+    likelihood: str
+    batch: int
+
+
+TASKS = [
+    Task("scvi", "scvi_tools", "zinb", 128),
+    Task("scvi", "scvi_tools", "zinb", 1024),
+    Task("scvi", "scvi_tools", "nb", 1024),
+    Task("scanvi", "scvi_tools", "zinb", 128),
+    Task("scanvi", "scvi_tools", "zinb", 1024),
+    Task("totalvi", "scvi_tools", "nb", 256),
+    Task("totalvi", "scvi_tools", "nb", 1024),
+    Task("trvae", "scarches", "nb", 128),
+    Task("trvae", "scarches", "nb", 1024),
+    Task("expimap", "scarches", "nb", 128),
+    Task("expimap", "scarches", "nb", 1024),
+    Task("scgen", "scarches", "mse", 32),
+]
+
+
+def make(folder: Path, cells: int) -> tuple[Path, Path, Path]:
+    """The store, the same cells as .h5ad, and gene programs."""
     folder.mkdir(parents=True, exist_ok=True)
-    store, h5ad = folder / f"{cells}.zarr", folder / f"{cells}.h5ad"
+    store, h5ad, programs = folder / f"{cells}.zarr", folder / f"{cells}.h5ad", folder / "programs.gmt"
     if not store.exists():
-        simulate(store, cells=cells, genes=2000, seed=0)
+        simulate(store, cells=cells, genes=GENES, proteins=PROTEINS, labels=LABELS, unlabelled=UNLABELLED, seed=0)
+    opened = open_store(store)
     if not h5ad.exists():
-        open_store(store).to_anndata().write_h5ad(h5ad)
-    return store, h5ad
+        opened.to_anndata().write_h5ad(h5ad)
+    if not programs.exists():
+        rng = np.random.default_rng(0)
+        chosen = (rng.choice(opened.schema.genes, PROGRAM_GENES, replace=False) for _ in range(PROGRAMS))
+        programs.write_text("".join("\t".join((f"program{i}", "", *genes)) + "\n" for i, genes in enumerate(chosen)))
+    return store, h5ad, programs
 
 
-def measure(python: str, contender: str, data: Path, options: dict[str, object]) -> dict[str, float] | None:
+def measure(python: str, contender: str, data: Path, task: Task, **options: object) -> dict[str, float] | None:
     """One training in a process of its own; None with a line on stderr where it failed."""
-    command = [python, str(WORKER), contender, str(data)]
-    for name, value in options.items():
+    command = [python, str(WORKERS / f"training_{contender}.py"), task.model, str(data)]
+    for name, value in {"batch": task.batch, "likelihood": task.likelihood, **options}.items():
         command += [f"--{name}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options["threads"])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        print(f"{contender} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        print(f"{contender} {task.model} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
+def medians(many: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(statistics.median(one[key] for one in many), 2) for key in (many[0] if many else ())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder for the made cells")
-    parser.add_argument("--peer-python", help="interpreter of an environment with scvi-tools")
-    parser.add_argument("--cells", type=int, default=30_000)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--peer-python", help="interpreter of an environment with the originals")
+    parser.add_argument("--models", nargs="+", choices=sorted({task.model for task in TASKS}))
+    parser.add_argument("--defaults", action="store_true", help="each model's default batch size alone")
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=3, help="of the original; ours are trained for twice as many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    store, h5ad = make(options.data, options.cells)
-    runs = {"ours": (sys.executable, store)}
-    if options.peer_python:
-        runs["scvi_tools"] = (options.peer_python, h5ad)
-    tasks = [
-        {"batch": batch, "likelihood": likelihood, "epochs": options.epochs, "threads": options.threads}
-        for batch, likelihood in product((128, 1024), ("zinb", "nb"))
-    ]
-    table = []
-    print(f"{'':24}{'cells/s':>10}{'cells/CPU-s':>13}{'peak MB':>9}{'-elbo':>9}{'times':>7}")
+    store, h5ad, programs = make(options.data, options.cells)
+    tasks = [task for task in TASKS if not options.models or task.model in options.models]
+    if options.defaults:
+        tasks = list({task.model: task for task in reversed(tasks)}.values())[::-1]
+    found: dict[tuple[Task, str], list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        for task in tasks:
+            runs = [("scarcade", sys.executable, store, 2 * options.epochs)]
+            if options.peer_python:
+                runs.append((task.original, options.peer_python, h5ad, options.epochs))
+            for contender, python, data, epochs in runs:
+                one = measure(python, contender, data, task, epochs=epochs, threads=options.threads, programs=programs)
+                if one is not None:
+                    found.setdefault((task, contender), []).append(one)
+    rows = []
+    print("| model | likelihood | batch | ours, cells/s | original, cells/s | times | per CPU-second | peak MB |")
+    print("|---|---|---|---|---|---|---|---|")
     for task in tasks:
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-        for _ in range(options.rounds):
-            for name, (python, data) in runs.items():
-                if (one := measure(python, name, data, task)) is not None:
-                    found[name].append(one)
-        medians = {
-            name: {key: statistics.median(one[key] for one in many) for key in many[0]}
-            for name, many in found.items()
-            if many
-        }
-        peer = medians.get("scvi_tools")
-        for name, row in medians.items():
-            times = row["cells_per_s"] / peer["cells_per_s"] if peer else float("nan")
-            label = f"{name} {task['likelihood']} {task['batch']}"
-            print(
-                f"{label:24}{row['cells_per_s']:10,.0f}{row['cells_per_cpu_s']:13,.0f}{row['peak_mb']:9,.0f}"
-                f"{row['last']:9.1f}{times:7.2f}",
-                flush=True,
-            )
-            table.append({"contender": name, **task, **{key: round(value, 2) for key, value in row.items()}})
+        ours, theirs = (medians(found.get((task, who), [])) for who in ("scarcade", task.original))
+        rows.append({**asdict(task), "ours": ours, "theirs": theirs})
+        if theirs:
+            rows[-1]["times"] = round(ours["cells_per_s"] / theirs["cells_per_s"], 2)
+            rows[-1]["times_per_cpu_s"] = round(ours["cells_per_cpu_s"] / theirs["cells_per_cpu_s"], 2)
+        numbers = [f"{ours['cells_per_s']:,.0f}", f"{theirs['cells_per_s']:,.0f}" if theirs else ""]
+        numbers += [str(rows[-1].get("times", "")), str(rows[-1].get("times_per_cpu_s", ""))]
+        peak = f"{ours['peak_mb']:,.0f}" + (f", {theirs['peak_mb']:,.0f}" if theirs else "")
+        print(f"| {task.model} | {task.likelihood} | {task.batch} | " + " | ".join([*numbers, peak]) + " |", flush=True)
+    about = {"cells": options.cells, "genes": GENES, "proteins": PROTEINS, "labels": LABELS, "programs": PROGRAMS}
+    about |= {"threads": options.threads, "epochs": options.epochs, "rounds": options.rounds}
+    about |= {"machine": platform.processor(), "cores": os.cpu_count()}
     options.out.parent.mkdir(exist_ok=True)
-    about = {"cells": options.cells, "genes": 2000, "rounds": options.rounds, "machine": platform.processor()}
-    options.out.write_text(json.dumps({**about, "cores": os.cpu_count(), "rows": table}, indent=1) + "\n")
+    options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

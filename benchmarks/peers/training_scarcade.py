@@ -1,0 +1,44 @@
+"""One training of ours, streamed from a store, in a process of its own; prints one JSON object (`timing`)."""
+
+import argparse
+from functools import partial
+from typing import Any
+
+from timing import Timer, answer, programs
+
+from scarcade.dataloaders.labelled import with_labelled
+from scarcade.dataloaders.loader import LoaderConfig, stream
+from scarcade.dataloaders.store import open_store
+from scarcade.engine.contracts import Loader
+from scarcade.engine.loop import fit
+from scarcade.engine.optim import OptimConfig
+from scarcade.engine.world import use_threads
+from scarcade.models import MODELS
+
+
+def train(name: str, options: argparse.Namespace) -> dict[str, float]:
+    use_threads(options.threads)
+    kind, store = MODELS[name], open_store(options.data)
+    settings: dict[str, Any] = {}
+    if name in ("scvi", "scanvi", "totalvi"):
+        settings["gene_likelihood"] = options.likelihood
+    elif name in ("trvae", "expimap"):
+        settings["recon_loss"] = options.likelihood
+    if name == "expimap":
+        settings["programs"] = programs(options.programs)
+    config = LoaderConfig(batch_size=options.batch)
+    cells = stream(store, "train", config, seed=0)
+    loader: Loader = with_labelled(cells, config, seed=0) if kind.labelled_beside else cells
+    timer = Timer()
+    result = fit(
+        kind(kind.Config(**settings), store.schema, seed=0),
+        loader,
+        None,
+        OptimConfig(**{**kind.training_defaults(store.n_cells).get("optim", {}), "epochs": options.epochs}),
+        progress=lambda line: timer.end() if line["of"] == "epoch" else None,
+    )
+    return timer.result(loader.n_cells, result.history[-1]["train/elbo"])
+
+
+if __name__ == "__main__":
+    answer({name: partial(train, name) for name in MODELS})
