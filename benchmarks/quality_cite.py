@@ -132,6 +132,8 @@ def rows(
     options: argparse.Namespace, have: set[tuple[str, str, str, int]], keep: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure what `have` lacks, seed by seed, and `keep` each row as it is done."""
+    if options.data is None or options.splits is None:
+        raise SystemExit("cite: give --data FOLDER and --splits FOLDER (with cite_within.json, cite_pbmc5k.json)")
     for seed in options.seeds:
         for name in options.only or DESIGNS:
             if name not in DESIGNS or (TASK, name, METHOD, seed) in have:

@@ -203,6 +203,8 @@ def rows(
     options: argparse.Namespace, have: set[tuple[str, str, str, int]], keep: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure what `have` lacks, seed by seed, and `keep` each row as it is done."""
+    if options.data is None or options.gmt is None:
+        raise SystemExit("kang: give --data FOLDER and --gmt FILE")
     for seed in options.seeds:
         for split in (*TYPES, PROGRAMS):
             method = EXPIMAP if split == PROGRAMS else SCGEN
