@@ -60,12 +60,15 @@ def resolved(
     if recipe is not None and recipe not in kind.recipes:
         there_are = f"there are {', '.join(kind.recipes)}" if kind.recipes else f"{name} has none"
         raise UsageError(f"--recipe {recipe}: there is no such recipe; {there_are}")
-    given = merged(kind.training_defaults(store.n_cells, started=given.get("init_from") is not None), given)
+    started = given.get("init_from") is not None
+    of_recipe = kind.training_recipes.get(recipe or "", {})
+    given = merged(merged(kind.training_defaults(store.n_cells, started=started), of_recipe), given)
     config = checked(TrainConfig, {**given, "name": name, "recipe": recipe, "seed": seed})
     architecture = merged(kind.recipes[recipe] if recipe else {}, config.model)
     if config.data.edit_labels and (config.init_from is None or not kind.labelled_beside):
         raise UsageError(
-            "--data.edit-labels: is for --model scanvi with --init-from MODEL, in whose latent neighbours are sought"
+            "--data.edit-labels (a part of --recipe transfer): is for --model scanvi with --init-from MODEL, in whose "
+            "latent neighbours are sought"
         )
     if config.init_from is not None:
         architecture = _shared_with(config.init_from, kind, architecture)

@@ -53,6 +53,8 @@ class AtlasModel(nn.Module):
     obsm_key: ClassVar[str]  # of its latent in AnnData: "X_scVI"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named settings of `Config` (``--recipe``)."""
+    training_recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings of `TrainConfig` that go with a recipe: ``{"transfer": {"data": {"stratify": True}}}``."""
     outputs: ClassVar[Mapping[str, Output]] = {}
     """What else users may ask of it, by name."""
     labelled_beside: ClassVar[bool] = False

@@ -33,6 +33,12 @@ class Scanvi(Scvi):
     name: ClassVar[str] = "scanvi"
     obsm_key: ClassVar[str] = "X_scANVI"
     labelled_beside: ClassVar[bool] = True
+    training_recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "transfer": {
+            "data": {"stratify": True, "samples_per_label": 100, "edit_labels": True},
+            "optim": {"epochs": 20},
+        }
+    }
     decoder_norms: ClassVar[tuple[str, ...]] = ("decoder.norm.", "z1_decoder.trunk.norm.")
 
     class Config(Scvi.Config):

@@ -11,7 +11,7 @@ Shapes: B cells, G genes, L latent dimensions, H hidden units.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -80,7 +80,12 @@ class Scvi(AtlasModel):
 
     name: ClassVar[str] = "scvi"
     obsm_key: ClassVar[str] = "X_scVI"
-    recipes: ClassVar[Mapping[str, Mapping[str, object]]] = RECIPES
+    recipes: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        **RECIPES,
+        # what carried labels over best of all that was measured (docs/which-model.md)
+        "transfer": {**RECIPES["scarches"], "gene_likelihood": "zinb"},
+    }
+    training_recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"transfer": {"data": {"stratify": True}}}
     outputs: ClassVar[Mapping[str, Output]] = outputs.OUTPUTS
 
     class Config(AtlasModel.Config):

@@ -29,7 +29,7 @@ from scarcade.models.layers import ConditionalLinear, Dispersion, Encoder, Fully
 from scarcade.models.library import LibraryPrior
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.protein_background import CELLS, BackgroundPrior, Efficiency, sums
-from scarcade.models.scvi import Decoded, Posterior, Scvi
+from scarcade.models.scvi import RECIPES, Decoded, Posterior, Scvi
 
 LOG_SQRT_2PI = 0.9189385332046727
 MOST_SAMPLED = 1_000_000
@@ -77,6 +77,8 @@ class Totalvi(Scvi):
 
     name: ClassVar[str] = "totalvi"
     obsm_key: ClassVar[str] = "X_totalVI"
+    recipes: ClassVar[Mapping[str, Mapping[str, object]]] = RECIPES
+    training_recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     decoder_norms: ClassVar[tuple[str, ...]] = (
         "decoder.norm.",
         "background_decoder.norm.",

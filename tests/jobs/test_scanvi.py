@@ -15,6 +15,7 @@ from scarcade.engine.errors import UsageError
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.mislabelled import contradicted_in
 from scarcade.jobs.train import TrainedRun, train
+from scarcade.jobs.train_config import resolved
 from scarcade.models.saved import read, read_delta
 from scarcade.models.surgery import reference_hash
 
@@ -101,11 +102,26 @@ def test_labels_that_neighbours_contradict_are_not_learnt(store: Store, tmp_path
     assert f"labels of {wrong.sum():,} cells are not learnt: their neighbours have another" in told
     assert weights[False] != weights[True]
     edited = {**SMALL, "data": {"edit_labels": True}}
-    with pytest.raises(UsageError, match=r"--data\.edit-labels: is for --model scanvi with --init-from"):
+    with pytest.raises(UsageError, match=r"--data\.edit-labels .*: is for --model scanvi with --init-from"):
         trained(store, tmp_path / "alone", settings=edited)
     other = simulate(tmp_path / "other.zarr", cells=100, genes=store.n_genes, batches=2, labels=3)
     with pytest.raises(UsageError, match="has no latent of the cells of"):
         contradicted_in(first, other)
+
+
+def test_the_recipe_for_carrying_labels_over_sets_how_both_are_trained(store: Store, tmp_path: Path) -> None:
+    small = {**SMALL, "model": {"n_hidden": 8, "n_latent": 4}}
+    first = train(store, out=tmp_path / "scvi", recipe="transfer", settings=small, epochs=1, progress=lambda _: None)
+    init = Path(first.path) / "model"
+    config = resolved({"init_from": str(init)}, name="scanvi", recipe="transfer", store=store)
+    assert (config.data.stratify, config.data.edit_labels, config.data.samples_per_label) == (True, True, 100)
+    assert config.optim.epochs == 20
+    assert config.model["gene_likelihood"] == "zinb"
+    given = {"init_from": str(init), "optim": {"epochs": 3}, "data": {"stratify": False}}
+    mine = resolved(given, name="scanvi", recipe="transfer", store=store)
+    assert (mine.optim.epochs, mine.data.stratify) == (3, False)
+    assert resolved({}, recipe="transfer", store=store).data.stratify
+    assert not resolved({}, recipe="scarches", store=store).data.stratify
 
 
 def test_it_starts_from_a_trained_scvi(store: Store, tmp_path: Path) -> None:
