@@ -52,7 +52,14 @@ OLD_KEYS = {
     "protein_expression": "proteins",
 }
 DROPPED = {"use_cuda", "use_gpu", "var_activation", "batch_representation", "use_size_factor_key"}
-DROPPED |= {"labels_groups", "use_labels_groups", "y_prior", "logits", "datamodule", "registry"}  # the prior is in the state dict
+DROPPED |= {
+    "labels_groups",
+    "use_labels_groups",
+    "y_prior",
+    "logits",
+    "datamodule",
+    "registry",
+}  # the prior is in the state dict
 
 
 def read_scvi_tools(path: str | Path) -> Scvi:
