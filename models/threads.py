@@ -1,0 +1,85 @@
+"""Rows dealt to threads: those that torch computes with, so that compiled code and torch are not in each other's way.
+
+Between two operations torch's OpenMP threads spin for a while. A pool of our own beside them gets no core: on two
+cores the likelihood took as long on two threads as on one. So the work is handed to that very team, through
+``GOMP_parallel`` of the library that torch brings (1.7 times as fast). Where torch has another OpenMP (macOS, conda),
+it is a pool after all.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scarcade.models.likelihood_kernel import CHUNK
+
+Body = Callable[[], None]
+_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def run(n_rows: int, work: Callable[[int, int], None], *, on: Callable[[Body, int], None] | None = None) -> None:
+    """``work(start, stop)`` over all rows, on as many threads as torch is allowed, cut between chunks of 32.
+
+    Args:
+        work: should let go of the interpreter lock. What it raises is raised here.
+        on: calls a function on n threads, this one among them; default: `team` where there is one, else `pool`.
+    """
+    n_chunks = -(-n_rows // CHUNK)
+    n_threads = max(1, min(torch.get_num_threads(), n_chunks))
+    if n_threads == 1:
+        work(0, n_rows)
+        return
+    cuts = [min(n_rows, CHUNK * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
+    left = iter(list(pairwise(cuts)))  # a list's iterator gives each of its items to one thread
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            for start, stop in left:
+                work(start, stop)
+        except BaseException as failure:  # noqa: BLE001 - raised below: it cannot cross the frames of C
+            failures.append(failure)
+
+    (on or (pool if _of_torch() is None else team))(body, n_threads)
+    if failures:
+        raise failures[0]
+
+
+def team(body: Body, n_threads: int) -> None:
+    """Call `body` on the threads of torch's OpenMP."""
+    _of_torch()(_BODY(lambda _: body()), None, n_threads, 0)
+
+
+def pool(body: Body, n_threads: int) -> None:
+    """Call `body` on this thread and on threads of our own."""
+    others = [_helpers(n_threads - 1).submit(body) for _ in range(n_threads - 1)]
+    body()
+    for other in others:
+        other.result()
+
+
+@cache
+def _of_torch() -> Any:
+    """``GOMP_parallel(function, data, threads, flags)`` of the libgomp that torch brings; None without one."""
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    if not libraries or not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        return None
+    parallel = ctypes.CDLL(str(libraries[0])).GOMP_parallel  # it is loaded already: this is the same one
+    parallel.argtypes = [_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+@cache
+def _helpers(n: int) -> ThreadPoolExecutor:
+    """They sleep when there is nothing to do."""
+    return ThreadPoolExecutor(n, thread_name_prefix="rows")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a forked process has none of these threads
