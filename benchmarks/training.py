@@ -57,20 +57,20 @@ TASKS = [
 ]
 
 
-def make(folder: Path, cells: int) -> tuple[Path, Path, Path]:
+def make(folder: Path, cells: int, *, h5ad: bool = True) -> tuple[Path, Path, Path]:
     """The store, the same cells as .h5ad, and gene programs."""
     folder.mkdir(parents=True, exist_ok=True)
-    store, h5ad, programs = folder / f"{cells}.zarr", folder / f"{cells}.h5ad", folder / "programs.gmt"
+    store, beside, programs = (folder / name for name in (f"{cells}.zarr", f"{cells}.h5ad", "programs.gmt"))
     if not store.exists():
         simulate(store, cells=cells, genes=GENES, proteins=PROTEINS, labels=LABELS, unlabelled=UNLABELLED, seed=0)
     opened = open_store(store)
-    if not h5ad.exists():
-        opened.to_anndata().write_h5ad(h5ad)
+    if h5ad and not beside.exists():
+        opened.to_anndata().write_h5ad(beside)
     if not programs.exists():
         rng = np.random.default_rng(0)
         chosen = (rng.choice(opened.schema.genes, PROGRAM_GENES, replace=False) for _ in range(PROGRAMS))
         programs.write_text("".join("\t".join((f"program{i}", "", *genes)) + "\n" for i, genes in enumerate(chosen)))
-    return store, h5ad, programs
+    return store, beside, programs
 
 
 def measure(python: str, contender: str, data: Path, task: Task, **options: object) -> dict[str, float] | None:
