@@ -69,7 +69,7 @@ def asked_of(model: AtlasModel, names: Sequence[str], settings: Mapping[str, Any
     for name in dict.fromkeys(names):
         if name not in model.offered:
             there_are = f"there are {', '.join(model.offered)}" if model.offered else "it has none"
-            raise UsageError(f"a {model.name} model has no output {name!r}; {there_are}")
+            raise UsageError(f"{model.name} has no output {name!r}; {there_are}")
         output = model.offered[name]
         own = {key: value for key, value in given.items() if key in settings_of(output)}
         taken |= set(own)

@@ -57,6 +57,8 @@ def render(info: dict[str, Any]) -> str:
     for key, value in info.items():
         if key in {"path", "kind", "intact", "problems", "reasons", "mappable", "warnings"}:
             continue
+        if key == "training" and isinstance(value, dict):
+            value = {name: one for name, one in value.items() if name != "config"}  # the model's stands above
         lines += _lines(key.replace("_", " "), value, "  ")
     if "mappable" in info:
         lines.append(f"  can be mapped: {'yes' if info['mappable'] else 'no'}")
@@ -66,6 +68,8 @@ def render(info: dict[str, Any]) -> str:
 
 
 def _lines(name: str, value: Any, indent: str) -> list[str]:
+    if isinstance(value, dict) and len(value) > 5 and all(isinstance(one, str) for one in value.values()):
+        value = list(value)  # names are enough: a program's genes fill a screen
     if isinstance(value, dict):
         return [f"{indent}{name}:", *(line for k, v in value.items() for line in _lines(str(k), v, indent + "  "))]
     if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -131,7 +131,7 @@ def _check_surgery(config: MapConfig, model: AtlasModel) -> None:
         UsageError: the model learns nothing from labels, or cannot add what `surgery.model` asks for.
     """
     if config.surgery.use_labels and not model.labelled_beside:
-        raise UsageError(f"--surgery.use-labels: a {model.name} model learns nothing from labels; leave it out")
+        raise UsageError(f"--surgery.use-labels: {model.name} learns nothing from labels; leave it out")
     if config.surgery.model:
         grow(model, model.schema, seed=config.seed, config=SurgeryConfig(model=config.surgery.model))
 

@@ -73,7 +73,7 @@ def resolved(
     if config.init_from is not None:
         architecture = _shared_with(config.init_from, kind, architecture)
     if "programs" in architecture and "programs" not in kind.Config.model_fields:
-        raise UsageError(f"--programs: a {name} model has no gene programs (--model expimap has)")
+        raise UsageError(f"--programs: {name} has no gene programs (--model expimap has)")
     architecture = with_programs(architecture, store.schema.genes)
     try:
         own = checked(kind.Config, architecture)
@@ -109,9 +109,7 @@ def _updated(given: Mapping[str, Any], *, name: str | None, recipe: str | None, 
     weights = checked(TrainConfig, {key: given[key] for key in ("update_weights",) if key in given}).update_weights
     reference = read(given["update"])
     if name is not None and name != reference.name:
-        raise UsageError(
-            f"--model {name}: the reference given by --update {given['update']} is a {reference.name} model"
-        )
+        raise UsageError(f"--model {name}: the reference given by --update {given['update']} is {reference.name}")
     own = reference.config.model_dump(mode="json", exclude_none=True)
     for key, value in given.get("model", {}).items():
         if value != own.get(key) and str(value) != str(own.get(key)):

@@ -67,7 +67,7 @@ class Trained:
         """The model, for what scVI's decoder alone defines."""
         if isinstance(self.model, Scvi):
             return self.model
-        there_are = f"; a {self.model.name} model has output({', '.join(map(repr, self.model.offered))})"
+        there_are = f"; {self.model.name} has output({', '.join(map(repr, self.model.offered))})"
         raise UsageError(f"only scvi models and their kin have this{there_are if self.model.offered else ''}")
 
     def output(

@@ -83,9 +83,10 @@ class Update:
             column = self.schema.batch if name == "batch" else self.schema.categorical[int(name.rpartition("_")[2])]
             shown = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
             found.append(f"new in '{column.name}': {shown}")
-        if not trainable(self.grown(surgery, 0)):
+        grown = self.grown(surgery, 0)
+        if not trainable(grown):
             found.append("nothing trains: the reference knows every batch, or has no weights of a batch")
-        if self.kept(self.grown(surgery, 0).n_latent) is None:
+        if self.kept(grown.n_latent) is None:
             why = {
                 "all": "all weights train, so the latents of the reference's cells are no longer right",
                 "surgery": f"{self.path / LATENT} is not there, or has other columns or dimensions",

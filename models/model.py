@@ -164,7 +164,7 @@ class AtlasModel(nn.Module):
         Raises:
             UsageError: the model has no such function.
         """
-        raise UsageError(f"a {self.name} model has no marginal likelihood")
+        raise UsageError(f"{self.name} has no marginal likelihood")
 
     def batch_codes(self, where: Where) -> list[int | None]:
         """The codes of the batches to decode in.
@@ -210,7 +210,7 @@ class AtlasModel(nn.Module):
         Raises:
             UsageError: the model has no classifier.
         """
-        raise UsageError(f"a {self.name} model has no classifier; labels are transferred from neighbours (`map`)")
+        raise UsageError(f"{self.name} has no classifier; labels are transferred from neighbours (`map`)")
 
     def extend(self, settings: Mapping[str, Any], *, seed: int) -> None:
         """Add what surgery may add beyond rows of new conditions (``SurgeryConfig.model``); all of it trainable.
@@ -220,7 +220,7 @@ class AtlasModel(nn.Module):
         Raises:
             UsageError: there is no such thing to add.
         """
-        raise UsageError(f"--surgery.model: a {self.name} model adds nothing but rows of conditions")
+        raise UsageError(f"--surgery.model: {self.name} adds nothing but rows of conditions")
 
     @classmethod
     def config_from(cls, other: "AtlasModel") -> Mapping[str, Any]:
@@ -230,7 +230,7 @@ class AtlasModel(nn.Module):
             UsageError: there is no way from that model to this one.
         """
         raise UsageError(
-            f"--init-from: a {cls.name} model cannot start from a {other.name} model; leave it out, or give a "
+            f"--init-from: {cls.name} cannot start from {other.name}; leave it out, or give a "
             "reference that is to learn new data as --update"
         )
 
@@ -240,4 +240,4 @@ class AtlasModel(nn.Module):
         Raises:
             GenesError, CategoryError: it was trained on other genes or conditions.
         """
-        raise UsageError(f"--init-from: a {self.name} model cannot start from a {other.name} model")
+        raise UsageError(f"--init-from: {self.name} cannot start from {other.name}")

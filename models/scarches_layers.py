@@ -224,3 +224,8 @@ def log_normalised(x_BG: Tensor, size_B: Tensor, target_sum: float) -> Tensor:
     """log(1 + counts of a cell that sum to `target_sum`), (B, G); an empty cell stays 0."""
     scale_B = torch.where(size_B > 0, target_sum / size_B, 0.0)
     return torch.log1p(x_BG * scale_B[:, None])
+
+
+def encoder_input(x_BG: Tensor, size_B: Tensor, config: ScarchesConfig, *, mse: bool) -> Tensor:
+    """What the encoder sees of the counts, (B, G): their log1p, normalised first for mse or if it is asked for."""
+    return log_normalised(x_BG, size_B, config.target_sum) if mse or config.normalise_input else torch.log1p(x_BG)

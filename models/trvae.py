@@ -33,6 +33,7 @@ from scarcade.models.scarches_layers import (
     covariate_codes,
     covariate_sizes,
     dispersion_by_batch,
+    encoder_input,
     log_normalised,
 )
 
@@ -151,10 +152,7 @@ class Trvae(AtlasModel):
 
     def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
-        if self.config.recon_loss == "mse" or self.config.normalise_input:
-            seen_BG = log_normalised(x_BG, size_B, self.config.target_sum)
-        else:
-            seen_BG = torch.log1p(x_BG)
+        seen_BG = encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
         mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise)
         return mean_BL, variance_BL
 

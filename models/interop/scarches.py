@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, OpenError, UsageError
-from scarcade.models.expimap import Expimap, Terms
+from scarcade.models.expimap import Expimap
 from scarcade.models.interop.foreign import load_fitting, read_names
 from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.layers import BatchNorm, ConditionRows, Dispersion, Linear
 from scarcade.models.saved import check_schema
 from scarcade.models.scarches_layers import PlainLinear, SplitLinear
+from scarcade.models.terms import Terms
 from scarcade.models.trvae import Trvae
 
 ScarchesModel = Trvae | Expimap

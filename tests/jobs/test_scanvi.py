@@ -133,7 +133,7 @@ def test_it_starts_from_a_trained_scvi(store: Store, tmp_path: Path) -> None:
     assert len(run.history) == 10  # a third of scVI's 400, 10 at most
     with pytest.raises(UsageError, match=r"--model\.n-latent 7: the model in --init-from .* was trained with 4"):
         trained(store, tmp_path / "other", settings={**SMALL, "model": {"n_latent": 7}}, init_from=path)
-    with pytest.raises(UsageError, match="a scvi model cannot start from"):
+    with pytest.raises(UsageError, match="scvi cannot start from"):
         train(store, out=tmp_path / "no", settings=SMALL, init_from=path, progress=lambda _: None)
 
 

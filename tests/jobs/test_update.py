@@ -173,7 +173,7 @@ def test_what_cannot_be_updated_is_refused(store: Store, references: Callable[[s
     reference = references("scvi")
     few = new_store(cells[:, :20].copy(), tmp_path / "few.zarr")
     for arguments, error, said in (
-        ({"model": "scanvi"}, UsageError, "is a scvi model"),
+        ({"model": "scanvi"}, UsageError, "is scvi"),
         ({"recipe": "scarches"}, UsageError, "--recipe"),
         ({"init_from": reference}, UsageError, "--init-from"),
         ({"settings": {"model": {"n_latent": 7}}}, UsageError, "--model.n-latent 7"),

@@ -101,7 +101,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *argv: object) -> str
         ("expimap", "a", ["--programs", "empty.gmt"], 4, "holds no program"),
         ("expimap", "a", ["--programs", "list.gmt"], 4, "line 1 is not a program"),
         ("expimap", "a", ["--programs", "missing.gmt"], 4, "missing.gmt: cannot be read (No such file"),
-        ("scvi", "a", ["--programs", "small.gmt"], 2, "--programs: a scvi model has no gene programs"),
+        ("scvi", "a", ["--programs", "small.gmt"], 2, "--programs: scvi has no gene programs"),
         ("trvae", "a", ["--model.hidden-layer-sizes", "0"], 2, "greater than or equal to 1"),
         ("trvae", "a", ["--model.recon-loss", "poisson"], 2, "'nb', 'zinb' or 'mse'"),
     ],
@@ -215,8 +215,8 @@ def test_proteins_matter_to_a_model_that_sees_them(folder: Path, models: Callabl
 @pytest.mark.parametrize(
     ("model", "options", "code", "told"),
     [
-        ("scvi", ["--surgery.use-labels", "true"], 2, "--surgery.use-labels: a scvi model learns nothing from labels"),
-        ("trvae", ["--surgery.model.n-ext", "2"], 2, "a trvae model adds nothing but rows of conditions"),
+        ("scvi", ["--surgery.use-labels", "true"], 2, "--surgery.use-labels: scvi learns nothing from labels"),
+        ("trvae", ["--surgery.model.n-ext", "2"], 2, "trvae adds nothing but rows of conditions"),
         ("expimap", ["--surgery.model.n-ext", "three"], 2, "--surgery.model.n_ext: Input should be a valid integer"),
         ("expimap", ["--surgery.model.alpha", "3"], 2, "--surgery.model.alpha: cannot be changed by surgery"),
         ("expimap", ["--surgery.model.new-programs", "missing.gmt"], 4, "new_programs missing.gmt: cannot be read"),
@@ -253,7 +253,7 @@ def test_terms_are_added_by_options(
     [
         ("scanvi", "trvae", 2, "scanvi starts from a scvi or a scanvi model, and not from a trvae model"),
         ("scanvi", "totalvi", 2, "not from a totalvi model"),
-        ("trvae", "scvi", 2, "a trvae model cannot start from a scvi model"),
+        ("trvae", "scvi", 2, "trvae cannot start from scvi"),
         ("scanvi", "nothing", 4, "no such folder"),
     ],
 )

@@ -8,10 +8,11 @@ import torch
 
 from scarcade.engine.contracts import Batch, Noise, Schema, Step
 from scarcade.engine.errors import UsageError
-from scarcade.models.expimap import CONSTRAINED, FREE, Expimap, Terms
+from scarcade.models.expimap import Expimap
 from scarcade.models.hsic import hsic
 from scarcade.models.saved import read, read_delta, save, save_delta
 from scarcade.models.surgery import SurgeryConfig, delta, grow, reference_hash, trainable
+from scarcade.models.terms import CONSTRAINED, FREE, Terms
 from tests.models.cells import made_batch, made_schema
 
 SCHEMA = made_schema(30, batches="ab")
