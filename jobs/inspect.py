@@ -130,6 +130,8 @@ def _store(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[s
 
 def _record(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[str, Any]:
     """A model or a delta, from its JSON: no weights are read but to compare their hashes."""
+    from scarcade.jobs.latent import LATENT
+
     found += problems(path)
     raw = _json(path / f"{kind}.json")
     manifest = read_manifest(path)
@@ -150,7 +152,7 @@ def _record(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[
         "training": raw.get("training"),
         "scarcade_version": raw.get("scarcade_version"),
         "bytes": sum(int(one["bytes"]) for one in manifest["files"].values()),
-        "latent": (path / "latent.zarr").is_dir(),
+        "latent": (path / LATENT).is_dir(),
     }
     return {key: value for key, value in out.items() if value is not None}
 

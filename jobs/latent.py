@@ -22,6 +22,7 @@ from scarcade.jobs.table import TableWriter
 
 FORMAT = 1
 KIND = "latent"
+LATENT = "latent.zarr"  # its name beside a model
 VARIANCE = "_variance"
 
 

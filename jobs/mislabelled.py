@@ -12,38 +12,57 @@ from pathlib import Path
 import numpy as np
 
 from scarcade.dataloaders.store import Store
-from scarcade.engine.contracts import UNLABELLED
+from scarcade.engine.contracts import UNLABELLED, Shard
 from scarcade.engine.errors import UsageError
 from scarcade.engine.neighbours import Neighbours
 from scarcade.jobs.label_transfer import votes
-from scarcade.jobs.latent import read_latent
+from scarcade.jobs.latent import LATENT, LatentReader, read_latent
 
-LATENT = "latent.zarr"
 _LEAST = 5  # neighbours that are asked at least
+ALL = Shard()
 
 
-def contradicted_in(model: str | Path, store: Store, *, seed: int = 0) -> np.ndarray:
-    """bool (n cells of the store): `contradicted` for the primary label, in the latent that `model` has of them.
+def check_latent(model: str | Path, store: Store) -> Path:
+    """The latent that `model` has of the cells of the store; none of its cells is read.
 
     Raises:
         UsageError: the folder has no latent of just this store. OpenError, CorruptError: it cannot be read.
     """
     folder = Path(model) / LATENT
-    latent = read_latent(folder) if folder.is_dir() else None
-    if latent is None or latent.about.get("data") != store.fingerprint:
+    latent = LatentReader(folder) if folder.is_dir() else None
+    # that of an updated model names the new store, and has the cells of the reference before its own
+    own = latent is not None and latent.about.get("data") == store.fingerprint and "before" not in latent.about
+    if latent is None or not own or latent.n_cells != store.n_cells:
         raise UsageError(
-            f"--data.edit-labels: the model in --init-from {model} has no latent of the cells of {store.path}; train "
-            "it on the same store"
+            f"--data.edit-labels: the model in --init-from {model} has no latent of the cells of {store.path}, and of "
+            "those alone; train it on the same store"
         )
+    return folder
+
+
+def contradicted_in(model: str | Path, store: Store, *, seed: int = 0, shard: Shard = ALL) -> np.ndarray:
+    """bool (n cells of the store): `contradicted` for the primary label, in the latent that `model` has of them.
+
+    Raises:
+        UsageError, OpenError, CorruptError: as `check_latent`.
+    """
+    latent = read_latent(check_latent(model, store))
     codes = np.array(store.codes(store.schema.labels[0].name), np.int64)
     known = np.flatnonzero(codes != UNLABELLED)
     found = np.zeros(len(codes), bool)
-    found[known] = contradicted(latent.mean[known], codes[known], seed=seed)
+    found[known] = contradicted(latent.mean[known], codes[known], seed=seed, shard=shard)
     return found
 
 
 def contradicted(
-    latent: np.ndarray, codes: np.ndarray, *, k: int = 50, jury: int = 50_000, seed: int = 0, block: int = 16_384
+    latent: np.ndarray,
+    codes: np.ndarray,
+    *,
+    k: int = 50,
+    jury: int = 50_000,
+    seed: int = 0,
+    block: int = 16_384,
+    shard: Shard = ALL,
 ) -> np.ndarray:
     """bool (N,): cells with one other label behind more than half of their nearest neighbours.
 
@@ -52,6 +71,8 @@ def contradicted(
 
     Args:
         latent: (N, L). codes: (N,) from 0, all of them labelled.
+        shard: judges every ``shard.size``-th block alone, the others stay False: workers share the search, and the sum
+            of what they find is the same for any number of them.
     """
     n = len(codes)
     found = np.zeros(n, bool)
@@ -65,7 +86,7 @@ def contradicted(
         return found
     asked = np.clip(of_class[codes] // 2, min(_LEAST, k), k)
     neighbours = Neighbours(latent[judges])
-    for start in range(0, n, block):
+    for start in range(shard.rank * block, n, shard.size * block):
         cells = np.arange(start, min(start + block, n))
         places = judges[neighbours.of(latent[cells], k + 1)[1]]
         itself = places == cells[:, None]

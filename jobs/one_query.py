@@ -25,13 +25,12 @@ from scarcade.engine.world import World
 from scarcade.jobs.cells import batch_columns
 from scarcade.jobs.embed import latent_of
 from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
-from scarcade.jobs.latent import Latent, read_latent
+from scarcade.jobs.latent import LATENT, Latent, read_latent
 from scarcade.jobs.mislabelled import contradicted
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
-LATENT = "latent.zarr"
 Report = Callable[[Mapping[str, Any]], None]
 
 

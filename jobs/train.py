@@ -31,12 +31,13 @@ from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
+from scarcade.jobs.latent import LATENT
 from scarcade.jobs.mislabelled import contradicted_in
 from scarcade.jobs.programs import programs_given
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
 from scarcade.jobs.trained import Trained, load
-from scarcade.jobs.update import LATENT, Update, Weights, update_of
+from scarcade.jobs.update import Update, Weights, update_of
 from scarcade.models import MODELS
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read, save

@@ -17,14 +17,13 @@ from scarcade.engine.errors import UsageError
 from scarcade.engine.optim import default_epochs
 from scarcade.jobs.cells import Cells
 from scarcade.jobs.embed import write_latent
-from scarcade.jobs.latent import LatentReader
+from scarcade.jobs.latent import LATENT, LatentReader
 from scarcade.models.layers import BatchNorm
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import lineage_after, read, save
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
 Weights = Literal["surgery", "all"]
-LATENT = "latent.zarr"
 MOST_EPOCHS = 200  # of surgery, as in `map`
 
 

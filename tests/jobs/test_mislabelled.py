@@ -1,9 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from scarcade.engine.contracts import Shard
+from scarcade.engine.errors import UsageError
+from scarcade.jobs.latent import latent_arrays, latent_writer
 from scarcade.jobs.mapping import map_queries
-from scarcade.jobs.mislabelled import contradicted
+from scarcade.jobs.mislabelled import contradicted, contradicted_in
+from tests.every_model import made_store
 from tests.jobs.conftest import Atlas, train_on
 
 
@@ -70,3 +76,36 @@ def test_cells_that_are_contradicted_do_not_vote_in_a_mapping(atlas: Atlas, tmp_
         return float(record["labels"]["label"]["accuracy"])
 
     assert accuracy(True) > accuracy(False) + 0.03
+
+
+def test_workers_that_share_the_search_find_what_one_finds() -> None:
+    latent, truth = clouds((300, 400, 200))
+    codes, wrong = truth.copy(), np.arange(0, 900, 17)
+    codes[wrong] = (truth[wrong] + 1) % 3
+    parts = [contradicted(latent, codes, block=100, shard=Shard(rank, 2)) for rank in range(2)]
+    assert all(part.any() for part in parts)
+    assert not (parts[0] & parts[1]).any()
+    assert np.array_equal(parts[0] | parts[1], contradicted(latent, codes, block=100))
+
+
+def test_the_latent_must_be_of_just_the_cells_of_the_store(tmp_path: Path) -> None:
+    """That of an updated model begins with the cells of its reference, and names the new store alone."""
+    store = made_store(tmp_path / "a.zarr")
+    about = {"data": store.fingerprint}
+    mean = np.zeros((600, 2), np.float32)
+
+    def latent(name: str, n: int, said: dict[str, Any]) -> Path:
+        (tmp_path / name).mkdir()
+        with latent_writer(tmp_path / name / "latent.zarr", obsm_key="X", columns=[], about=said) as writer:
+            writer.append(latent_arrays("X", mean[:n], mean[:n]), [])
+        return tmp_path / name
+
+    assert contradicted_in(latent("own", 300, about), store).shape == (300,)
+    for name, n, said in (
+        ("updated", 600, {**about, "before": {"data": "another"}}),
+        ("as_long", 300, {**about, "before": {}}),
+        ("longer", 600, about),
+        ("other", 300, {"data": "another"}),
+    ):
+        with pytest.raises(UsageError, match="has no latent of the cells of"):
+            contradicted_in(latent(name, n, said), store)
