@@ -64,9 +64,11 @@ def query_proteins(
     A protein that the query does not have, or that is NaN, was not measured. None where the query has no proteins.
 
     Raises:
-        UsageError: `key` is not in obsm. GenesError: it has none of the wanted proteins. CountsError: not counts.
+        UsageError: `key` is not in obsm. CountsError: not counts.
+        GenesError: it has none of the wanted proteins, or a mask of what was measured that does not name them.
     """
-    chosen = [one for one in KEYS if protein_pieces(file, one) is not None] if key is None else [key]
+    there_are = entries(file)
+    chosen = [one for one in KEYS if one in there_are] if key is None else [key]
     if not chosen:
         return None
     if len(chosen) > 1:
@@ -95,15 +97,40 @@ def query_proteins(
         row += len(values)
     if row != len(obs):
         raise OpenError(f"{where} has {row} cells where obs has {len(obs)}")
-    if chosen[0] == KEYS[0] and (mask := protein_pieces(file, MEASURED_KEY)) is not None:
-        said = np.concatenate(list(mask[1])) > 0
-        order = pd.Index(mask[0]).get_indexer(pd.Index(list(wanted)))
-        measured[:, order >= 0] &= said[:, order[order >= 0]]
+    if chosen[0] == KEYS[0] and (mask := _mask(file, names, len(obs))) is not None:
+        measured[:, there] &= mask[:, columns[there]]
         counts[~measured] = 0
     told = f"{where}: {int(there.sum())} of the model's {len(wanted)} proteins are there"
     if n_silent := silent_cells(counts, measured):
         told += f"; {silent(n_silent)}, give NaN in place of zeros"
     return counts, measured, told
+
+
+def _mask(file: Source, names: Sequence[str], n_cells: int) -> np.ndarray | None:
+    """obsm["protein_measured"] as bool (n, P), its columns as `names`; an array without names has them in that order.
+
+    Raises:
+        GenesError: it does not name each of them. OpenError: it is of other cells.
+    """
+    found = protein_pieces(file, MEASURED_KEY)
+    if found is None:
+        return None
+    where = f"{file.where}: obsm[{MEASURED_KEY!r}]"
+    own, said = found[0], np.concatenate([np.zeros((0, len(found[0]))), *found[1]]) > 0
+    _once(own, where)
+    if len(said) != n_cells:
+        raise OpenError(f"{where} has {len(said)} cells where obs has {n_cells}")
+    order = pd.Index(own).get_indexer(pd.Index(list(names)))
+    if (order < 0).any() and own == generated(len(names)):
+        return said
+    if (order < 0).any():
+        lacking = [name for name, place in zip(names, order, strict=True) if place < 0]
+        raise GenesError(
+            f"{where} says nothing of {len(lacking)} of the {len(names)} proteins of obsm[{KEYS[0]!r}] "
+            f"({', '.join(lacking[:5])}); give it the same columns, or leave it out and give NaN for what was not "
+            "measured"
+        )
+    return said[:, order]
 
 
 def silent_cells(counts: np.ndarray, measured: np.ndarray) -> int:
@@ -204,6 +231,11 @@ def _names(file: Source, key: str, n: int) -> list[str]:
             values = file.element(f"uns/{candidate}") if isinstance(file, AnnDataFile) else file.adata.uns[candidate]
             if np.size(values) == n:
                 return [str(one) for one in np.asarray(values).ravel()]
+    return generated(n)
+
+
+def generated(n: int) -> list[str]:
+    """Names for the `n` columns of an array that has none."""
     return [f"protein_{i}" for i in range(n)]
 
 

@@ -51,6 +51,30 @@ def test_what_a_store_says_of_measuring_holds() -> None:
     assert not query.proteins[~mask].any()
 
 
+@pytest.mark.parametrize("ending", ["", ".h5ad", ".zarr"])
+def test_a_mask_without_names_is_in_the_order_of_the_counts(ending: str, tmp_path: Path) -> None:
+    data = adata()
+    data.obsm["protein_counts"] = (table(["CD19", "CD56", "CD3"]) + 1).set_index(data.obs_names)
+    mask = np.random.default_rng(1).random((60, 3)) < 0.5
+    data.obsm["protein_measured"] = mask
+    query = read_query(written(data, tmp_path / f"a{ending}") if ending else data, REFERENCE)
+    assert query.proteins is not None
+    assert query.proteins_measured is not None
+    np.testing.assert_array_equal(query.proteins_measured[:, [3, 0]], mask[:, [0, 2]])
+    assert not query.proteins_measured[:, [1, 2]].any()
+    assert not query.proteins[~query.proteins_measured].any()
+
+
+def test_a_mask_of_other_proteins_is_refused() -> None:
+    data = adata()
+    names = ["CD3", "CD4", "CD8", "CD19"]
+    data.obsm["protein_counts"] = table(names).set_index(data.obs_names)
+    for mask in (np.ones((60, 3), bool), pd.DataFrame(np.ones((60, 4), bool), data.obs_names, [*names[:3], "XX"])):
+        data.obsm["protein_measured"] = mask
+        with pytest.raises(GenesError, match=r"protein_measured.*says nothing of . of the 4 proteins"):
+            read_query(data, REFERENCE)
+
+
 def test_a_query_without_proteins_says_so() -> None:
     data = adata()
     query = read_query(data, REFERENCE)
