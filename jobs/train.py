@@ -1,49 +1,36 @@
 """Trains a reference on a store: resolves the configuration, runs the loop, leaves a model. Resumes by itself."""
 
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from scarcade.dataloaders.aligned import AlignedStore
-from scarcade.dataloaders.labelled import with_labelled
-from scarcade.dataloaders.loader import LoaderConfig, stream
+from scarcade.dataloaders.loader import LoaderConfig
 from scarcade.dataloaders.store import Store, open_store
-from scarcade.dataloaders.stratified import stratified
-from scarcade.engine.checkpoint import Checkpoints
-from scarcade.engine.config import checked, merged, nested
-from scarcade.engine.contracts import Categories, Loader, Schema, Shard
+from scarcade.engine.config import merged, nested
+from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.gradients import running_statistics
 from scarcade.engine.interrupts import interruptible
-from scarcade.engine.launch import Worker, run
-from scarcade.engine.loop import fit
+from scarcade.engine.launch import run
 from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import final_kl_weight
-from scarcade.engine.state import FitResult
 from scarcade.engine.storage import Mirror, is_url
-from scarcade.jobs.cells import distinct
-from scarcade.jobs.embed import write_latent
-from scarcade.jobs.latent import LATENT
-from scarcade.jobs.mislabelled import contradicted_in
+from scarcade.jobs.mislabelled import check_latent
 from scarcade.jobs.programs import programs_given
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
+from scarcade.jobs.train_work import built, label_columns, update_in, work
 from scarcade.jobs.trained import Trained, load
-from scarcade.jobs.update import Update, Weights, update_of
-from scarcade.models import MODELS
-from scarcade.models.model import AtlasModel
-from scarcade.models.saved import read, save
-from scarcade.models.surgery import trainable
+from scarcade.jobs.update import Update, Weights
+from scarcade.models.saved import read
 
-__all__ = ["TrainConfig", "TrainedRun", "resolved", "train", "work"]
+__all__ = ["TrainedRun", "train"]
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Given ``{"note": sentence}``, ``{"warning": sentence}``, or a line of metrics with `epochs` and `steps_per_epoch`."""
@@ -124,8 +111,11 @@ def train(
     try:
         folder.fetch()
         begun = {} if (lanes := folder.lanes()) is None else {"data": {"lanes": lanes}}
-        config = resolved(merged(begun, given), name=model, recipe=recipe, seed=seed, store=store)
-        change = _update(config, store)
+        known = None if given.get("update") is None else read(given["update"])
+        config = resolved(merged(begun, given), name=model, recipe=recipe, seed=seed, store=store, reference=known)
+        if config.data.edit_labels and config.init_from is not None:
+            check_latent(config.init_from, store)
+        change = update_in(config, store, known)
         with folder.locked():
             folder.sweep()
             folder.settle(to_toml(config), {"data": LoaderConfig().model_dump(mode="json")})
@@ -151,28 +141,6 @@ def _check_keys(schema: Schema, batch_key: str | None, label_key: str | None) ->
         raise UsageError(f"--label-key {label_key}: the first label column of the store is {first}")
 
 
-def _build(config: TrainConfig, schema: Schema) -> AtlasModel:
-    kind = MODELS[config.name]
-    return kind(kind.Config.model_validate(config.model), schema, seed=config.seed)
-
-
-def _update(config: TrainConfig, store: Store) -> Update | None:
-    """The reference that is updated, and the store as it sees it."""
-    if config.update is None:
-        return None
-    return update_of(config.update, store, weights=config.update_weights, min_genes=config.min_genes)
-
-
-def _first(config: TrainConfig, schema: Schema, change: Update | None) -> AtlasModel:
-    """The model with its first weights."""
-    if change is not None:
-        return change.grown(config.surgery, config.seed)
-    model = _build(config, schema)
-    if config.init_from is not None:
-        model.start_from(read(config.init_from))
-    return model
-
-
 def _notices(config: TrainConfig, store: Store, change: Update | None = None) -> list[str]:
     """What a person should know before the run."""
     found = []
@@ -190,10 +158,10 @@ def _notices(config: TrainConfig, store: Store, change: Update | None = None) ->
             else f"the KL weight reaches {last:.3g} of {optim.kl_max:g} before the run ends"
         )
     with torch.device("meta"):
-        model = _build(config, store.schema if change is None else change.model.schema)
+        model = built(config, store.schema if change is None else change.model.schema)
     if change is not None:
         found = [*change.notes(config.surgery), *found]
-    labels = change.view.label_columns() if change is not None else _label_columns(store)
+    labels = change.view.label_columns() if change is not None else label_columns(store)
     if model.labelled_beside and not (labels[0][1] >= 0).any():
         found.append(f"no cell has a label, so the classifier of this {model.name} model learns nothing")
     found += [notice for notice in (model.data_notice, model.surgery_notice) if notice]
@@ -205,10 +173,6 @@ def _notices(config: TrainConfig, store: Store, change: Update | None = None) ->
             f"results depend a little on their number{without}"
         )
     return found
-
-
-def _label_columns(store: Store) -> list[tuple[Categories, np.ndarray]]:
-    return [(one, store.codes(one.name)) for one in store.schema.labels]
 
 
 def _finished(
@@ -250,155 +214,6 @@ def _train(folder: RunFolder, store: Store, config: TrainConfig, tell: Progress)
         tell({"note": f"stopped at step {done['steps']}; the same command continues from there"})
         interrupts.pass_on()
     return done
-
-
-def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What each worker does: read its lanes, train, and on rank 0 write the model."""
-    began = time.perf_counter()
-    config = checked(TrainConfig, arguments["config"])
-    store = open_store(arguments["data"])
-    if store.fingerprint != arguments["fingerprint"]:
-        raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
-    assert config.data.lanes is not None
-    change = _update(config, store)
-    cells = store if change is None else change.view
-    left_out = _left_out(worker, config, store)
-    loaders: list[Loader] = [
-        _stream(cells, split, config, worker.world.shard, left_out)
-        for split in (("train", "validation") if store.n_before(config.data.validation) else ("train",))
-    ]
-    folder = RunFolder(arguments["out"])
-    try:
-        if worker.world.first:
-            folder.fetch()
-        model = _first(config, store.schema, change)
-        if change is not None and not trainable(model):
-            result = FitResult(history=[], steps=0, epochs=0, cells=0, stopped="epochs")
-        else:
-            result = fit(
-                model,
-                loaders[0],
-                loaders[1] if len(loaders) > 1 else None,
-                config.optim,
-                world=worker.world,
-                seed=config.seed,
-                checkpoints=_checkpoints(worker, folder, config, store, change),
-                metrics=folder.metrics,
-                progress=worker.tell,
-                stop=worker.stop,
-            )
-        record = _record(result, config, began)
-        if worker.world.first:
-            if result.stopped != "interrupted":
-                _save(model, store, folder, record, worker, change)
-            folder.publish_metrics()
-        return record
-    finally:
-        folder.close()
-
-
-def _left_out(worker: Worker, config: TrainConfig, store: Store) -> np.ndarray | None:
-    """Cells whose label is not to be learnt (``data.edit_labels``), as bool (n cells of the store); None: no such."""
-    if not config.data.edit_labels or config.init_from is None:
-        return None
-    found = contradicted_in(config.init_from, store, seed=config.seed)
-    worker.tell({"note": f"labels of {found.sum():,} cells are not learnt: their neighbours have another"})
-    return found
-
-
-def _stream(
-    store: Store | AlignedStore,
-    split: Literal["train", "validation"],
-    config: TrainConfig,
-    shard: Shard,
-    left_out: np.ndarray | None = None,
-) -> Loader:
-    """The cells of a split, as the model wants them."""
-    loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
-    if config.data.stratify and split == "train":
-        loader = stratified(loader, seed=config.seed)
-    if not MODELS[config.name].labelled_beside:
-        return loader
-    return with_labelled(loader, config.data, seed=config.seed, left_out=left_out)
-
-
-def _checkpoints(
-    worker: Worker, folder: RunFolder, config: TrainConfig, store: Store, change: Update | None
-) -> Checkpoints:
-    def announce(path: Path | None, step: int) -> None:
-        if worker.world.first:
-            folder.publish_metrics()
-        if worker.announce is not None:
-            worker.announce(path, step)
-
-    return Checkpoints(
-        folder.checkpoints,
-        config.checkpoint,
-        about={
-            "data": store.fingerprint if change is None else f"{store.fingerprint} {change.model.fingerprint}",
-            "seed": config.seed,
-            "lanes": config.data.lanes,
-            "workers": config.scale.workers,
-            "config": config.model_dump(mode="json"),
-        },
-        world=worker.world,
-        mirror=folder.mirror,
-        announce=announce,
-        warn=lambda sentence: worker.tell({"warning": sentence.removeprefix("warning: ")}),
-    )
-
-
-def _record(result: FitResult, config: TrainConfig, began: float) -> dict[str, Any]:
-    """What is worth knowing of the training, beside the model."""
-    return {
-        "stopped": result.stopped,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "cells": result.cells,
-        "asked_epochs": config.optim.epochs,
-        "asked_steps": config.optim.max_steps,
-        "seconds": round(time.perf_counter() - began, 1),
-        "last": result.history[-1] if result.history else {},
-        "config": config.model_dump(mode="json"),
-    }
-
-
-def _save(
-    model: AtlasModel,
-    store: Store,
-    folder: RunFolder,
-    record: Mapping[str, Any],
-    worker: Worker,
-    change: Update | None,
-) -> None:
-    """The model, and beside it the latent of its cells: of an update those of the reference before the new ones."""
-    model = model.cpu()
-
-    def latent(target: Path) -> None:
-        cells = store if change is None else change.view
-        loader = stream(cells, "all", LoaderConfig(batch_size=1024, validation=0), seed=0, lanes=1, shuffle=False)
-        worker.tell({"note": f"embedding the {store.n_cells:,} cells of the data"})
-        about: dict[str, Any] = {"data": store.fingerprint, "model_name": model.name}
-        if change is None:
-            batch, labels = store.codes(store.schema.batch.name), _label_columns(store)
-        else:
-            batch, labels = change.view.codes(change.view.batch), change.view.label_columns()
-        before = None if change is None else change.kept(model.n_latent)
-        if before is not None:
-            about["before"] = before.about
-        columns = distinct([(model.schema.batch, batch), *labels])
-        write_latent(model, loader, target / LATENT, columns=columns, about=about, before=before)
-
-    save(
-        model,
-        folder.model,
-        training=record,
-        data_fingerprint=store.fingerprint,
-        lineage=[] if change is None else change.lineage(),
-        replace=True,
-        beside=latent,
-    )
-    folder.publish_model()
 
 
 def _plain(message: Mapping[str, Any]) -> None:

@@ -41,15 +41,25 @@ class TrainConfig(Section):
 
 
 def resolved(
-    given: Mapping[str, Any], *, name: str | None = None, recipe: str | None = None, seed: int = 0, store: Store
+    given: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    recipe: str | None = None,
+    seed: int = 0,
+    store: Store,
+    reference: AtlasModel | None = None,
 ) -> TrainConfig:
     """The whole configuration, with what depends on the data and on the number of workers filled in.
+
+    Args:
+        reference: the model at ``update``, if it is read already.
 
     Raises:
         UsageError: naming each field that does not exist or has a value that it cannot have.
     """
     if given.get("update") is not None:
-        return _filled(_updated(given, name=name, recipe=recipe, seed=seed, store=store), store)
+        reference = reference or read(given["update"])
+        return _filled(_updated(given, reference, name=name, recipe=recipe, seed=seed, store=store), store)
     for option in ("update_weights", "min_genes", "surgery"):
         if option in given:
             raise UsageError(f"--{option.replace('_', '-')}: is for updating a reference (--update MODEL)")
@@ -95,7 +105,15 @@ def _filled(config: TrainConfig, store: Store) -> TrainConfig:
     )
 
 
-def _updated(given: Mapping[str, Any], *, name: str | None, recipe: str | None, seed: int, store: Store) -> TrainConfig:
+def _updated(
+    given: Mapping[str, Any],
+    reference: AtlasModel,
+    *,
+    name: str | None,
+    recipe: str | None,
+    seed: int,
+    store: Store,
+) -> TrainConfig:
     """The configuration of an update, whose architecture is that of the reference.
 
     Raises:
@@ -107,7 +125,6 @@ def _updated(given: Mapping[str, Any], *, name: str | None, recipe: str | None, 
     if given.get("data", {}).get("edit_labels"):
         raise UsageError("--data.edit-labels: is for --init-from MODEL; an update takes the labels as they are")
     weights = checked(TrainConfig, {key: given[key] for key in ("update_weights",) if key in given}).update_weights
-    reference = read(given["update"])
     if name is not None and name != reference.name:
         raise UsageError(f"--model {name}: the reference given by --update {given['update']} is {reference.name}")
     own = reference.config.model_dump(mode="json", exclude_none=True)

@@ -97,14 +97,16 @@ class Update:
         return found
 
 
-def update_of(path: str | Path, store: Store, *, weights: Weights, min_genes: float) -> Update:
-    """The reference in the folder `path`, and `store` in its genes and codes.
+def update_of(
+    path: str | Path, store: Store, *, weights: Weights, min_genes: float, model: AtlasModel | None = None
+) -> Update:
+    """The reference in the folder `path` (`model`, if it is read already), and `store` in its genes and codes.
 
     Raises:
         OpenError, CorruptError, ModelFileError: `path` is no intact model. GenesError: too few genes in common.
         CategoryError: a covariate that the store lacks, or a label that is new where labels are fixed.
     """
-    model = read(path)
+    model = model or read(path)
     labels: Literal["add", "refuse"] = "refuse" if model.labels_are_fixed else "add"
     return Update(Path(path), model, aligned(store, model.schema, min_genes=min_genes, new_labels=labels), weights)
 

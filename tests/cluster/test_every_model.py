@@ -18,7 +18,8 @@ from scarcade.engine.cluster import cluster
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.launch import Scale, Worker, run
 from scarcade.engine.metrics import MetricsFile
-from scarcade.jobs import train
+from scarcade.jobs.train_config import resolved
+from scarcade.jobs.train_work import work
 from tests.every_model import EVERY, made_store, recipe_of, same_on_any_workers
 
 
@@ -26,7 +27,7 @@ def train_all(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Each training as `train` has it done, on the workers that are there."""
     store = open_store(arguments["store"])
     for name in EVERY:
-        config = train.resolved(
+        config = resolved(
             {**same_on_any_workers(name, store.schema), "checkpoint": {"every_seconds": None}},
             name=name,
             recipe=recipe_of(name),
@@ -35,7 +36,7 @@ def train_all(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         out = Path(arguments["out"], name)
         out.mkdir(parents=True, exist_ok=True)
         worker.world.barrier()
-        train.work(
+        work(
             replace(worker, announce=None),
             {
                 "config": config.model_dump(mode="json"),

@@ -24,7 +24,9 @@ from scarcade.jobs.one_query import (
     load_reference,
     map_query,
 )
-from scarcade.jobs.train import TrainConfig, _stream, resolved, train
+from scarcade.jobs.train import train
+from scarcade.jobs.train_config import TrainConfig, resolved
+from scarcade.jobs.train_work import _stream
 from scarcade.models import MODELS
 from scarcade.models.surgery import grow, reference_hash
 from tests.every_model import EVERY, made_query, made_store, recipe_of, settings_of

@@ -9,15 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.loader import LoaderConfig
+from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import UsageError
+from scarcade.engine.launch import Worker
+from scarcade.engine.world import World
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.mislabelled import contradicted_in
 from scarcade.jobs.train import TrainedRun, train
-from scarcade.jobs.train_config import resolved
+from scarcade.jobs.train_config import TrainConfig, resolved
+from scarcade.jobs.train_work import _left_out
 from scarcade.models.saved import read, read_delta
 from scarcade.models.surgery import reference_hash
+from tests.engine.workers import on_workers
 
 SMALL: dict[str, Any] = {
     "model": {"n_hidden": 16, "n_latent": 4},
@@ -106,7 +111,19 @@ def test_labels_that_neighbours_contradict_are_not_learnt(store: Store, tmp_path
         trained(store, tmp_path / "alone", settings=edited)
     other = simulate(tmp_path / "other.zarr", cells=100, genes=store.n_genes, batches=2, labels=3)
     with pytest.raises(UsageError, match="has no latent of the cells of"):
-        contradicted_in(first, other)
+        trained(other, tmp_path / "other", settings={**edited, "model": {}}, init_from=first)
+    assert not (tmp_path / "other" / "config.toml").exists()  # before anything began
+    by_two = on_workers(2, tmp_path, left_out_by, str(store.path), str(first))
+    assert all(cells == np.flatnonzero(wrong).tolist() for cells, _ in by_two)
+    assert [len(notes) for _, notes in by_two] == [1, 0]
+
+
+def left_out_by(world: World, store: str, first: str) -> tuple[list[int], list[Any]]:
+    told: list[Any] = []
+    config = TrainConfig(init_from=first, data=LoaderConfig(edit_labels=True))
+    found = _left_out(Worker(world, told.append, lambda: False), config, open_store(store))
+    assert found is not None
+    return np.flatnonzero(found).tolist(), told
 
 
 def test_the_recipe_for_carrying_labels_over_sets_how_both_are_trained(store: Store, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import BusyError, DataChangedError, UsageError
 from scarcade.engine.folder import problems
 from scarcade.jobs.run_folder import RunFolder
-from scarcade.jobs.train import TrainedRun, resolved, train
+from scarcade.jobs.train import TrainedRun, train
+from scarcade.jobs.train_config import resolved
 from scarcade.jobs.trained import load
 from tests.s3 import s3_server
 
