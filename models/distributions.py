@@ -25,6 +25,11 @@ Family = Literal["zinb", "nb", "poisson", "normal"]
 Path = Literal["auto", "eager", "analytic", "fused"]
 
 
+def log_normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log Normal(x; mean, variance) of each entry."""
+    return -0.5 * ((x - mean) ** 2 / variance + variance.log()) - LOG_SQRT_2PI
+
+
 def nb_elements(x_BG: Tensor, rate_BG: Tensor, log_theta: Tensor) -> Tensor:
     """log NB(x; mean rate, inverse dispersion theta), (B, G)."""
     theta = log_theta.exp()

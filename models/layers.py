@@ -94,6 +94,11 @@ class Dispersion(ConditionRows):
             mean_G = self.table().detach().mean(0)
             self.append(values, lambda _: mean_G)
 
+    def of(self, codes: Codes) -> Tensor:
+        """log theta of each cell, (B, G); (G,) where all cells share it."""
+        found: Tensor = self.rows[0] if self.covariate in ("gene", "protein") else self(codes[self.covariate])
+        return found
+
 
 def linear_with_rows(
     x_BI: Tensor, weight: Tensor, bias: Tensor | None, conditions: nn.ModuleDict, codes: Codes

@@ -84,6 +84,7 @@ class AtlasModel(nn.Module):
         self.config: Any = config
         self.schema = schema
         self.query_mode: Literal["eval", "train"] | None = None  # set by surgery
+        self.is_grown = False  # set by surgery: what `observe` found of the reference's own batches stays
 
     @classmethod
     def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:

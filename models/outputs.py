@@ -13,11 +13,11 @@ from torch import Tensor
 
 from scarcade.engine.contracts import Batch, Noise, Step
 from scarcade.engine.errors import UsageError
-from scarcade.models.distributions import draw, sample
+from scarcade.models.distributions import log_normal, sample
 from scarcade.models.model import AtlasModel, Output, Where
 
 if TYPE_CHECKING:
-    from scarcade.models.scvi import Decoded, Posterior, Scvi
+    from scarcade.models.scvi import Decoded, Scvi
 
 OBSERVED: tuple[int | None, ...] = (None,)
 """Decode every cell as a cell of its own batch."""
@@ -28,16 +28,8 @@ def decoded(
 ) -> "list[Decoded]":
     """The likelihood's parameters from one draw of the latent, decoded in each batch of `transform_batch`."""
     q = model.encode(batch.counts.dense(model.device), batch)
-    z_BL, log_library_B1 = draw_latent(q, noise)
+    z_BL, log_library_B1 = model.draw_latent(q, noise)
     return [model.decode(model.shape_latent(z_BL), log_library_B1, batch, code) for code in transform_batch]
-
-
-def draw_latent(q: "Posterior", noise: Noise | None) -> tuple[Tensor, Tensor]:
-    """A draw of the latent and of the log library size (B, 1)."""
-    z_BL = draw(q.mean_BL, q.variance_BL, noise)
-    if q.library_variance_B1 is None:
-        return z_BL, q.log_library_B1
-    return z_BL, draw(q.log_library_B1, q.library_variance_B1, noise)
 
 
 @torch.no_grad()
@@ -91,19 +83,15 @@ def marginal_log_likelihood(model: "Scvi", batch: Batch, noise: Noise, n_samples
     q = model.encode(x_BG, batch)
     logs = []
     for _ in range(n_samples):
-        z_BL, log_library_B1 = draw_latent(q, noise)
+        z_BL, log_library_B1 = model.draw_latent(q, noise)
         p = model.decode(model.shape_latent(z_BL), log_library_B1, batch)
         log_w_B = model.log_likelihood(x_BG, p)
         # log N(z; 0, 1) - log N(z; m, v): the constants cancel
         log_w_B += 0.5 * ((z_BL - q.mean_BL) ** 2 / q.variance_BL + q.variance_BL.log() - z_BL**2).sum(-1)
         if model.library_prior is not None and q.library_variance_B1 is not None:
             mean_K, variance_K = model.library_prior.parts()
-            mean_B1, variance_B1 = mean_K[batch.batch, None], variance_K[batch.batch, None]
-            log_prior_B1 = -0.5 * ((log_library_B1 - mean_B1) ** 2 / variance_B1 + variance_B1.log())
-            log_q_B1 = -0.5 * (
-                (log_library_B1 - q.log_library_B1) ** 2 / q.library_variance_B1 + q.library_variance_B1.log()
-            )
-            log_w_B += (log_prior_B1 - log_q_B1)[:, 0]
+            log_prior_B1 = log_normal(log_library_B1, mean_K[batch.batch, None], variance_K[batch.batch, None])
+            log_w_B += (log_prior_B1 - log_normal(log_library_B1, q.log_library_B1, q.library_variance_B1))[:, 0]
         logs.append(log_w_B)
     return torch.logsumexp(torch.stack(logs), 0) - math.log(n_samples)
 

@@ -16,7 +16,7 @@ from scarcade.engine.contracts import Batch
 from scarcade.models.layers import ConditionRows
 
 CELLS = 100
-"""Cells of a batch that its prior is started from."""
+"""Cells of a batch that its prior is started from, at least: the last step is taken whole."""
 LEAST_PROTEINS = 5
 FLAT = (0.0, 0.05)
 """Mean and standard deviation where there is nothing to fit: a cell of equal counts, a batch without proteins."""
@@ -50,8 +50,9 @@ class BackgroundPrior(nn.Module):
         some_K = n_K > 0
         n_K = n_K.clamp(min=1)
         mean_K = torch.where(some_K, mean_K / n_K, FLAT[0])
-        # the standard error of the mean over cells, which is how sharp scvi-tools starts it
-        sd_K = torch.where(some_K, variance_K.sqrt() / n_K, FLAT[1]).clamp(min=1e-3)
+        # the standard error of the mean over `CELLS` cells, which is how sharp scvi-tools starts it: batches are read
+        # whole, and the start must not depend on their size
+        sd_K = torch.where(some_K, (variance_K / n_K / n_K.clamp(max=CELLS)).sqrt(), FLAT[1]).clamp(min=1e-3)
         for table, values_K in ((self.mean, mean_K), (self.log_sd, sd_K.log())):
             rows = table.rows if table.new is None else table.new
             rows.copy_(values_K[-len(rows) :, None].expand_as(rows))

@@ -1,4 +1,4 @@
-"""What users ask of a totalVI model: denoised genes and proteins, foreground probabilities, draws of protein counts.
+"""What users ask of a totalVI model: denoised genes and proteins, foreground probabilities.
 
 Proteins that cells were not measured for are imputed by decoding the cells as cells of batches in which they were
 (`transform_batch`). Names and conventions are those of scvi-tools 1.4.2.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scarcade.engine.contracts import Batch, Noise
 from scarcade.engine.errors import UsageError
-from scarcade.models.distributions import draw
+from scarcade.models.distributions import log_normal
 from scarcade.models.model import Output, Where
 
 if TYPE_CHECKING:
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 def decoded(model: "Totalvi", batch: Batch, noise: Noise | None, where: Where = None) -> list["DecodedBoth"]:
     """Both likelihoods' parameters from one draw of the latent, for each batch of `where`."""
     q = model.encode(batch.counts.dense(model.device), batch)
-    z_BL = model.shape_latent(draw(q.mean_BL, q.variance_BL, noise))
-    log_library_B1 = q.log_library_B1
-    if q.library_variance_B1 is not None:
-        log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise).clamp(max=15)
+    z_BL, log_library_B1 = model.draw_latent(q, noise)
+    z_BL = model.shape_latent(z_BL)
     return [model.decode(z_BL, log_library_B1, batch, code, noise) for code in model.batch_codes(where)]
 
 
@@ -102,17 +100,6 @@ def background_mean(model: "Totalvi", batch: Batch, noise: Noise | None, *, tran
 
 
 @torch.no_grad()
-def protein_sample(model: "Totalvi", batch: Batch, noise: Noise | None, generator: torch.Generator) -> Tensor:
-    """One draw of protein counts from p(y | z), without the efficiency as in scvi-tools, (B, P)."""
-    p = decoded(model, batch, noise)[0].proteins
-    back_BP = torch.rand(p.mixing_BP.shape, generator=generator, device=model.device) < torch.sigmoid(p.mixing_BP)
-    rate_BP = torch.where(back_BP, p.rate_back_BP, p.rate_fore_BP)
-    theta_BP = p.log_theta.exp().expand_as(rate_BP).contiguous()
-    gamma_BP = torch._standard_gamma(theta_BP, generator=generator) * (rate_BP / theta_BP)
-    return torch.poisson(gamma_BP.clamp_(max=1e8), generator)
-
-
-@torch.no_grad()
 def marginal_log_likelihood(model: "Totalvi", batch: Batch, noise: Noise, n_samples: int) -> Tensor:
     """log p(x, y) of each cell by importance sampling of latent, library and background, (B,).
 
@@ -124,30 +111,22 @@ def marginal_log_likelihood(model: "Totalvi", batch: Batch, noise: Noise, n_samp
     prior_mean_BP, prior_sd_BP = model.background(batch.batch)
     logs = []
     for _ in range(n_samples):
-        z_BL = draw(q.mean_BL, q.variance_BL, noise)
-        log_library_B1 = q.log_library_B1
-        if q.library_variance_B1 is not None:
-            log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise).clamp(max=15)
+        z_BL, log_library_B1 = model.draw_latent(q, noise)
         p = model.decode(model.shape_latent(z_BL), log_library_B1, batch, noise=noise)
         log_back_BP = p.proteins.rate_back_BP.log()
         proteins_BP = (
             p.proteins.log_likelihood(y_BP)
-            + _log_normal(log_back_BP, prior_mean_BP, prior_sd_BP)
-            - _log_normal(log_back_BP, p.proteins.back_mean_BP, p.proteins.back_sd_BP)
+            + log_normal(log_back_BP, prior_mean_BP, prior_sd_BP**2)
+            - log_normal(log_back_BP, p.proteins.back_mean_BP, p.proteins.back_sd_BP**2)
         )
         log_w_B = model.log_likelihood(x_BG, p) + torch.where(measured_BP, proteins_BP, 0.0).sum(-1)
         log_w_B += 0.5 * ((z_BL - q.mean_BL) ** 2 / q.variance_BL + q.variance_BL.log() - z_BL**2).sum(-1)
         if model.library_prior is not None and q.library_variance_B1 is not None:
             mean_K, variance_K = model.library_prior.parts()
-            prior = mean_K[batch.batch, None], variance_K[batch.batch, None].sqrt()
-            posterior = q.log_library_B1, q.library_variance_B1.sqrt()
-            log_w_B += (_log_normal(log_library_B1, *prior) - _log_normal(log_library_B1, *posterior))[:, 0]
+            log_prior_B1 = log_normal(log_library_B1, mean_K[batch.batch, None], variance_K[batch.batch, None])
+            log_w_B += (log_prior_B1 - log_normal(log_library_B1, q.log_library_B1, q.library_variance_B1))[:, 0]
         logs.append(log_w_B)
     return torch.logsumexp(torch.stack(logs), 0) - math.log(n_samples)
-
-
-def _log_normal(x: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
-    return -0.5 * ((x - mean) / sd) ** 2 - sd.log() - 0.5 * math.log(2 * math.pi)
 
 
 def _genes(model: "Totalvi") -> Sequence[str]:

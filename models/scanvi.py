@@ -9,7 +9,6 @@ those of scvi-tools 1.4.2 (tests/parity). The number of classes is always that o
 Shapes: B cells, M labelled cells, G genes, L latent dimensions, C classes, N = B C rows, cell by cell.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
 from scarcade.engine.optim import default_epochs
-from scarcade.models.distributions import draw, kl_to_standard_normal
+from scarcade.models.distributions import draw, kl_to_standard_normal, log_normal
 from scarcade.models.layers import Codes, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.model import AtlasModel
 from scarcade.models.scvi import Scvi, Where
@@ -108,17 +107,14 @@ class Scanvi(Scvi):
         """
         x_BG = batch.counts.dense(self.device)
         q = self.encode(x_BG, batch, noise)
-        z1_BL = draw(q.mean_BL, q.variance_BL, noise)
-        log_library_B1 = q.log_library_B1
-        if q.library_variance_B1 is not None:
-            log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise)
+        z1_BL, log_library_B1 = self.draw_latent(q, noise)
         reconstruction_B = -self.log_likelihood(x_BG, self.decode(z1_BL, log_library_B1, batch))
         kl_library_B = self.library_kl(q, batch)
 
         log_y_BC = F.log_softmax(self.classifier(z1_BL, noise), -1)
         y_BC = log_y_BC.exp()
         log_z1_BC, kl_z2_BC = self.each_class(z1_BL, noise)
-        z1_B = log_normal(z1_BL, q.mean_BL, q.variance_BL) - (y_BC * log_z1_BC).sum(-1)
+        z1_B = log_normal(z1_BL, q.mean_BL, q.variance_BL).sum(-1) - (y_BC * log_z1_BC).sum(-1)
         kl_B = (y_BC * (kl_z2_BC + log_y_BC - self.label_prior.log())).sum(-1)
 
         terms = {"reconstruction": reconstruction_B, "z1": z1_B, "kl": kl_B}
@@ -146,7 +142,7 @@ class Scanvi(Scvi):
         of_each = None if noise is None else NoiseOfClasses(noise, n_classes)
         mean_NL, variance_NL = self.z2_encoder(z1_NL, codes, of_each)
         z2_NL = draw(mean_NL, variance_NL, of_each)
-        log_z1_N = log_normal(z1_NL, *self.z1_decoder(z2_NL, codes))
+        log_z1_N = log_normal(z1_NL, *self.z1_decoder(z2_NL, codes)).sum(-1)
         kl_N = kl_to_standard_normal(mean_NL, variance_NL)
         return log_z1_N.view(n_cells, n_classes), kl_N.view(n_cells, n_classes)
 
@@ -244,9 +240,3 @@ class NoiseOfClasses(Noise):
 
     def uniform(self, *features: int) -> Tensor:
         return self._noise.uniform(self._classes, *features).view(-1, *features)
-
-
-def log_normal(x_BL: Tensor, mean_BL: Tensor, variance_BL: Tensor) -> Tensor:
-    """log Normal(x; mean, variance) summed over dimensions, (B,)."""
-    part_BL = (x_BL - mean_BL) ** 2 / variance_BL + variance_BL.log() + math.log(2 * math.pi)
-    return -0.5 * part_BL.sum(-1)

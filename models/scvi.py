@@ -199,10 +199,6 @@ class Scvi(AtlasModel):
     def labels_are_fixed(self) -> bool:
         return self.classifies or "label" in self.config.dispersion
 
-    @property
-    def device(self) -> torch.device:
-        return self.scale.weight.device
-
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Negative ELBO of each cell: reconstruction + w * KL(z) + KL(library), spec of scvi-tools' VAE.loss.
 
@@ -210,10 +206,7 @@ class Scvi(AtlasModel):
         """
         x_BG = batch.counts.dense(self.device)
         q = self.encode(x_BG, batch, noise)
-        z_BL = draw(q.mean_BL, q.variance_BL, noise)
-        log_library_B1 = q.log_library_B1
-        if q.library_variance_B1 is not None:
-            log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise)
+        z_BL, log_library_B1 = self.draw_latent(q, noise)
         p = self.decode(self.shape_latent(z_BL), log_library_B1, batch)
 
         reconstruction_B = -self.log_likelihood(x_BG, p)
@@ -240,6 +233,13 @@ class Scvi(AtlasModel):
         # an empty cell has log library -inf and rate 0
         return Posterior(mean_BL, variance_BL, library_B1.log())
 
+    def draw_latent(self, q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """A draw of the latent (B, L), as it is before `shape_latent`, and of the log library size (B, 1)."""
+        z_BL = draw(q.mean_BL, q.variance_BL, noise)
+        if q.library_variance_B1 is None:
+            return z_BL, q.log_library_B1
+        return z_BL, draw(q.log_library_B1, q.library_variance_B1, noise)
+
     def encoder_input(self, x_BG: Tensor, batch: Batch) -> Tensor:
         """What encoders see of the counts, and of the continuous covariates if they are encoded."""
         x_BI = torch.log1p(x_BG) if self.config.log_variational else x_BG
@@ -253,12 +253,8 @@ class Scvi(AtlasModel):
         if batch.continuous is not None:
             z_BL = torch.cat([z_BL, batch.continuous], -1)
         h_BH = self.decoder(z_BL, codes, None)
-        log_theta: Tensor | None = None
-        if isinstance(self.theta, Dispersion):
-            log_theta = (
-                self.theta.rows[0] if self.theta.covariate == "gene" else self.theta(codes[self.theta.covariate])
-            )
-        elif self.theta is not None:
+        log_theta = self.theta.of(codes) if isinstance(self.theta, Dispersion) else None
+        if log_theta is None and self.theta is not None:
             log_theta = self.theta(h_BH)
         dropout_BG = None if self.dropout is None else self.dropout(h_BH)
         return Decoded(self.scale(h_BH), log_library_B1, log_theta, dropout_BG, self.schema.size_factor is not None)
@@ -321,7 +317,7 @@ class Scvi(AtlasModel):
     @torch.no_grad()
     def draw(self, batch: Batch, noise: Noise | None) -> Tensor:
         """A draw of the latent; of "ln" its softmax, which is not a draw from the moments of `embed`."""
-        z_BL, _ = outputs.draw_latent(self.encode(batch.counts.dense(self.device), batch), noise)
+        z_BL, _ = self.draw_latent(self.encode(batch.counts.dense(self.device), batch), noise)
         return self.shape_latent(z_BL)
 
     def marginal_log_likelihood(self, batch: Batch, noise: Noise, n_samples: int) -> Tensor:
@@ -331,7 +327,7 @@ class Scvi(AtlasModel):
     @property
     def observes(self) -> bool:
         """Whether `observe` must be called once before training: not for a query of the reference's own batches."""
-        return self.library_prior is not None and (self.query_mode is None or self.library_prior.new_mean is not None)
+        return self.library_prior is not None and (not self.is_grown or self.library_prior.new_mean is not None)
 
     @torch.no_grad()
     def observe(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:

@@ -103,7 +103,7 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
     if config.train_decoder_norm:
         for tensor in decoder_norm(grown).values():
             tensor.requires_grad_(True)
-    grown.query_mode = config.query_mode
+    grown.query_mode, grown.is_grown = config.query_mode, True
     grown.eval()
     return grown
 

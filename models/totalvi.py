@@ -212,10 +212,8 @@ class Totalvi(Scvi):
         x_BG = batch.counts.dense(self.device)
         y_BP, measured_BP = self.proteins(batch)
         q = self.encode(x_BG, batch, noise)
-        z_BL = self.shape_latent(draw(q.mean_BL, q.variance_BL, noise))
-        log_library_B1 = q.log_library_B1
-        if q.library_variance_B1 is not None:
-            log_library_B1 = draw(log_library_B1, q.library_variance_B1, noise).clamp(max=15)
+        z_BL, log_library_B1 = self.draw_latent(q, noise)
+        z_BL = self.shape_latent(z_BL)
         p = self.decode(z_BL, log_library_B1, batch, noise=noise)
 
         genes_B = -self.log_likelihood(x_BG, p)
@@ -237,7 +235,7 @@ class Totalvi(Scvi):
         terms["elbo"] = genes_B + proteins_B + kl_B + kl_library_B + background_B
         if self.adversary is not None and self.training and self.query_mode is None:
             fool_B, classify_B = self.adversary.losses(z_BL, batch.batch, noise)
-            minimise_B = minimise_B + (1 - step.kl_weight) * (fool_B + classify_B)
+            minimise_B = minimise_B + max(0.0, 1 - step.kl_weight) * (fool_B + classify_B)
             terms |= {"adversary_fooled": fool_B.detach(), "adversary_error": classify_B.detach()}
         return Losses(minimise_B, terms)
 
@@ -270,11 +268,14 @@ class Totalvi(Scvi):
             measured_BP = torch.ones_like(batch.proteins, dtype=torch.bool)
         return torch.where(measured_BP, batch.proteins, 0.0), measured_BP
 
-    def encode(self, x_BG: Tensor, batch: Batch, noise: Noise | None = None) -> Posterior:
-        """The posterior of each cell; `noise` is used for dropout, in training mode only."""
-        codes = self.codes(batch)
+    def draw_latent(self, q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """As scVI's; a drawn log library size is 15 at most."""
+        z_BL, log_library_B1 = super().draw_latent(q, noise)
+        return z_BL, log_library_B1 if q.library_variance_B1 is None else log_library_B1.clamp(max=15)
+
+    def encoder_input(self, x_BG: Tensor, batch: Batch) -> Tensor:
+        """What encoders see of genes and proteins, and of the continuous covariates if they are encoded."""
         y_BP, _ = self.proteins(batch)
-        library_B1 = x_BG.sum(-1, keepdim=True)
         parts = [x_BG, y_BP]
         if self.config.formulation == "1.3.1":
             parts = [part / (1 + part.mean(-1, keepdim=True)) for part in parts]
@@ -282,15 +283,7 @@ class Totalvi(Scvi):
             parts = [torch.log1p(part) for part in parts]
         if self.config.encode_covariates and batch.continuous is not None:
             parts.append(batch.continuous)
-        x_BI = torch.cat(parts, -1)
-        mean_BL, variance_BL = self.encoder(x_BI, codes, noise)
-        if self.library is not None:
-            return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
-        if self.schema.size_factor is not None:
-            if batch.size_factor is None:
-                raise CategoryError(f"the model needs the size factor '{self.schema.size_factor}' of every cell")
-            library_B1 = batch.size_factor[:, None]
-        return Posterior(mean_BL, variance_BL, library_B1.log())
+        return torch.cat(parts, -1)
 
     def decode(
         self,
@@ -321,13 +314,13 @@ class Totalvi(Scvi):
             draw(back_mean_BP, back_sd_BP**2, noise).exp(),
             fore_scale_BP,
             self.mixing(h_BH, codes),
-            _of_codes(self.protein_theta, codes),
+            self.protein_theta.of(codes),
             None if self.efficiency is None else self.efficiency(codes["batch"]),
         )
         assert isinstance(self.theta, Dispersion)
         dropout_BG = None if self.dropout is None else self.dropout(h_BH, codes)
         softplus = self.schema.size_factor is not None
-        return DecodedBoth(logits_BG, log_library_B1, _of_codes(self.theta, codes), dropout_BG, softplus, proteins)
+        return DecodedBoth(logits_BG, log_library_B1, self.theta.of(codes), dropout_BG, softplus, proteins)
 
     @property
     def labels_are_fixed(self) -> bool:
@@ -344,16 +337,21 @@ class Totalvi(Scvi):
 
     @property
     def observes(self) -> bool:
-        return self.query_mode is None or self.background.mean.new is not None
+        if self.is_grown and self.background.mean.new is None:
+            return False
+        looks_for_gaps = self.adversary is not None and self.config.adversary is None and self.query_mode is None
+        return self.background.empirical or looks_for_gaps or self.library_prior is not None
 
     @torch.no_grad()
     def observe(self, batches: Iterable[Batch], total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
         """Start the background prior from the first cells of each batch, and see whether cells lack proteins.
 
-        Reads until each batch has had its `CELLS` cells, in steps that all workers take together, so the same cells
-        are taken by any number of workers; a latent library size needs all cells.
+        Reads until each batch that is started has had its `CELLS` cells, in steps that all workers take together, so
+        the same cells are taken by any number of workers; a latent library size needs all cells.
         """
         n_batches = len(self.schema.batch)
+        new = self.background.mean.new
+        first = 0 if new is None else n_batches - len(new)  # of the batches before nothing is started
         found_K5 = torch.zeros(n_batches, 5, dtype=torch.float64)  # cells, cells that lack proteins, `sums`
         library_K3 = torch.zeros(n_batches, 3, dtype=torch.float64)
         seen, enough = 0, False
@@ -364,7 +362,7 @@ class Totalvi(Scvi):
                 part_K5 = self._sampled(batch, wanted_K=found_K5[:, 0] < CELLS)
                 found_K5 += total(part_K5.to(self.device)).cpu()
                 seen += batch.n_global
-                enough = bool((found_K5[:, 0] >= CELLS).all()) or seen >= MOST_SAMPLED
+                enough = bool((found_K5[first:, 0] >= CELLS).all()) or seen >= MOST_SAMPLED
             if enough and self.library_prior is None:
                 break
         if self.background.empirical:
@@ -384,9 +382,3 @@ class Totalvi(Scvi):
         counted_K2.index_add_(0, codes_B, torch.stack([taken_B, lack_B], -1).double())
         fitted_K3 = sums(batch, len(wanted_K), wanted_K) if self.background.empirical else counted_K2.new_zeros(1, 3)
         return torch.cat([counted_K2, fitted_K3.expand(len(wanted_K), 3)], -1)
-
-
-def _of_codes(table: Dispersion, codes: Mapping[str, Tensor]) -> Tensor:
-    """log theta: (G,) if all cells share it, else (B, G)."""
-    rows: Tensor = table.rows[0] if table.covariate in ("gene", "protein") else table(codes[table.covariate])
-    return rows

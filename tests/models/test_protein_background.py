@@ -55,3 +55,16 @@ def test_only_new_batches_are_filled_after_surgery() -> None:
     torch.testing.assert_close(mean.detach(), torch.tensor([[7.0] * 3, [2.0] * 3]))
     prior.settle()
     assert prior.mean.rows.shape == (3, 3)
+
+
+def test_the_start_does_not_depend_on_the_size_of_the_steps() -> None:
+    """Steps are taken whole, so one of 1,024 cells gives more of them than one of 100."""
+    per_cell = torch.tensor([2.0, 0.16], dtype=torch.float64)
+    found = []
+    for n in (100, 256, 1024):
+        prior = BackgroundPrior(1, 3, empirical=True)
+        prior.fill(torch.cat([torch.ones(1, dtype=torch.float64), per_cell])[None] * n)
+        found.append(prior.log_sd.rows.exp())
+    torch.testing.assert_close(found[0], torch.full((1, 3), 0.04))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -206,15 +207,68 @@ def test_proteins_of_rna_alone_are_imputed() -> None:
         out.foreground_probability(model, batch, None, transform_batch=[])
 
 
+def test_what_was_found_of_the_reference_stays_when_all_weights_train() -> None:
+    """An update with all weights on known batches: the prior that was learnt is not started anew."""
+    model, batch = made({"use_observed_lib_size": False, "empirical_background": True})
+    model.observe([batch])
+    known = grow(model, model.schema, seed=0)
+    known.query_mode = None
+    assert not known.observes
+    schema = replace(model.schema, batch=model.schema.batch.extended(["d"]))
+    new = grow(model, schema, seed=0)
+    new.query_mode = None
+    assert new.observes
+    before = new.background.mean.rows.clone()
+    new.observe([replace(batch, batch=torch.full_like(batch.batch, 3))])
+    assert torch.equal(new.background.mean.rows, before)
+    assert new.background.mean.new is not None
+    assert not torch.equal(new.background.mean.new, torch.full_like(new.background.mean.new, 3.0))
+
+
+def test_reading_for_a_new_batch_ends_with_its_cells() -> None:
+    model, batch = made({"empirical_background": True}, n=120)
+    model.observe([batch])
+    new = grow(model, replace(model.schema, batch=model.schema.batch.extended(["d"])), seed=0)
+    read = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(20):
+            read.append(number)
+            yield replace(batch, batch=torch.full_like(batch.batch, 3))
+
+    new.observe(batches())
+    assert read == [0]
+
+
+def test_a_drawn_library_size_is_bounded_in_every_output() -> None:
+    model, batch = made({"use_observed_lib_size": False})
+    model.observe([batch])
+    assert model.library is not None
+    with torch.no_grad():
+        model.library.mean.bias.fill_(40.0)
+    rate = outputs.likelihood_parameters(model.eval(), batch, None)["mean"]
+    torch.testing.assert_close(rate.sum(-1).log(), torch.full((len(batch),), 15.0))
+    assert torch.equal(rate, out.denoised_genes(model, batch, None, library_size="latent"))
+
+
+def test_the_adversary_never_learns_to_be_wrong() -> None:
+    model, batch = made({"adversary": True})
+    model.observe([batch])
+    model.train()
+    found = [model.losses(batch, Step(kl_weight=w), Noise.of_step(0, 0, batch)) for w in (1.0, 1.5)]
+    terms = found[1].terms
+    plain = terms["reconstruction_genes"] + 1.5 * (
+        terms["reconstruction_proteins"] + terms["kl"] + terms["kl_background"]
+    )
+    torch.testing.assert_close(found[1].minimise, plain)
+
+
 def test_outputs_of_genes_are_those_of_scvi() -> None:
     model, batch = made()
     model.eval()
     torch.testing.assert_close(
         outputs.normalised_expression(model, batch, None), out.denoised_genes(model, batch, None)
     )
-    sample = out.protein_sample(model, batch, None, torch.Generator().manual_seed(0))
-    assert sample.shape == (60, 12)
-    assert (sample == sample.round()).all()
     noise = Noise.of_step(0, 0, batch)
     assert torch.isfinite(out.marginal_log_likelihood(model, batch, noise, 5)).all()
 
