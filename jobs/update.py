@@ -15,6 +15,7 @@ from scarcade.dataloaders.store import Store
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import UsageError
 from scarcade.engine.optim import default_epochs
+from scarcade.jobs.as_mapped import as_mapped
 from scarcade.jobs.cells import Cells
 from scarcade.jobs.embed import write_latent
 from scarcade.jobs.latent import LATENT, LatentReader
@@ -131,7 +132,9 @@ def save_as(
 
     Raises:
         UsageError: it has more latent dimensions than the cells of the reference have values.
+        CategoryError: as `as_mapped`; nothing is written.
     """
+    cells = None if cells is None else as_mapped(cells, model)
     record = dict(model.record or {})
     training = dict(record.get("training", {}))
     before = LatentReader(folder / LATENT) if folder is not None and (folder / LATENT).is_dir() else None
