@@ -16,7 +16,7 @@ from scarcade.engine.errors import InputError, PartialError, StorageError, Surro
 from scarcade.engine.folder import sweep
 from scarcade.engine.world import use_threads
 from scarcade.jobs.one_query import load_reference
-from scarcade.jobs.programs import with_programs
+from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
@@ -93,7 +93,7 @@ def map_queries(
     tasks = tasks_of(queries, batch_key=batch_key, label_keys=label_key, layer=layer)
     loaded = load_reference(reference, config.transfer, seed=config.seed)
     config = config_of(_for_model(settings, loaded.model), **direct)
-    _check_surgery(config, loaded.model)
+    _check(config, loaded.model)
     _prepare(Path(out))
     projection = None
     if loaded.latent is not None and len(loaded.latent):
@@ -120,16 +120,25 @@ def _for_model(settings: Mapping[str, Any], model: AtlasModel) -> dict[str, Any]
     given = merged(model.query_defaults(), settings)
     surgery = given.get("surgery")
     if isinstance(surgery, Mapping) and isinstance(surgery.get("model"), Mapping):
-        given["surgery"] = {**surgery, "model": with_programs(surgery["model"], model.schema.genes)}
+        own = own_settings(type(model), surgery["model"], model.schema.genes, "surgery.model")
+        given["surgery"] = {**surgery, "model": own}
     return given
 
 
-def _check_surgery(config: MapConfig, model: AtlasModel) -> None:
+def _check(config: MapConfig, model: AtlasModel) -> None:
     """Refuse what no query could have, before any is read.
 
     Raises:
-        UsageError: the model learns nothing from labels, or cannot add what `surgery.model` asks for.
+        UsageError: the model learns nothing from labels, or is not to, and settings are about them; it cannot add what
+            `surgery.model` asks for.
     """
+    if config.data.edit_labels:
+        raise UsageError("--data.edit-labels: is for training; in a mapping it is --transfer.edit")
+    if config.data.samples_per_label is not None and not config.surgery.use_labels:
+        raise UsageError(
+            f"--data.samples-per-label {config.data.samples_per_label}: no label of a query is learnt without "
+            "--surgery.use-labels; leave it out"
+        )
     if config.surgery.use_labels and not model.labelled_beside:
         raise UsageError(f"--surgery.use-labels: {model.name} learns nothing from labels; leave it out")
     if config.surgery.model:

@@ -14,7 +14,7 @@ from scarcade.engine.config import Section, checked, merged
 from scarcade.engine.errors import UsageError
 from scarcade.engine.launch import Scale
 from scarcade.engine.optim import OptimConfig, default_epochs
-from scarcade.jobs.programs import with_programs
+from scarcade.jobs.own_settings import check_labelled, own_settings
 from scarcade.jobs.update import Weights, training_defaults
 from scarcade.models import MODELS
 from scarcade.models.model import AtlasModel
@@ -80,11 +80,12 @@ def resolved(
             "--data.edit-labels (a part of --recipe transfer): is for --model scanvi with --init-from MODEL, in whose "
             "latent neighbours are sought"
         )
+    check_labelled(config.data, kind)
     if config.init_from is not None:
         architecture = _shared_with(config.init_from, kind, architecture)
     if "programs" in architecture and "programs" not in kind.Config.model_fields:
         raise UsageError(f"--programs: {name} has no gene programs (--model expimap has)")
-    architecture = with_programs(architecture, store.schema.genes)
+    architecture = own_settings(kind, architecture, store.schema.genes, "model")
     try:
         own = checked(kind.Config, architecture)
     except UsageError as error:
@@ -138,8 +139,18 @@ def _updated(
         given = merged(defaults, given)
     surgery = dict(given.get("surgery", {}))
     if isinstance(surgery.get("model"), Mapping):
-        surgery["model"] = with_programs(surgery["model"], reference.schema.genes)
-    return checked(TrainConfig, {**given, "surgery": surgery, "name": reference.name, "seed": seed, "model": own})
+        surgery["model"] = own_settings(type(reference), surgery["model"], reference.schema.genes, "surgery.model")
+    config = checked(TrainConfig, {**given, "surgery": surgery, "name": reference.name, "seed": seed, "model": own})
+    check_labelled(config.data, type(reference))
+    if weights == "all":
+        for field in ("query_mode", "train_decoder_norm"):
+            value = getattr(config.surgery, field)
+            if value != SurgeryConfig.model_fields[field].default:  # the default stands in the run's own config.toml
+                raise UsageError(
+                    f"--surgery.{field.replace('_', '-')} {value}: is for --update-weights surgery; with all, all "
+                    "weights train, as in a training from the start"
+                )
+    return config
 
 
 def _shared_with(init_from: str, kind: type[AtlasModel], architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 
 from scarcade.dataloaders.store import Store
 from scarcade.jobs.train import train
+from scarcade.models import MODELS
 from tests.every_model import EVERY, made_store, settings_of
 from tests.faults.training import Training
 from tests.jobs.test_update import new_cells, new_store
@@ -31,7 +32,8 @@ def settings(name: str, store: Store) -> dict[str, Any]:
     """Schedules that are under way all the time, and checkpoints that are not where the kill is."""
     raw = settings_of(name, store.schema, epochs=EPOCHS, kl_epochs=4, plateau=True, plateau_patience=0, lr=0.01)
     raw["checkpoint"] = {"every_steps": 4, "every_seconds": None}
-    raw["data"]["samples_per_label"] = 15  # for models that read labelled cells
+    if MODELS[name].labelled_beside:
+        raw["data"]["samples_per_label"] = 15
     return raw
 
 

@@ -231,6 +231,12 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
         map_queries(atlas.model, atlas.query, tmp_path / "out", optim={"lr": -1})
     with pytest.raises(UsageError, match="nonsense"):
         map_queries(atlas.model, atlas.query, tmp_path / "out", nonsense={"lr": 1})
+    with pytest.raises(UsageError, match=r"--data\.edit-labels: .*--transfer\.edit"):
+        map_queries(atlas.model, atlas.query, tmp_path / "out", data={"edit_labels": True})
+    with pytest.raises(UsageError, match=r"--data\.samples-per-label 9: .*--surgery\.use-labels"):
+        map_queries(atlas.model, atlas.query, tmp_path / "out", data={"samples_per_label": 9})
+    with pytest.raises(UsageError, match=r"--surgery\.model\.min-program-genes 3: .*scvi has none"):
+        map_queries(atlas.model, atlas.query, tmp_path / "out", surgery={"model": {"min_program_genes": 3}})
     with pytest.raises(OpenError):
         map_queries(tmp_path / "none", atlas.query, tmp_path / "out")
     with pytest.raises(OpenError):

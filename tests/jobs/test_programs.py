@@ -13,6 +13,7 @@ from scarcade.engine.errors import GenesError, UsageError
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.programs import enrichment, program_genes, program_table, with_programs
 from scarcade.jobs.train import train
+from scarcade.jobs.train_config import resolved
 from scarcade.jobs.trained import load
 from scarcade.models.expimap import Expimap
 from scarcade.models.saved import read, read_delta
@@ -149,6 +150,18 @@ def test_programs_as_settings(store: Store, gmt: Path) -> None:
         with_programs({"programs": [gmt], "min_program_genes": 100}, genes)
     with pytest.raises(UsageError, match="whole number"):
         with_programs({"programs": [gmt], "min_program_genes": "few"}, genes)
+
+
+def test_sizes_of_programs_are_refused_where_no_file_is_read(store: Store, gmt: Path) -> None:
+    genes = store.schema.genes
+    for name, model, said in (
+        ("scvi", {}, r"--model\.min-program-genes 2: .* scvi has none"),
+        ("expimap", {"programs": {"p": list(genes[:5])}}, r"--model\.min-program-genes 2: .*no \.gmt file is given"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            resolved({"model": {**model, "min_program_genes": 2}}, name=name, store=store)
+    of_file = resolved({"model": {"programs": [str(gmt)], "min_program_genes": 2}}, name="expimap", store=store)
+    assert len(of_file.model["programs"]) == 4
 
 
 def test_expimap_without_programs_says_what_it_wants(store: Store, tmp_path: Path, atlas: Atlas) -> None:

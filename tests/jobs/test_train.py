@@ -84,6 +84,11 @@ def test_other_settings_are_refused_and_named(store: Store, tmp_path: Path) -> N
     trained(store, tmp_path / "run", settings={**SMALL, "scale": {"threads": 2}})  # how fast is free
 
 
+def test_how_labelled_cells_are_dealt_is_refused_by_a_model_that_reads_none(store: Store) -> None:
+    with pytest.raises(UsageError, match=r"--data\.samples-per-label 9: scvi learns nothing from labels"):
+        resolved({"data": {"samples_per_label": 9}}, store=store)
+
+
 def test_a_run_of_an_older_version_goes_on_without_the_settings_that_it_did_not_know(
     store: Store, tmp_path: Path
 ) -> None:

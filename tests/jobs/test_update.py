@@ -179,6 +179,18 @@ def test_what_cannot_be_updated_is_refused(store: Store, references: Callable[[s
         ({"settings": {"model": {"n_latent": 7}}}, UsageError, "--model.n-latent 7"),
         ({"update_weights": "some"}, UsageError, "update_weights"),
         ({"settings": {"data": {"edit_labels": True}}}, UsageError, "--data.edit-labels"),
+        (
+            {"settings": {"data": {"samples_per_label": 9}}},
+            UsageError,
+            "--data.samples-per-label 9: scvi learns nothing",
+        ),
+        ({"settings": {"surgery": {"model": {"min_program_genes": 3}}}}, UsageError, "surgery.model.*scvi has none"),
+        ({"settings": {"surgery": {"query_mode": "train"}}, "update_weights": "all"}, UsageError, "query-mode train"),
+        (
+            {"settings": {"surgery": {"train_decoder_norm": True}}, "update_weights": "all"},
+            UsageError,
+            "--surgery.train-decoder-norm True: is for --update-weights surgery",
+        ),
     ):
         with pytest.raises(error, match=said):
             updated(data, reference, tmp_path / "run", **arguments)
@@ -187,6 +199,22 @@ def test_what_cannot_be_updated_is_refused(store: Store, references: Callable[[s
     assert updated(few, reference, tmp_path / "run", min_genes=0.3).is_dir()
     with pytest.raises(UsageError, match="--update MODEL"):
         train(store, out=tmp_path / "other", update_weights="all")
+
+
+def test_the_driver_reads_the_reference_once_and_the_worker_again(
+    store: Store, references: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def counting(path: Any) -> Any:
+        reads.append(str(path))
+        return read(path)
+
+    for module in ("train", "train_config", "train_work", "update"):
+        monkeypatch.setattr(f"scarcade.jobs.{module}.read", counting)
+    reference = references("scvi")
+    updated(new_store(new_cells(store, "new"), tmp_path / "new.zarr"), reference, tmp_path / "run", epochs=1)
+    assert reads == [str(reference)] * 2
 
 
 def test_the_same_command_again_is_done_and_another_reference_is_not(
