@@ -1,16 +1,16 @@
 """Quality on real data beside the originals: labels of mapped queries, predicted responses, imputed proteins.
 
-    python -m benchmarks.quality --splits FOLDER --gmt FILE --work EMPTY [--baseline FILE] [--seeds 0 1 2]
+    python -m benchmarks.quality --splits FOLDER --gmt FILE --work EMPTY [--seeds 0 1 2]
         [--tasks labels] [--only mixology] [--methods "scarcade trvae"] [--peer-python PYTHON]
 
 Each task is a module of this folder with ``rows(options, have, keep)``, which measures what `have` does not hold yet
-and gives each row to `keep`, and ``table(rows, baseline)``, Markdown. Rows that ``benchmarks/results/quality.json``
-already holds are kept, so the long table can be made in parts. `--baseline` is a JSON of the originals' numbers.
+and gives each row to `keep`, and ``table(rows)``, Markdown. Rows that ``benchmarks/results/quality.json`` already holds
+are kept, so the long table can be made in parts. Rows with "source": "baseline" are of runs of the originals from
+before this project, with the same cells and settings; nothing here measures them anew.
 """
 
 import argparse
 import importlib
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -21,11 +21,6 @@ TASKS = {"labels": "quality_labels", "kang": "quality_kang", "cite": "quality_ci
 Row = dict[str, Any]
 Key = tuple[str, str, str, int]
 """task, split, method, seed"""
-
-
-def there(task: str) -> bool:
-    """Whether the module of a task is in this folder."""
-    return importlib.util.find_spec(f"benchmarks.{TASKS[task]}") is not None
 
 
 def module(task: str) -> Any:
@@ -59,9 +54,8 @@ def main() -> None:
     parser.add_argument("--splits", type=Path, help="labels: folder with NAME_hvg.h5ad (obs: batch, lab, query)")
     parser.add_argument("--data", type=Path, help="kang, cite: folder with kang_ifnb_full.h5ad, cite_pbmc10k_5k.h5ad")
     parser.add_argument("--gmt", type=Path, help="expimap: file of gene programs (Reactome)")
-    parser.add_argument("--baseline", type=Path, help="JSON of the originals' numbers, printed beside ours")
     parser.add_argument("--peer-python", type=Path, help="an interpreter that has scvi-tools 1.4.2")
-    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=[task for task in TASKS if there(task)])
+    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--only", nargs="+", help="these splits alone")
     parser.add_argument("--methods", nargs="+", help="these methods alone, as they stand in the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -72,9 +66,8 @@ def main() -> None:
         options.work.mkdir(parents=True, exist_ok=True)
         for task in options.tasks:
             module(task).rows(options, {key(row) for row in read()}, keep)
-    baseline = json.loads(options.baseline.read_text()) if options.baseline else {}
     for task in options.tasks:
-        print(module(task).table([row for row in read() if row["task"].startswith(task)], baseline), end="\n\n")
+        print(module(task).table([row for row in read() if row["task"] == task]), end="\n\n")
 
 
 if __name__ == "__main__":

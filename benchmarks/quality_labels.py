@@ -1,12 +1,16 @@
 """Label transfer by every model on the baseline's splits: a reference, a query mapped onto it, its labels guessed.
 
 The same cells, genes, epochs and settings as the originals had, and one classifier for all: scikit-learn's
-KNeighborsClassifier weighted by distance on the latent means; for scanvi its own classifier too. "map" is what
-`scarcade map` itself predicts. Everything goes through the functions behind `scarcade ingest`, `train` and `map`.
+KNeighborsClassifier weighted by distance on the latent means; for scanvi its own classifier too. "edit" leaves out
+reference cells that their neighbours contradict. "map" is what `scarcade map` itself predicts (50 neighbours, gaussian
+weights), "map_edit" the same with `--transfer.edit`. Everything goes through the functions behind `scarcade ingest`,
+`train` and `map`.
 """
 
 import argparse
 import json
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -16,34 +20,16 @@ from typing import Any
 
 import numpy as np
 
+Row = dict[str, Any]
 TASK = "labels"
 EPOCHS = {"mixology": 100, "pbmc": 80, "pbmc_clean": 80}
 PEERS = PEER, PEER_SCANVI = "scvi-tools SCVI", "scvi-tools SCANVI"
-CLASSIFIERS = {
-    "k15": "15 neighbours",
-    "k50": "50 neighbours",
-    "k200": "200 neighbours",
-    "edit15": "15 neighbours, without reference cells that their neighbours contradict",
-    "edit50": "50 neighbours, without those",
-    "map": "`scarcade map`: 50 neighbours, gaussian weights",
-    "own": "the model's own",
-}
+CLASSIFIERS = ("k15", "k50", "k200", "edit15", "edit50", "map", "map_edit", "own")
 COLUMNS = tuple(f"{score}_{name}" for name in ("k15", "k50", "own") for score in ("accuracy", "macro_f1"))
 NUMBERS = ("query_reconstruction", "query_elbo", "reference_cpu_s", "query_cpu_s")
-OF_BASELINE = {
-    "accuracy_k15": "acc_k15",
-    "accuracy_k50": "acc_k50",
-    "macro_f1_k15": "macroF1_k15",
-    "macro_f1_k50": "macroF1_k50",
-    "accuracy_own": "own_acc",
-    "macro_f1_own": "own_macroF1",
-    "query_reconstruction": "query_recon",
-    "query_elbo": "query_elbo",
-    "reference_cpu_s": "ref_cpu_s",
-    "query_cpu_s": "query_cpu_s",
-}
-EVEN, EDITED = "scarcade scvi, even batches", "scarcade scanvi, edited labels"
-"""Recipes of our own: batches met equally often, and labels that the neighbours contradict not learnt."""
+HARMONY = "Harmony"
+"""It sees the query while it integrates, so it is nobody's original."""
+TRANSFER_SCVI, TRANSFER_SCANVI = "scarcade scvi, --recipe transfer", "scarcade scanvi, --recipe transfer"
 SCVI = {
     "n_layers": 2,
     "use_layer_norm": "both",
@@ -56,38 +42,33 @@ SCVI = {
 
 @dataclass(frozen=True)
 class Method:
-    """A model, its settings as the originals were run, and the original's name in the baseline."""
+    """A model, its settings as the original was run, and the original's name in the table."""
 
     model: str
     original: str | None
-    train: Mapping[str, Any]  # settings of `sca.train`
+    train: Mapping[str, Any] = field(default_factory=dict)  # settings of `sca.train`
     query: Mapping[str, Any] = field(default_factory=dict)  # sections of `sca.map_queries`
     start: str | None = None  # the method whose model this one starts from
     epochs: Mapping[str, int] = field(default_factory=dict)  # of the reference on a split; default: the split's
     query_epochs: Mapping[str, int] = field(default_factory=dict)  # of the query; default: the split's
     programs: bool = False  # gene programs, and only the genes in one of them
+    recipe: str | None = None
 
 
 METHODS = {
     "scarcade scvi": Method("scvi", PEER, {"model": SCVI}),
-    EVEN: Method("scvi", None, {"model": SCVI, "data": {"stratify": True}}),
+    TRANSFER_SCVI: Method("scvi", None, recipe="transfer"),
     "scarcade scanvi": Method(
         "scanvi",
-        "SCANVI",
+        PEER_SCANVI,
         {"data": {"samples_per_label": 100}},
         start="scarcade scvi",
         epochs=dict.fromkeys(EPOCHS, 20),
     ),
-    EDITED: Method(
-        "scanvi",
-        None,
-        {"data": {"samples_per_label": 100, "stratify": True, "edit_labels": True}},
-        start=EVEN,
-        epochs=dict.fromkeys(EPOCHS, 20),
-    ),
+    TRANSFER_SCANVI: Method("scanvi", None, start=TRANSFER_SCVI, epochs=dict.fromkeys(EPOCHS, 20), recipe="transfer"),
     "scarcade trvae": Method(
         "trvae",
-        "trVAE",
+        "scArches trVAE",
         {"model": {"hidden_layer_sizes": (128, 128)}, "optim": {"kl_epochs": 200.0}},
         {"optim": {"kl_epochs": 200.0}},
         epochs={"pbmc_clean": 49},  # where the original's early stopping ended, as below
@@ -95,7 +76,7 @@ METHODS = {
     ),
     "scarcade expimap": Method(
         "expimap",
-        "expiMap",
+        "scArches expiMap",
         {
             "model": {"hidden_layer_sizes": (256, 256, 256), "min_program_genes": 12, "alpha": 0.7},
             "optim": {"kl_max": 0.5, "kl_epochs": 100.0},
@@ -106,7 +87,7 @@ METHODS = {
     ),
     "scarcade scgen": Method(
         "scgen",
-        "scGen",
+        "scArches scGen",
         {"model": {"hidden_layer_sizes": (256, 128)}, "optim": {"early_stopping": False}, "data": {"batch_size": 32}},
         epochs=dict.fromkeys(EPOCHS, 50),
     ),
@@ -131,7 +112,7 @@ class Split:
         return (chosen if genes is None else chosen[:, genes]).copy()
 
     def folder(self, method: str) -> Path:
-        return self.work / f"{self.name}-{self.seed}-{method.replace(',', '').replace(' ', '-')}"
+        return self.work / f"{self.name}-{self.seed}-{re.sub('[^a-z0-9]+', '-', method.lower())}"
 
     def genes(self, method: Method) -> list[str] | None:
         """The genes that are in a program, of a method with programs; None: all."""
@@ -148,12 +129,16 @@ class Split:
 
 
 def trained(split: Split, name: str) -> tuple[Path, float]:
-    """Folder of the reference's model by a method, and the CPU seconds of its training (0: it was there)."""
+    """Folder of the reference's model by a method, and CPU seconds of its training with that of what it starts from."""
     import scarcade as sca
 
     method = METHODS[name]
-    start = None if method.start is None else trained(split, method.start)[0]
+    start, before_s = (None, 0.0) if method.start is None else trained(split, method.start)
     folder = split.folder(name)
+    took = folder / "cpu_s"
+    if took.exists():
+        return folder / "model", before_s + float(took.read_text())
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run took is not known
     genes = split.genes(method)
     store = split.work / f"{split.name}-{split.seed}{'-programs' if method.programs else ''}.zarr"
     if not store.exists():
@@ -165,6 +150,7 @@ def trained(split: Split, name: str) -> tuple[Path, float]:
         store,
         model=method.model,
         out=folder,
+        recipe=method.recipe,
         init_from=start,
         programs=[split.gmt] if method.programs and split.gmt else None,
         epochs=method.epochs.get(split.name, EPOCHS[split.name]),
@@ -174,7 +160,8 @@ def trained(split: Split, name: str) -> tuple[Path, float]:
         settings=method.train,
         progress=lambda line: None,
     )
-    return folder / "model", time.process_time() - began
+    took.write_text(str(time.process_time() - began))
+    return folder / "model", before_s + float(took.read_text())
 
 
 def measured(split: Split, name: str) -> dict[str, Any]:
@@ -222,9 +209,21 @@ def measured(split: Split, name: str) -> dict[str, Any]:
     for classifier, predicted in guesses(latent, known, mapped, split.seed).items():
         row |= scores(classifier, truth, predicted)
     row |= scores("map", truth, result.obs["lab_pred"].astype(str).to_numpy())
+    if method.model != "scgen":
+        row |= scores("map_edit", truth, edited(model, result.obsm[reference.model.obsm_key], split.seed))
     if method.model == "scanvi":
         row |= scores("own", truth, result.obs["lab_scanvi"].astype(str).to_numpy())
     return row
+
+
+def edited(model: Path, mapped: np.ndarray, seed: int) -> np.ndarray:
+    """What `scarcade map` predicts with `--transfer.edit` for query cells whose latent is `mapped`."""
+    from scarcade.jobs.one_query import TransferConfig, load_reference
+
+    transfer = load_reference(model, TransferConfig(edit=True), seed=seed).transfer
+    assert transfer is not None
+    (prediction,) = transfer.predict(mapped)
+    return np.array(prediction.column.values)[prediction.codes]
 
 
 def known_latent(split: Split, method: Method, reference: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -290,73 +289,59 @@ def rows(
                 keep({"task": TASK, "split": name, "method": method, **row, "seed": seed})
 
 
-def table(rows: list[dict[str, Any]], baseline: Mapping[str, Any]) -> str:
+def table(rows: list[Row]) -> str:
     """Means over seeds, each of ours below its original; then the differences, and ours by classifier."""
-    of_baseline = [original(row) for row in baseline.get("quality", ())]
     lines = [
         f"| split | method | seeds | {' | '.join(c.replace('macro_f1', 'F1') for c in COLUMNS + NUMBERS)} |",
         "|" + "---|" * (3 + len(COLUMNS + NUMBERS)),
     ]
+    methods = [name for ours, method in METHODS.items() for name in (method.original, ours) if name]
     for split in EPOCHS:
-        for name, method in METHODS.items():
-            for label, found in pairs(split, name, method, rows, of_baseline):
+        for name in (HARMONY, *methods):
+            found = of(rows, split, name)
+            if found:
                 cells = [mean(found, c, ".3f") for c in COLUMNS] + [mean(found, c, ".1f") for c in NUMBERS]
-                lines.append(f"| {split} | {label} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *differences(rows, of_baseline), "", *by_classifier(rows)])
+                lines.append(f"| {split} | {name} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *differences(rows), "", *by_classifier(rows)])
 
 
-def original(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the baseline, by our names."""
-    found = {ours: row[theirs] for ours, theirs in OF_BASELINE.items() if theirs in row}
-    return {"split": row["dataset"], "method": row["method"], "seed": row["seed"], **found}
+def of(rows: list[Row], split: str, method: str | None) -> list[Row]:
+    return [row for row in rows if (row["split"], row["method"]) == (split, method)]
 
 
-def pairs(
-    split: str, name: str, method: Method, rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(label, rows) of the original and of ours on a split, where there are any."""
-    names = {method.original, f"scvi-tools {method.original}"}
-    of_seed = {r["seed"]: r for r in of_baseline + rows if r["split"] == split and r["method"] in names}
-    theirs = list(of_seed.values())  # measured here, else as in the baseline
-    ours = [r for r in rows if r["split"] == split and r["method"] == name]
-    label = method.original if method.original == PEER else f"original {method.original}"
-    return [(text, found) for text, found in ((label, theirs), (name, ours)) if found]
-
-
-def mean(found: list[dict[str, Any]], column: str, form: str) -> str:
+def mean(found: list[Row], column: str, form: str) -> str:
     values = [row[column] for row in found if column in row]
     return format(float(np.mean(values)), form) if values else ""
 
 
-def differences(rows: list[dict[str, Any]], of_baseline: list[dict[str, Any]]) -> list[str]:
+def differences(rows: list[Row]) -> list[str]:
     """Ours minus the original in points: means over seeds of each split, averaged over the splits that both have."""
     lines = ["| ours - original, points | " + " | ".join(COLUMNS) + " | splits |", "|" + "---|" * (2 + len(COLUMNS))]
     for name, method in METHODS.items():
-        both = [dict(pairs(split, name, method, rows, of_baseline)) for split in EPOCHS]
-        both = [found for found in both if len(found) == 2]
-        if method.original is None or not both:
+        both = [(of(rows, split, method.original), of(rows, split, name)) for split in EPOCHS]
+        both = [(theirs, ours) for theirs, ours in both if theirs and ours]
+        if not both:
             continue
         cells = []
         for column in COLUMNS:
-            gaps = []
-            for found in both:
-                theirs, ours = found.values()
-                if all(column in r for r in theirs) and all(column in r for r in ours):
-                    gaps.append(np.mean([r[column] for r in ours]) - np.mean([r[column] for r in theirs]))
+            gaps = [
+                np.mean([r[column] for r in ours]) - np.mean([r[column] for r in theirs])
+                for theirs, ours in both
+                if all(column in r for r in theirs + ours)
+            ]
             cells.append(f"{100 * np.mean(gaps):+.1f}" if gaps else "")
         lines.append(f"| {name} | {' | '.join(cells)} | {len(both)} |")
     return lines
 
 
-def by_classifier(rows: list[dict[str, Any]]) -> list[str]:
+def by_classifier(rows: list[Row]) -> list[str]:
     """Accuracy / F1 of each method of ours with each classifier: means over seeds, averaged over the splits."""
     lines = [
         "| accuracy / F1 | " + " | ".join(CLASSIFIERS) + " | splits, seeds |",
         "|" + "---|" * (2 + len(CLASSIFIERS)),
     ]
     for name in METHODS:
-        found = [[r for r in rows if r["split"] == split and r["method"] == name] for split in EPOCHS]
-        found = [of_split for of_split in found if of_split]
+        found = [of_split for split in EPOCHS if (of_split := of(rows, split, name))]
         cells = []
         for classifier in CLASSIFIERS:
             both = [

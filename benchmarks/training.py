@@ -4,21 +4,22 @@
 
 The originals are scvi-tools 1.4.2 and, for trVAE, expiMap and scGen, scArches 0.6.1; they run in an environment of
 their own (``pip install --no-deps scArches==0.6.1`` beside scvi-tools) and have their data in memory; ours are
-streamed from the store. Architecture, batch size, likelihood and number of threads are the same: the original's
-defaults. All count the cells that are trained on, leave out the first epoch, and run no validation in between.
-scGen's original takes time in proportion to all cells for each batch, so only its first batches are timed. Rounds
-are interleaved, and the median is taken.
+streamed from the store. Architecture, batch size, likelihood, number of threads and the way that cells are drawn
+(trVAE and expiMap: batches equally often) are the same: the original's defaults. All count the cells that are trained
+on, leave out the first epoch, and run no validation in between. scGen's original takes time in proportion to all cells
+for each batch, so only its first batches are timed. Rounds are interleaved, and the median is taken. Results are
+written where the originals ran (or with `--out`); rows of models that are not measured now are kept.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of the original; ours are trained for twice as many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default, with --peer-python: benchmarks/results/training.json")
     options = parser.parse_args()
     store, h5ad, programs = make(options.data, options.cells)
     tasks = [task for task in TASKS if not options.models or task.model in options.models]
@@ -122,7 +123,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for task in tasks:
         ours, theirs = (medians(found.get((task, who), [])) for who in ("scarcade", task.original))
-        rows.append({**asdict(task), "ours": ours, "theirs": theirs})
+        rows.append(
+            {**asdict(task), "rounds": options.rounds, "epochs": options.epochs, "ours": ours, "theirs": theirs}
+        )
         if theirs:
             rows[-1]["times"] = round(ours["cells_per_s"] / theirs["cells_per_s"], 2)
             rows[-1]["times_per_cpu_s"] = round(ours["cells_per_cpu_s"] / theirs["cells_per_cpu_s"], 2)
@@ -130,11 +133,19 @@ def main() -> None:
         numbers += [str(rows[-1].get("times", "")), str(rows[-1].get("times_per_cpu_s", ""))]
         peak = f"{ours['peak_mb']:,.0f}" + (f", {theirs['peak_mb']:,.0f}" if theirs else "")
         print(f"| {task.model} | {task.likelihood} | {task.batch} | " + " | ".join([*numbers, peak]) + " |", flush=True)
+    out = options.out or (RESULTS if options.peer_python else None)
+    if out is None:
+        return
     about = {"cells": options.cells, "genes": GENES, "proteins": PROTEINS, "labels": LABELS, "programs": PROGRAMS}
-    about |= {"threads": options.threads, "epochs": options.epochs, "rounds": options.rounds}
-    about |= {"machine": platform.processor(), "cores": os.cpu_count()}
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    about |= {"threads": options.threads, "cores": os.cpu_count()}
+    before = json.loads(out.read_text())["rows"] if out.exists() else []
+    measured = {task_of(row): row for row in before + rows}
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({**about, "rows": list(measured.values())}, indent=1) + "\n")
+
+
+def task_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[part.name] for part in fields(Task))
 
 
 if __name__ == "__main__":

@@ -48,17 +48,13 @@ def main() -> None:
         query.obs["known"], query.obs["lab"] = query.obs["lab"].astype(str), "unknown"
     trained = time.process_time()
     latent = model.get_latent_representation(reference)
-    reference_elbo = float(model.get_elbo(reference))
     mapped_from = time.process_time()
     surgery = kind.load_query_data(query, model)
-    initial_elbo = float(surgery.get_elbo(query))
     surgery.train(
         max_epochs=options.epochs, batch_size=128, plan_kwargs={"weight_decay": 0.0}, accelerator="cpu", **quiet
     )
     row = {
         "seed": options.seed,
-        "reference_elbo": reference_elbo,
-        "query_initial_elbo": initial_elbo,
         "query_elbo": float(surgery.get_elbo(query)),
         "query_reconstruction": float(surgery.get_reconstruction_error(query)["reconstruction_loss"]),
         "reference_cpu_s": trained - begin,

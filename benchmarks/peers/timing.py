@@ -26,12 +26,12 @@ class Timer:
     def end(self) -> None:
         self.ends.append((time.perf_counter(), cpu()))
 
-    def result(self, cells: int, last: float) -> dict[str, float]:
+    def result(self, cells: int) -> dict[str, float]:
         """Of epochs of `cells` cells; the first (compilation, first touch of memory) is left out."""
         wall, used = (self.ends[-1][i] - self.ends[0][i] for i in (0, 1))
         seen = cells * (len(self.ends) - 1)
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"cells_per_s": seen / wall, "cells_per_cpu_s": seen / used, "peak_mb": rss, "last": last}
+        return {"cells_per_s": seen / wall, "cells_per_cpu_s": seen / used, "peak_mb": rss}
 
 
 def programs(path: str) -> dict[str, list[str]]:

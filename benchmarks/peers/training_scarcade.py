@@ -9,6 +9,7 @@ from timing import Timer, answer, programs
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import open_store
+from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.contracts import Loader
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
@@ -27,17 +28,20 @@ def train(name: str, options: argparse.Namespace) -> dict[str, float]:
     if name == "expimap":
         settings["programs"] = programs(options.programs)
     config = LoaderConfig(batch_size=options.batch)
+    defaults = kind.training_defaults(store.n_cells)
     cells = stream(store, "train", config, seed=0)
+    if defaults.get("data", {}).get("stratify"):  # as the original draws them, too
+        cells = stratified(cells, seed=0)
     loader: Loader = with_labelled(cells, config, seed=0) if kind.labelled_beside else cells
     timer = Timer()
-    result = fit(
+    fit(
         kind(kind.Config(**settings), store.schema, seed=0),
         loader,
         None,
-        OptimConfig(**{**kind.training_defaults(store.n_cells).get("optim", {}), "epochs": options.epochs}),
+        OptimConfig(**{**defaults.get("optim", {}), "epochs": options.epochs}),
         progress=lambda line: timer.end() if line["of"] == "epoch" else None,
     )
-    return timer.result(loader.n_cells, result.history[-1]["train/elbo"])
+    return timer.result(loader.n_cells)
 
 
 if __name__ == "__main__":

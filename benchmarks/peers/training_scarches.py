@@ -11,6 +11,7 @@ import io
 import sys
 import warnings
 from functools import partial
+from itertools import count
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -82,7 +83,7 @@ def of_trainer(name: str, options: argparse.Namespace) -> dict[str, float]:
         monitor=False,
         **extra,
     )
-    return timer.result(data.n_obs, float(model.trainer.logs["epoch_unweighted_loss"][-1]))
+    return timer.result(data.n_obs)
 
 
 class Enough(Exception):
@@ -99,13 +100,12 @@ def scgen(options: argparse.Namespace) -> dict[str, float]:
     sc.pp.normalize_total(data, target_sum=1e4)
     sc.pp.log1p(data)
     model = Scgen(data).model
-    timer, losses = Timer(), []
+    timer, steps = Timer(), count(1)
     step = torch.optim.Adam.step
 
     def timed(*arguments: Any, **options_: Any) -> Any:
         result = step(*arguments, **options_)
-        losses.append(0.0)
-        if len(losses) % SCGEN_BATCHES == 0:
+        if next(steps) % SCGEN_BATCHES == 0:
             timer.end()
             if len(timer.ends) == options.epochs:
                 raise Enough
@@ -115,7 +115,7 @@ def scgen(options: argparse.Namespace) -> dict[str, float]:
     with contextlib.suppress(Enough):
         # the class beside it, scgen.train, hands its batch size on as the fraction of cells to train on
         vaeArithTrainer(model, data, batch_size=options.batch, monitor=False).train(n_epochs=1)
-    return timer.result(SCGEN_BATCHES * options.batch, float("nan"))
+    return timer.result(SCGEN_BATCHES * options.batch)
 
 
 if __name__ == "__main__":
