@@ -20,10 +20,14 @@ BUCKET_BYTES = 25 << 20
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The running mean and variance of every batch norm in `model`, torch's own or not; empty if it has none."""
+    """The running mean and variance of every batch norm in `model` that moves them, torch's own or not.
+
+    One with momentum 0 is frozen (surgery): a weighted sum over workers would change the last bits of a reference.
+    """
     return [
         buffer
         for module in model.modules()
+        if getattr(module, "momentum", None) != 0.0
         for name in ("running_mean", "running_var")
         if isinstance(buffer := getattr(module, name, None), Tensor)
     ]

@@ -51,6 +51,7 @@ def everything(world: World, folder: str) -> dict[str, Any]:
         "plain": trained(world, None, None, False),
         **{name: resumed(world, f"{folder}/{name}", name == "batch_norm") for name in ("layer_norm", "batch_norm")},
         "poisoned": poisoned(world),
+        "frozen": frozen(world),
         "summed": [summed(world, size) for size in (1, 100, 25 << 20)],
     }
 
@@ -71,6 +72,21 @@ def collectives(world: World) -> bool:
     world.from_first([tensor])
     world.barrier()
     return bool((tensor == 5).all()) and world.shard.size == world.size
+
+
+def frozen(world: World) -> bool:
+    """Whether running statistics that nothing may move are the same after the sum over workers, bit for bit."""
+    model = ToyModel(batch_norm=True)
+    norm = model.norm
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    norm.momentum = 0.0
+    norm.running_mean.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    before = norm.running_mean.clone()
+    gradients = GradientSum(model, world, 1)
+    norm(torch.randn(4, 16)).sum().backward()
+    gradients.finish(torch.zeros(1), (1, 3, 7)[world.rank] / (4, 11)[world.size - 2])
+    return torch.equal(norm.running_mean, before)
 
 
 def poisoned(world: World) -> tuple[str, str]:
@@ -131,6 +147,10 @@ def test_any_number_of_workers_sees_the_same_batches_and_losses(many: list[dict[
     for line, expected in zip(runs[0]["history"], alone["history"], strict=True):
         for name in [k for k in expected if "/" in k]:
             assert line[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+def test_frozen_statistics_of_a_reference_stay_bit_for_bit(many: list[dict[str, Any]]) -> None:
+    assert all(run["frozen"] for run in many)
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "batch_norm"])
