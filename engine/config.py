@@ -62,8 +62,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from error
 
 
-def checked(kind: type[S], raw: Mapping[str, Any]) -> S:
-    """`raw` as a configuration of type `kind`.
+def checked(kind: type[S], raw: Mapping[str, Any], *, prefix: str = "") -> S:
+    """`raw` as a configuration of type `kind`; `prefix` ("model.") goes before the names of fields in messages.
 
     Raises:
         UsageError: one line for each field that is unknown or has a value that it cannot have.
@@ -73,7 +73,7 @@ def checked(kind: type[S], raw: Mapping[str, Any]) -> S:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
-            where = ".".join(str(part) for part in problem["loc"])
+            where = prefix + ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 lines.append(f"--{where}: there is no such setting")
             else:

@@ -44,6 +44,11 @@ def test_a_wrong_field_is_named(overrides: dict[str, object], message: str) -> N
         checked(_Job, nested(overrides))
 
 
+def test_a_section_within_a_larger_one_is_named_and_values_are_left_alone() -> None:
+    with pytest.raises(UsageError, match=r"^--model\.optim\.lr: .*given: 'a--b'"):
+        checked(_Job, {"optim": {"lr": "a--b"}}, prefix="model.")
+
+
 def test_a_value_has_no_fields() -> None:
     with pytest.raises(UsageError, match="'seed' is a value"):
         nested({"seed": 1, "seed.x": 2})
