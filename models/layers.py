@@ -133,10 +133,13 @@ class ConditionalLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n_out))
         self.sizes = dict(sizes)
         self.conditions = nn.ModuleDict({c: ConditionRows(c, k, n_out) for c, k in sizes.items() if k > 1})
-        # torch's default for a layer whose inputs are x and the one-hot columns (fan-in counts both)
-        self.bound = (n_in + sum(k for k in sizes.values() if k > 1)) ** -0.5
+        self.bound = self._bound()
         for parameter in self.parameters():
             start_uniform(parameter, self.bound, generator)
+
+    def _bound(self) -> float:
+        """torch's default for a layer whose inputs are x and the one-hot columns (fan-in counts both)."""
+        return float((self.weight.shape[1] + sum(k for k in self.sizes.values() if k > 1)) ** -0.5)
 
     def forward(self, x_BI: Tensor, codes: Codes) -> Tensor:
         """(B, H) from (B, I) and the codes of all covariates."""
@@ -160,11 +163,14 @@ class ConditionalLinear(nn.Module):
             assert isinstance(table, ConditionRows)
             table.append(values, start)
             self.sizes[covariate] += len(values)
+        # in the order of a layer that is built with them: sums over tables, and columns of other tools
+        self.conditions = nn.ModuleDict({c: self.conditions[c] for c in self.sizes if c in self.conditions})
 
     def settle(self) -> None:
         for table in self.conditions.values():
             assert isinstance(table, ConditionRows)
             table.settle()
+        self.bound = self._bound()
 
 
 class BatchNorm(nn.Module):

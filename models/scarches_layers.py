@@ -80,10 +80,15 @@ class SplitLinear(nn.Module):
         for parameter in self.parameters():
             start_uniform(parameter, n_in**-0.5, generator)
         self.conditions = nn.ModuleDict({c: ConditionRows(c, k, n_out) for c, k in sizes.items()})
-        self.bound = max(sum(sizes.values()), 1) ** -0.5
+        self.bound = self._bound()
         for table in self.conditions.values():
             assert isinstance(table, ConditionRows)
             start_uniform(table.rows, self.bound, generator)
+
+    def _bound(self) -> float:
+        """torch's default for a layer whose inputs are the one-hot columns alone."""
+        tables = [table for table in self.conditions.values() if isinstance(table, ConditionRows)]
+        return float(max(sum(len(table.table()) for table in tables), 1) ** -0.5)
 
     def forward(self, x_BI: Tensor, codes: Codes, weight: Tensor | None = None) -> Tensor:
         """(B, H) from (B, I) and the codes of all covariates; with another `weight` than its own, if given."""
@@ -105,6 +110,7 @@ class SplitLinear(nn.Module):
         for table in self.conditions.values():
             assert isinstance(table, ConditionRows)
             table.settle()
+        self.bound = self._bound()
 
 
 class PlainLinear(nn.Module):

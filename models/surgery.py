@@ -9,6 +9,7 @@ New rows of one query do not touch those of another, so queries can be trained t
 import copy
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -82,14 +83,22 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
 
     The copy stands in evaluation mode. A row's first weights are a pure function of (seed, layer, category).
 
+    Labels and proteins are the reference's: a query has what it has of them.
+
     Raises:
-        GenesError, CategoryError: as `additions`. UsageError: the model cannot add what `config.model` asks for.
+        GenesError, CategoryError: as `additions`, or the model sees proteins and `schema` has others.
+        UsageError: the model cannot add what `config.model` asks for.
     """
     config = config or SurgeryConfig()
     new = additions(model.schema, schema)
+    if model.sees_proteins and schema.proteins not in ((), model.schema.proteins):
+        raise GenesError(
+            f"the query has {len(schema.proteins)} proteins in an order of its own, the reference "
+            f"{len(model.schema.proteins)}: align the query to the reference's proteins first"
+        )
     grown = settled(model)
     freeze(grown)
-    grown.schema = Schema.from_dict(schema.to_dict() | {"labels": model.schema.to_dict()["labels"]})
+    grown.schema = replace(schema, labels=model.schema.labels, proteins=model.schema.proteins)
     for path, module in grown.named_modules():
         if isinstance(module, Growable):
             module.grow(new, seed, path)

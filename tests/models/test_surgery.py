@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 
 from scarcade.engine.contracts import Categories, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, GenesError, ModelFileError
-from scarcade.models import RECIPES, AtlasModel, Scvi
+from scarcade.models import MODELS, RECIPES, AtlasModel, Scvi, Totalvi
+from scarcade.models.saved import read, save
 from scarcade.models.surgery import (
     SurgeryConfig,
     additions,
@@ -190,6 +192,33 @@ def test_growing_twice_makes_the_first_query_part_of_the_reference() -> None:
     cells = made_batch(once.schema, 20)
     assert torch.equal(twice.embed(cells)[0], once.embed(cells)[0])
     assert all(len(p) == 1 for p in trainable(twice).values())
+
+
+@pytest.mark.parametrize("name", ["scvi", "trvae"])
+def test_a_second_surgery_starts_from_the_same_rows_in_memory_and_from_disk(name: str, tmp_path: Path) -> None:
+    kind = MODELS[name]
+    schema = made_schema(25, batches="a", categorical=("xy",))
+    small: dict[str, Any] = {"scvi": {"n_hidden": 12, "encode_covariates": True}, "trvae": {"hidden_layer_sizes": (8,)}}
+    model: AtlasModel = kind(kind.Config.model_validate(small[name]), schema)
+    once = grow(model, with_batches(schema, "q", "r"), seed=0)
+    save(once, tmp_path / "once", training={}, data_fingerprint=None)
+    again = with_batches(once.schema, "s")
+    in_memory, from_disk = grow(once, again, seed=1), grow(read(tmp_path / "once"), again, seed=1)
+    added = delta(from_disk)
+    assert delta(in_memory).keys() == added.keys()
+    assert all(torch.equal(tensor, added[key]) for key, tensor in delta(in_memory).items())
+    assert list(in_memory.state_dict()) == list(from_disk.state_dict())  # sums over tables are in the same order
+
+
+def test_labels_and_proteins_are_those_of_the_reference() -> None:
+    schema = replace(made_schema(25, labels="uv"), proteins=("p0", "p1"))
+    model = Totalvi(Totalvi.Config(n_hidden=12, n_latent=4), schema).eval()
+    bare = replace(with_batches(schema, "q"), labels=(), proteins=())
+    grown = grow(model, bare, seed=0)
+    assert (grown.schema.labels, grown.schema.proteins) == (schema.labels, schema.proteins)
+    assert grown.embed(made_batch(bare, 10))[0].shape == (10, 4)
+    with pytest.raises(GenesError, match="proteins"):
+        grow(model, replace(bare, proteins=("p1", "p0")), seed=0)
 
 
 def test_what_does_not_fit_is_refused() -> None:
