@@ -79,6 +79,18 @@ def _programs(model: "Expimap", batch: Batch, noise: Noise | None) -> Tensor:
     return model.draw(batch, noise) * model.directions()[0]
 
 
+def _check_names(config: "Expimap.Config", option: str) -> None:
+    """Raises UsageError if two latent dimensions have the same name; `option` is where they were given."""
+    seen: set[str] = set()
+    for name in config.terms():
+        if name in seen:
+            raise UsageError(
+                f"{option}: two latent dimensions are named {name!r}; names in programs and new_programs must differ, "
+                "and unconstrained_0, unconstrained_1, ... are those of n_ext"
+            )
+        seen.add(name)
+
+
 class Expimap(AtlasModel):
     """The model. `losses` is the objective; `encode` and `decode` are what all outputs are made of."""
 
@@ -119,8 +131,13 @@ class Expimap(AtlasModel):
         beta: float = Field(1.0, ge=0, description="weight of the HSIC")
         anneal_every: int = Field(5, ge=1, description="epochs between two steps of alpha_l1 and gamma_ext")
 
+        def terms(self) -> list[str]:
+            """Names of the latent dimensions, in their order."""
+            return [*self.programs, *self.new_programs, *(f"unconstrained_{i}" for i in range(self.n_ext))]
+
     config: Config
     mask: Tensor
+    omega: Tensor
 
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
         super().__init__(config, schema, seed=seed)
@@ -128,6 +145,13 @@ class Expimap(AtlasModel):
             raise UsageError("--model expimap needs gene programs: give --programs FILE.gmt")
         if config.decoder_last_layer == "softmax" and config.recon_loss == "mse":
             raise UsageError("--model.decoder-last-layer softmax: is for counts, and not for --model.recon-loss mse")
+        if config.likelihood_path == "fused" and self._last_layer != "softmax":
+            raise UsageError(
+                "--model.likelihood-path fused: the kernel takes counts and the softmax of the decoder's output, and "
+                f"not --model.recon-loss {config.recon_loss} with --model.decoder-last-layer {self._last_layer}; leave "
+                "it at auto"
+            )
+        _check_names(config, "--model")
         if unknown := config.omega.keys() - config.programs.keys():
             raise UsageError(f"--model.omega: there is no program {sorted(unknown)[0]!r}")
         generator = seeded("expimap", seed)
@@ -136,6 +160,9 @@ class Expimap(AtlasModel):
         self.encoder = StackEncoder(trunk, hidden[-1], len(config.programs), generator)
         self.decoder = SplitLinear(len(config.programs), genes, sizes, generator, bias=False)
         self.register_buffer("mask", self._mask(config.programs).T.contiguous())
+        # of the settings and not of the weights: not saved, and with values where weights have none yet (meta)
+        omega = torch.tensor([config.omega.get(name, 1.0) for name in config.programs], device="cpu")
+        self.register_buffer("omega", omega, persistent=False)
         self.theta = None if config.recon_loss == "mse" else dispersion_by_batch(schema, generator)
         self.terms = nn.ModuleDict()
         self._add(list(config.new_programs), CONSTRAINED, ("expimap", seed))
@@ -195,10 +222,7 @@ class Expimap(AtlasModel):
         if unknown := sorted(settings.keys() - allowed):
             raise UsageError(f"--surgery.model.{unknown[0]}: cannot be changed by surgery; {', '.join(EXTENDS)} can")
         old = self.config
-        try:
-            asked = checked(Expimap.Config, settings)
-        except UsageError as error:
-            raise UsageError(str(error).replace("--", "--surgery.model.")) from error
+        asked = checked(Expimap.Config, settings, prefix="surgery.model.")
         if twice := sorted(asked.new_programs.keys() & {*old.programs, *old.new_programs}):
             raise UsageError(f"--surgery.model.new_programs: the reference has {twice[0]!r} already")
         if asked.new_programs and FREE in self.terms:
@@ -208,7 +232,9 @@ class Expimap(AtlasModel):
             )
         n_ext, programs = old.n_ext + asked.n_ext, {**old.new_programs, **asked.new_programs}
         changed = {name: getattr(asked, name) for name in settings}
-        self.config = old.model_copy(update={**changed, "n_ext": n_ext, "new_programs": programs})
+        grown = old.model_copy(update={**changed, "n_ext": n_ext, "new_programs": programs})
+        _check_names(grown, "--surgery.model")
+        self.config = grown
         self._add(list(asked.new_programs), CONSTRAINED, ("expimap", "surgery", seed))
         self._add([f"unconstrained_{i}" for i in range(old.n_ext, n_ext)], FREE, ("expimap", "surgery", seed))
 
@@ -220,6 +246,7 @@ class Expimap(AtlasModel):
 
     @classmethod
     def query_defaults(cls) -> Mapping[str, Any]:
+        """As scArches' tutorial maps: a tenth of the KL's weight at most, reached in 100 epochs."""
         return {"optim": {"kl_max": 0.1, "kl_epochs": 100.0}, "data": {"stratify": True}}
 
     @property
@@ -229,8 +256,7 @@ class Expimap(AtlasModel):
     @property
     def terms_names(self) -> list[str]:
         """Names of the latent dimensions, in their order."""
-        free = [f"unconstrained_{i}" for i in range(self.config.n_ext)]
-        return [*self.config.programs, *self.config.new_programs, *free]
+        return self.config.terms()
 
     def kinds_of_terms(self) -> Iterator[Terms]:
         """The new terms: constrained ones before unconstrained ones."""
@@ -326,10 +352,9 @@ class Expimap(AtlasModel):
         l1 = config.alpha_l1 * step.lr * annealed(step.epoch, config.alpha_l1_epochs, config.anneal_every)
         if weight.requires_grad:
             if config.soft_mask and l1:
-                shrink_(weight, l1, where=1 - self.mask)
+                shrink_(weight, l1, where=self.mask == 0)
             if config.alpha:
-                omega_T = weight.new_tensor([config.omega.get(name, 1.0) for name in config.programs])
-                shrink_groups_(weight, config.alpha * step.lr * omega_T)
+                shrink_groups_(weight, config.alpha * step.lr * self.omega)
         gamma = config.gamma_ext * step.lr * annealed(step.epoch, config.gamma_epochs, config.anneal_every)
         for terms in self.kinds_of_terms():
             free = terms.covariate == FREE
@@ -339,7 +364,7 @@ class Expimap(AtlasModel):
                 if free and gamma:
                     shrink_(genes, gamma)
                 elif mask is not None and config.soft_ext_mask and l1:
-                    shrink_(genes, l1, where=1 - mask)
+                    shrink_(genes, l1, where=mask == 0)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

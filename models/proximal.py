@@ -17,9 +17,9 @@ def shrink_groups_(weight_GT: Tensor, threshold_T: Tensor) -> None:
 
 @torch.no_grad()
 def shrink_(weight: Tensor, threshold: float, where: Tensor | None = None) -> None:
-    """Lasso in place: each weight moves by `threshold` towards 0 and stops there; only `where` is not 0."""
+    """Lasso in place: each weight moves by `threshold` towards 0 and stops there; only those in `where` (bool)."""
     small = torch.sign(weight) * (weight.abs() - threshold).clamp(min=0)
-    weight.copy_(small if where is None else torch.where(where != 0, small, weight))
+    weight.copy_(small if where is None else torch.where(where, small, weight))
 
 
 def annealed(epoch: int, epochs: int | None, every: int) -> float:

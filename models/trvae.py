@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, seeded
 from scarcade.models.likelihood import counts_log_likelihood
@@ -57,7 +58,16 @@ class Decoded:
 def _expression(
     model: "Trvae", batch: Batch, noise: Noise | None, *, transform_batch: Where = None, library_size: float | str = 1.0
 ) -> Tensor:
-    """Decoded frequencies times `library_size`, or means of the counts with "latent"; of mse log expression, (B, G)."""
+    """Decoded frequencies times `library_size`, or means of the counts with "latent"; of mse log expression, (B, G).
+
+    Raises:
+        UsageError: a library size for mse.
+    """
+    if model.config.recon_loss == "mse" and library_size != 1.0:
+        raise UsageError(
+            f"library_size {library_size!r}: this model was trained with --model.recon-loss mse, which decodes log "
+            f"expression of cells scaled to {model.config.target_sum:g} counts; leave library_size at 1"
+        )
     x_BG = batch.counts.dense(model.device)
     size_B = cell_sizes(x_BG, batch, model.schema)
     z_BL = draw(*model.encode(x_BG, size_B, batch), noise)
@@ -97,6 +107,11 @@ class Trvae(AtlasModel):
 
     def __init__(self, config: Config, schema: Schema, *, seed: int = 0) -> None:
         super().__init__(config, schema, seed=seed)
+        if config.likelihood_path == "fused" and config.recon_loss == "mse":
+            raise UsageError(
+                "--model.likelihood-path fused: the kernel computes likelihoods of counts, and not --model.recon-loss "
+                "mse; leave it at auto"
+            )
         generator = seeded("trvae", seed)
         sizes, genes = covariate_sizes(schema, self.name), schema.n_genes
         hidden = config.hidden_layer_sizes
@@ -114,6 +129,7 @@ class Trvae(AtlasModel):
 
     @classmethod
     def query_defaults(cls) -> Mapping[str, Any]:
+        """As in training: a full KL weight from the start, batches met equally often."""
         return {"optim": {"kl_epochs": 0.0}, "data": {"stratify": True}}
 
     @property

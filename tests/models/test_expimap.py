@@ -199,3 +199,42 @@ def test_proximal_steps_leave_a_frozen_reference_alone() -> None:
     before = model.decoder.weight.clone()
     model.after_step(Step(lr=1.0))
     assert torch.equal(model.decoder.weight, before)
+
+
+@pytest.mark.parametrize("config", [{"recon_loss": "mse"}, {"decoder_last_layer": "exp"}], ids=str)
+def test_the_fused_likelihood_is_refused_where_it_cannot_be(config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="likelihood-path fused"):
+        model_of(likelihood_path="fused", **config)
+    assert model_of(likelihood_path="fused").losses(made_batch(SCHEMA), Step(), None).minimise.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"new_programs": {"first": ("g7",)}}, "first"),
+        ({"n_ext": 1, "programs": {"unconstrained_0": ("g7",)}}, "unconstrained_0"),
+        ({"n_ext": 1, "new_programs": {"unconstrained_0": ("g7",)}}, "unconstrained_0"),
+    ],
+    ids=str,
+)
+def test_latent_dimensions_have_names_of_their_own(config: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"--model: two latent dimensions are named '{name}'"):
+        model_of(**config)
+
+
+def test_surgery_keeps_the_names_of_latent_dimensions_apart_and_its_messages_whole() -> None:
+    model = model_of(new_programs={"unconstrained_0": ("g7",)})
+    with pytest.raises(UsageError, match=r"--surgery\.model: two latent dimensions are named 'unconstrained_0'"):
+        grow(model, GROWN, seed=0, config=SurgeryConfig(model={"n_ext": 1}))
+    with pytest.raises(UsageError, match=r"--surgery\.model\.n_ext: .*given: 'a--b'"):
+        grow(model, GROWN, seed=0, config=SurgeryConfig(model={"n_ext": "a--b"}))
+
+
+def test_factors_of_the_lasso_are_there_after_reading(tmp_path: Path) -> None:
+    model = model_of(omega={"second": 1e6}, alpha=1.0)
+    save(model, tmp_path / "m", training={}, data_fingerprint=None)
+    again = read(tmp_path / "m")
+    assert isinstance(again, Expimap)
+    again.after_step(Step(lr=1e-3))
+    assert again.active_terms().tolist() == [True, False, True]
+    assert "omega" not in again.state_dict()

@@ -30,7 +30,7 @@ def test_group_lasso_is_the_loop_over_groups() -> None:
 def test_lasso_of_scarches() -> None:
     weight = torch.tensor([[0.3, -0.05], [-0.3, 0.05]])
     inside = torch.tensor([[1.0, 0], [0, 0]])
-    shrink_(weight, 0.1, where=1 - inside)
+    shrink_(weight, 0.1, where=inside == 0)
     torch.testing.assert_close(weight, torch.tensor([[0.3, 0], [-0.2, 0]]))
     shrink_(weight, 0.25)
     torch.testing.assert_close(weight, torch.tensor([[0.05, 0], [0, 0]]))

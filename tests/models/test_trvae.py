@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scarcade.engine.contracts import Batch, Noise, Step
+from scarcade.engine.errors import UsageError
 from scarcade.models.mmd import mmd
 from scarcade.models.surgery import delta, grow, reference_hash, trainable
 from scarcade.models.trvae import Trvae
@@ -116,3 +117,21 @@ def test_first_weights_are_a_function_of_the_seed() -> None:
     first, again, other = (Trvae(Trvae.Config(), SCHEMA, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.scale.weight, other.scale.weight)
+
+
+def test_log_expression_has_no_library_size() -> None:
+    batch = made_batch(SCHEMA)
+    expression = model_of(recon_loss="mse").eval().outputs["expression"].of
+    for size in (2.0, "latent"):
+        with pytest.raises(UsageError, match="recon-loss mse"):
+            expression(model_of(recon_loss="mse").eval(), batch, None, library_size=size)
+    assert expression(model_of(recon_loss="mse").eval(), batch, None).shape == (len(batch), 30)
+    counts = model_of().eval()
+    torch.testing.assert_close(
+        expression(counts, batch, None, library_size=2.0), 2 * expression(counts, batch, None), rtol=1e-6, atol=0
+    )
+
+
+def test_the_fused_likelihood_is_refused_for_mse() -> None:
+    with pytest.raises(UsageError, match="likelihood-path fused"):
+        model_of(recon_loss="mse", likelihood_path="fused")
