@@ -94,7 +94,8 @@ def from_state(model: ScarchesModel, state: Mapping[str, np.ndarray]) -> dict[st
     """Their state dict as that of `model`, which may be a grown one: its new rows are their last columns.
 
     Raises:
-        ModelFileError: a tensor is missing. (Another shape is found by `load_fitting`.)
+        ModelFileError: a tensor is missing, or the model has covariates beside the batch. (Another shape is found by
+            `load_fitting`.)
     """
     # which gene is in which program is in the settings
     out = {k: v for k, v in model.state_dict().items() if k.rsplit(".", 1)[-1] in ("mask", "new_mask")}
@@ -124,6 +125,9 @@ def to_state(model: ScarchesModel, tensors: Mapping[str, Tensor] | None = None) 
     Args:
         tensors: what to convert, by our names; the model's state dict if not given. Missing ones (the
             gradients of frozen parameters) count as zero.
+
+    Raises:
+        ModelFileError: scArches has no such model: covariates beside the batch, both kinds of new terms at once.
     """
     given = model.state_dict() if tensors is None else tensors
     shapes = model.state_dict()
@@ -166,6 +170,11 @@ def _pairs(model: ScarchesModel) -> list[Pair]:
             out.append((f"{path}.weight", f"{theirs}.expr_L.weight", _plain, None))
             if module.bias is not None:
                 out.append((f"{path}.bias", f"{theirs}.expr_L.bias", _plain, None))
+            if others := [name for name in module.conditions if name != "batch"]:
+                raise ModelFileError(
+                    f"the model has {len(others)} more categorical covariates than the batch, for which scArches has "
+                    "no place"
+                )
             table = module.conditions["batch"]
             assert isinstance(table, ConditionRows)
             out.append((f"{path}.conditions.batch", f"{theirs}.cond_L.weight", _turned, table))
@@ -252,7 +261,7 @@ def _config(kind: type[ScarchesModel], attributes: Mapping[str, Any], names: lis
         raise ModelFileError("an EXPIMAP model with a library encoder (use_l_encoder) cannot be imported")
 
     def programs(mask: Any, prefix: str) -> dict[str, list[str]]:
-        rows = list(mask or ())
+        rows = [] if mask is None else list(mask)  # a list of lists, or an array
         if any(len(row) != len(names) for row in rows):
             raise ModelFileError(f"a mask of programs of {len(rows[0])} genes, where {len(names)} names were expected")
         return {

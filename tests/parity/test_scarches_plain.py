@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scarcade.engine.contracts import Step
+from scarcade.engine.errors import ModelFileError
 from scarcade.models.expimap import Expimap
-from scarcade.models.interop.scarches import ScarchesModel, from_state, to_state
+from scarcade.models.interop.scarches import ScarchesModel, build, from_state, to_state
 from scarcade.models.layers import BatchNorm
 from scarcade.models.trvae import Trvae
 from tests.models.cells import made_batch, made_schema
@@ -183,3 +184,28 @@ def test_weights_survive_the_way_there_and_back(kind: type[ScarchesModel], confi
     assert back.keys() == model.state_dict().keys()
     for key, value in model.state_dict().items():
         assert torch.equal(back[key], value), key
+
+
+def test_a_model_with_covariates_that_scarches_has_not_is_not_written() -> None:
+    model = Trvae(Trvae.Config(hidden_layer_sizes=(8,)), made_schema(20, batches="abc", categorical=("xy",)))
+    with pytest.raises(ModelFileError, match="1 more categorical"):
+        to_state(model)
+
+
+@pytest.mark.parametrize("turn", [np.asarray, np.ndarray.tolist], ids=["array", "list"])
+def test_masks_of_programs_are_arrays_or_lists(turn: Any) -> None:
+    model = Expimap(Expimap.Config(hidden_layer_sizes=(8,), programs=PROGRAMS), SCHEMA)
+    attributes = {
+        "condition_key_": "batch", "conditions_": list("abc"), "hidden_layer_sizes_": [8], "dr_rate_": 0.05,
+        "recon_loss_": "nb", "use_bn_": False, "use_ln_": True, "mask_": turn(model.mask.T.numpy()), "ext_mask_": None,
+    }  # fmt: skip
+    found = build(to_state(model), list(SCHEMA.genes), attributes, where="made")
+    assert isinstance(found, Expimap)
+    assert list(found.config.programs.values()) == list(PROGRAMS.values())
+    with pytest.raises(ModelFileError, match=r"made: .* of 19 genes"):
+        build(
+            to_state(model),
+            list(SCHEMA.genes),
+            attributes | {"mask_": turn(model.mask.T[:, :19].numpy())},
+            where="made",
+        )
