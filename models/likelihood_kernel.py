@@ -8,7 +8,8 @@ no gamma function either: a ratio of two, Gamma(x + theta) / (Gamma(theta) x!), 
 exp, log and the gamma function are written out because a call into the C library would keep the compiler from
 making vector code of the loops. Theirs are the flags "contract" alone: full fast math would rearrange their
 error terms. "numpy" as error model leaves out the test for a zero divisor, which has the same effect as a call.
-All compiled code is in this one file because numba's cache notices changes of a function's own file only.
+All compiled code of the likelihood is in this one file because numba's cache notices changes of a function's own
+file only. `mmd_kernel` takes `exp32` from here: after a change of that, save that file anew (`touch`), too.
 Whatever is called from a cached function is forced inline: a callee of its own would run as it was compiled alone
 where the code is fresh, and as it was optimised within its caller where it comes from the cache, with other bits.
 
@@ -190,7 +191,7 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
 ) -> np.float64:
     """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
 
-    For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_non_zeros`.
+    For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_few` and `_many`.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     total = zero

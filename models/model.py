@@ -72,7 +72,7 @@ class AtlasModel(nn.Module):
     """What `extend` added to the reference, as its settings; kept beside a delta."""
 
     class Config(Section):
-        """Architecture of the model. Subclasses derive theirs from this one."""
+        """Architecture of the model. Those of subclasses derive from this one."""
 
     def __init__(self, config: Any, schema: Schema, *, seed: int = 0) -> None:
         """`config` is a `Config` of the class. First weights are a pure function of (config, schema sizes, seed).
@@ -144,7 +144,7 @@ class AtlasModel(nn.Module):
         return super().train(mode and self.query_mode != "eval")
 
     def forward(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
-        """`losses`, as the call that distributed data parallel synchronises."""
+        """`losses`, as the call of a torch module."""
         return self.losses(batch, step, noise)
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:

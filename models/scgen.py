@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scarcade.engine.config import Section
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, seeded
@@ -73,7 +72,7 @@ class Scgen(AtlasModel):
         )
     }
 
-    class Config(Section):
+    class Config(AtlasModel.Config):
         """Architecture and loss of scGen. Defaults are those of scArches."""
 
         hidden_layer_sizes: Widths = Field((128, 128), description="units of the encoder's layers; the decoder mirrors")
