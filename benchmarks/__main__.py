@@ -1,6 +1,7 @@
 """All benchmarks that need nothing but this environment, one after the other (``make bench``).
 
-Those with a peer take its interpreter as an option and are run by hand: each module's first lines say how.
+Those with a peer take its interpreter as an option and are run by hand: each module's first lines say how. Training is
+told here and not written, for its results are those beside the originals.
 """
 
 import subprocess
