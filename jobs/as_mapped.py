@@ -13,7 +13,7 @@ from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError
 from scarcade.jobs.cells import Cells, MemoryCells
 from scarcade.models.model import AtlasModel
-from scarcade.models.saved import DELTA
+from scarcade.models.weights import DELTA
 
 _SHOWN = 5
 

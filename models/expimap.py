@@ -12,10 +12,10 @@ L = T + E latent dimensions, ordered [programs | constrained | unconstrained].
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from scarcade.models.hsic import hsic
 from scarcade.models.layers import seeded
 from scarcade.models.likelihood import counts_log_likelihood
 from scarcade.models.model import AtlasModel, Output, Where
+from scarcade.models.programs import Programs, program_mask
 from scarcade.models.proximal import annealed, shrink_, shrink_groups_
 from scarcade.models.scarches_layers import (
     ScarchesConfig,
@@ -49,23 +50,6 @@ EXTENDS = (
     *("gamma_ext", "gamma_epochs", "alpha_l1", "alpha_l1_epochs"),
 )
 """Settings of `Expimap.Config` that surgery may give for a query."""
-
-
-def _words(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {name: genes.split() if isinstance(genes, str) else genes for name, genes in value.items()}
-
-
-def _lines(value: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A program as one line, as in a .gmt file, where no name has a space in it."""
-    return {name: " ".join(g) if all(len(gene.split()) == 1 for gene in g) else list(g) for name, g in value.items()}
-
-
-Programs = Annotated[
-    dict[str, tuple[str, ...]], BeforeValidator(_words), PlainSerializer(_lines, return_type=dict, when_used="json")
-]
-"""Name of a gene program -> its genes."""
 
 
 def _expression(model: "Expimap", batch: Batch, noise: Noise | None, *, transform_batch: Where = None) -> Tensor:
@@ -159,7 +143,7 @@ class Expimap(AtlasModel):
         trunk = Stack((genes, *hidden), sizes, config, generator, bias=True)
         self.encoder = StackEncoder(trunk, hidden[-1], len(config.programs), generator)
         self.decoder = SplitLinear(len(config.programs), genes, sizes, generator, bias=False)
-        self.register_buffer("mask", self._mask(config.programs).T.contiguous())
+        self.register_buffer("mask", program_mask(config.programs, schema.genes).T.contiguous())
         # of the settings and not of the weights: not saved, and with values where weights have none yet (meta)
         omega = torch.tensor([config.omega.get(name, 1.0) for name in config.programs], device="cpu")
         self.register_buffer("omega", omega, persistent=False)
@@ -174,24 +158,6 @@ class Expimap(AtlasModel):
             with torch.no_grad():
                 self.decoder.weight.mul_(self.mask)
 
-    def _mask(self, programs: Mapping[str, Sequence[str]]) -> Tensor:
-        """(programs, G): 1 where a gene is in a program.
-
-        Raises:
-            UsageError: a gene is not one of the model's.
-        """
-        places = {gene: i for i, gene in enumerate(self.schema.genes)}
-        inside: list[tuple[int, int]] = []
-        for t, (name, genes) in enumerate(programs.items()):
-            if unknown := [gene for gene in genes if gene not in places]:
-                raise UsageError(f"program {name!r}: the data have no gene {unknown[0]!r}")
-            inside += [(t, places[gene]) for gene in genes]
-        mask = torch.zeros(len(programs), self.schema.n_genes)
-        if inside and not mask.is_meta:
-            t_, g_ = torch.tensor(inside).T
-            mask[t_, g_] = 1
-        return mask
-
     def _add(self, names: Sequence[str], kind: str, words: Sequence[object]) -> None:
         """Append new terms of one kind."""
         if not names:
@@ -202,7 +168,9 @@ class Expimap(AtlasModel):
             self.terms[kind].requires_grad_(self.encoder.mean.weight.requires_grad)
         terms = self.terms[kind]
         assert isinstance(terms, Terms)
-        mask_EG = self._mask({n: self.config.new_programs[n] for n in names}) if kind == CONSTRAINED else None
+        mask_EG: Tensor | None = None
+        if kind == CONSTRAINED:
+            mask_EG = program_mask({name: self.config.new_programs[name] for name in names}, self.schema.genes)
         terms.add(names, mask_EG, (*words, kind))
         if terms.genes.new is not None and terms.new_mask is not None and not self.config.soft_ext_mask:
             with torch.no_grad():

@@ -1,14 +1,9 @@
 """The negative binomial likelihood from the decoder's logits on, by the compiled kernel, as an autograd function.
 
-Rows are dealt to as many threads as torch is allowed, in chunks, and sums over cells are kept by chunk, so
-that a result does not depend on the number of threads. Shapes: B cells, G genes.
+Sums over cells are kept by chunk of rows (`threads`), so that a result does not depend on the number of threads.
+Shapes: B cells, G genes.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,26 +15,7 @@ from torch.nn import functional as F
 from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Path, log_likelihood
-
-
-@cache
-def _threads(n: int) -> ThreadPoolExecutor:
-    """Helpers of the calling thread; they sleep when there is nothing to do."""
-    return ThreadPoolExecutor(n, thread_name_prefix="likelihood")
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of these threads
-
-
-def run(n_rows: int, work: Callable[[int, int], None]) -> None:
-    """``work(start, stop)`` over all rows, on as many threads as torch is allowed, cut between chunks."""
-    n_chunks = -(-n_rows // kernel.CHUNK)
-    n_threads = max(1, min(torch.get_num_threads(), n_chunks))
-    cuts = [min(n_rows, kernel.CHUNK * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
-    others = [_threads(n_threads - 1).submit(work, a, b) for a, b in pairwise(cuts[1:])]
-    work(cuts[0], cuts[1])
-    for other in others:
-        other.result()
+from scarcade.models.threads import run
 
 
 def _compute(

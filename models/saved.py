@@ -1,36 +1,30 @@
 """Models and deltas on disk: weights as safetensors, everything else as JSON, a manifest over both.
 
 A model folder is data and never a program: no pickle is written, and none is read. Every byte is checked
-against the manifest before a tensor is made, the model is built without memory first, and takes the file's
-tensors only where name, shape and type agree.
+against the manifest before a tensor is made (`weights`), the model is built without memory first, and takes the
+file's tensors only where name, shape and type agree.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scarcade import __version__
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Categories, Schema
-from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, UnsafeFileError, UsageError
-from scarcade.engine.folder import MANIFEST, committed, read_manifest, sha256, write_bytes
+from scarcade.engine.errors import ModelFileError, UsageError
 from scarcade.models import MODELS
+from scarcade.models.card import model_card
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import additions, apply_delta, settled
 from scarcade.models.surgery import delta as delta_of
+from scarcade.models.weights import DELTA, MODEL, read_weights, write_weights
 
 FORMAT = 1
-JSON_LIMIT = 256 << 20  # bytes; the names of a million genes are 20 MB
-MODEL, DELTA = "model", "delta"
-PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy")
 
 
 class ModelRecord(Section):
@@ -72,7 +66,6 @@ def save(
     """
     plain = settled(model)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in plain.state_dict().items()}
-    _finite(tensors, folder)
     record = {
         "format": FORMAT,
         "kind": MODEL,
@@ -85,7 +78,7 @@ def save(
         "lineage": [dict(one) for one in lineage],
         "scarcade_version": __version__,
     }
-    _write(folder, MODEL, tensors, record, _model_card(plain, record), replace=replace, beside=beside)
+    write_weights(folder, MODEL, tensors, record, model_card(plain, record), replace=replace, beside=beside)
 
 
 def lineage_after(reference: AtlasModel, update: str, new: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -114,7 +107,7 @@ def read(folder: str | Path) -> AtlasModel:
         ModelFileError: intact, but of another version or class, or tensors that do not fit.
     """
     folder = Path(folder)
-    tensors, raw, fingerprint = _read(folder, MODEL)
+    tensors, raw, fingerprint = read_weights(folder, MODEL)
     try:
         record = ModelRecord.model_validate(raw)
     except ValidationError as error:
@@ -150,7 +143,6 @@ def save_delta(
         StorageError, ModelFileError: as `save`.
     """
     tensors = {name: tensor.cpu() for name, tensor in delta_of(model).items()}
-    _finite(tensors, folder)
     record = {
         "format": FORMAT,
         "kind": DELTA,
@@ -167,7 +159,7 @@ def save_delta(
         f"# What a query added to a {model.name} reference\n\nOnly the rows of the query's new conditions. Apply it "
         f"with `scarcade.models.saved.read_delta(folder, reference)` on the reference with fingerprint `{parent}`.\n"
     )
-    _write(folder, DELTA, tensors, record, card, replace=replace)
+    write_weights(folder, DELTA, tensors, record, card, replace=replace)
 
 
 def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
@@ -177,7 +169,7 @@ def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
         ModelFileError: the delta belongs to another reference. Else as `read`.
     """
     folder = Path(folder)
-    tensors, raw, fingerprint = _read(folder, DELTA)
+    tensors, raw, fingerprint = read_weights(folder, DELTA)
     try:
         _known(folder, raw["format"], raw["model"])
         if raw["parent"] != reference.fingerprint:
@@ -205,26 +197,6 @@ def read_delta(folder: str | Path, reference: AtlasModel) -> AtlasModel:
     return grown
 
 
-def fingerprint(folder: str | Path) -> str:
-    """sha256 over weights and JSON of the model or delta in `folder`, as its manifest gives it.
-
-    Raises:
-        OpenError, CorruptError: there is no manifest of ours.
-    """
-    value = read_manifest(Path(folder)).get("fingerprint")
-    if not isinstance(value, str):
-        raise ModelFileError(f"{folder}: its {MANIFEST} names no fingerprint; it is not a model or delta of ours")
-    return value
-
-
-def kind_of(folder: str | Path) -> str | None:
-    """ "model" or "delta" by the files in `folder`, or None."""
-    for kind in (MODEL, DELTA):
-        if (Path(folder) / f"{kind}.json").is_file():
-            return kind
-    return None
-
-
 def check_schema(schema: Schema, where: str) -> None:
     """Names of genes, and values of every covariate, are there and unique.
 
@@ -238,87 +210,6 @@ def check_schema(schema: Schema, where: str) -> None:
             raise ModelFileError(f"{where}: the values of {name} are not unique")
     if not schema.genes or not schema.batch.values:
         raise ModelFileError(f"{where}: a model needs at least one gene and one batch")
-
-
-def _write(
-    folder: Path,
-    kind: str,
-    tensors: Mapping[str, Tensor],
-    record: Mapping[str, Any],
-    card: str,
-    *,
-    replace: bool,
-    beside: Callable[[Path], None] | None = None,
-) -> None:
-    folder = Path(folder)
-    # keys keep their order, for it means something: gene programs are the dimensions of a latent
-    content = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    extra: dict[str, Any] = {"kind": kind}
-    with committed(folder, extra=extra, replace=replace) as work:
-        save_file(dict(tensors), work / f"{kind}.safetensors")
-        write_bytes(work / f"{kind}.json", content)
-        write_bytes(work / "README.md", card.encode())
-        if beside is not None:
-            beside(work)
-        extra["fingerprint"] = _fingerprint(work, kind)
-
-
-def _fingerprint(folder: Path, kind: str) -> str:
-    names = (f"{kind}.safetensors", f"{kind}.json")
-    return hashlib.sha256("".join(f"{name} {sha256(folder / name)}\n" for name in names).encode()).hexdigest()
-
-
-def _read(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, JSON and fingerprint of a folder whose every byte is as it was written."""
-    if not (folder / MANIFEST).is_file():
-        candidates = [folder] if folder.is_file() else sorted(folder.glob("*"))
-        if found := [path for path in candidates if path.suffix.lower() in PICKLES]:
-            raise UnsafeFileError(
-                f"{found[0]}: is a pickle, which can run code when it is read; convert a model of scvi-tools or "
-                f"scArches with `scarcade import {folder} --out MODEL`"
-            )
-    if not folder.is_dir():
-        raise OpenError(f"{folder}: not a {kind} folder ({'a file' if folder.exists() else 'no such folder'})")
-    if not (folder / MANIFEST).is_file() and (folder / MODEL / MANIFEST).is_file():
-        raise OpenError(f"{folder}: is a run; its model is in {folder / MODEL}")
-    names = (f"{kind}.safetensors", f"{kind}.json")
-    manifest = read_manifest(folder)
-    if lacking := [name for name in names if name not in manifest["files"]]:
-        other = kind_of(folder)
-        hint = "; it is what a query added: load its reference with delta=FOLDER" if other == DELTA else ""
-        raise ModelFileError(f"{folder}: not a {kind} folder (its manifest has no {lacking[0]}){hint}")
-    # what lies beside the model (a latent store of gigabytes) is checked by who reads it
-    wanted = {**manifest, "files": {name: manifest["files"][name] for name in names}}
-    if wrong := _problems(folder, wanted):
-        raise CorruptError(f"{folder}: {'; '.join(wrong)}; copy the folder again from where it came")
-    found_fingerprint = _fingerprint(folder, kind)
-    if manifest.get("fingerprint") != found_fingerprint:
-        raise CorruptError(f"{folder}: its fingerprint differs from the one in {MANIFEST}")
-    path = folder / names[1]
-    if path.stat().st_size > JSON_LIMIT:
-        raise ModelFileError(f"{path}: larger than {JSON_LIMIT} bytes")
-    try:
-        raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict):
-            raise ModelFileError(f"{path}: not a JSON object")
-        tensors = load_file(folder / names[0])
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: not JSON ({error})") from error
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{folder / names[0]}: not safetensors ({error})") from error
-    _finite(tensors, folder)
-    return tensors, raw, found_fingerprint
-
-
-def _problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name, wanted in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name}: missing")
-        elif path.stat().st_size != wanted["bytes"] or sha256(path) != wanted["sha256"]:
-            found.append(f"{name}: its content is not what was written")
-    return found
 
 
 def _known(folder: Path, version: Any, model: Any) -> None:
@@ -343,41 +234,5 @@ def _fits(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tens
             )
 
 
-def _finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ModelFileError(f"{folder}: weight {name} is not finite")
-
-
 def _reasons(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-
-
-def _model_card(model: AtlasModel, record: Mapping[str, Any]) -> str:
-    schema = model.schema
-    lines = [
-        "---",
-        "library_name: scarcade",
-        "tags: [biology, genomics, single-cell]",
-        "---",
-        f"# A {model.name} model of {schema.n_genes:,} genes and {len(schema.batch):,} batches",
-        "",
-        f"Trained with scarcade {record['scarcade_version']}. Map new cells onto it with `scarcade map`.",
-        "",
-        f"- batches: `{schema.batch.name}` ({len(schema.batch):,} values)",
-    ]
-    for labels in schema.labels:
-        lines.append(f"- labels: `{labels.name}` ({len(labels):,} values)")
-    if schema.categorical or schema.continuous:
-        lines.append(f"- covariates: {', '.join([c.name for c in schema.categorical] + list(schema.continuous))}")
-    if model.surgery_notice:
-        lines += ["", f"Note: {model.surgery_notice}."]
-    if record["lineage"]:
-        lines += ["", "## Lineage", "", "| reference | data | updated by | new |", "|---|---|---|---|"]
-        for one in record["lineage"]:
-            new = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in one["new"].items())
-            data = str(one["data_fingerprint"] or "unknown")
-            lines.append(f"| `{str(one['fingerprint'])[:16]}` | `{data[:16]}` | {one['update']} | {new or 'nothing'} |")
-    for title, values in (("Architecture", record["config"]), ("Training", record["training"])):
-        lines += ["", f"## {title}", "", "```json", json.dumps(values, indent=1), "```"]
-    return "\n".join(lines) + "\n"

@@ -1,4 +1,3 @@
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from torch import Tensor
 
 from scarcade.models.distributions import Path, elements
-from scarcade.models.likelihood import FusedLikelihood, counts_log_likelihood, run, why_not
+from scarcade.models.likelihood import FusedLikelihood, counts_log_likelihood, why_not
 
 
 def made(n_cells: int, n_genes: int, *, zinb: bool, shared: bool, seed: int = 0) -> list[Tensor | None]:
@@ -135,36 +134,6 @@ def test_threads_do_not_change_a_bit() -> None:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_rows_are_dealt_once() -> None:
-    before = torch.get_num_threads()
-    try:
-        for n_threads in (1, 2, 5):
-            torch.set_num_threads(n_threads)
-            for n in (1, 31, 32, 33, 64, 100, 1000):
-                seen: list[tuple[int, int]] = []
-                run(n, lambda a, b, seen=seen: seen.append((a, b)))  # type: ignore[misc]
-                seen.sort()
-                assert seen[0][0] == 0
-                assert seen[-1][1] == n
-                assert all(a[1] == b[0] for a, b in pairwise(seen))
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_a_failure_in_a_thread_is_raised() -> None:
-    def work(start: int, stop: int) -> None:
-        if start > 0:
-            raise ValueError("in a helper")
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(ValueError, match="in a helper"):
-            run(100, work)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_second_backward_pass_is_refused() -> None:

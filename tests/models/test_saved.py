@@ -18,8 +18,9 @@ from scarcade.engine.errors import (
 )
 from scarcade.engine.folder import write_manifest
 from scarcade.models import RECIPES, Scvi
-from scarcade.models.saved import fingerprint, kind_of, lineage_after, read, read_delta, save, save_delta
+from scarcade.models.saved import lineage_after, read, read_delta, save, save_delta
 from scarcade.models.surgery import grow
+from scarcade.models.weights import content_fingerprint, fingerprint, kind_of
 from tests.models.cells import made_batch, made_schema
 from tests.models.test_surgery import train, with_batches
 
@@ -125,11 +126,9 @@ def remade(folder: Path, name: str, content: dict[str, Any]) -> None:
 
 
 def resign(folder: Path) -> None:
-    from scarcade.models.saved import _fingerprint
-
     (folder / "MANIFEST.json").unlink()
     kind = kind_of(folder) or "model"
-    write_manifest(folder, {"kind": kind, "fingerprint": _fingerprint(folder, kind)})
+    write_manifest(folder, {"kind": kind, "fingerprint": content_fingerprint(folder, kind)})
 
 
 @pytest.mark.parametrize(
