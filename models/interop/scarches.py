@@ -15,10 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scarcade.engine.contracts import Categories, Schema
-from scarcade.engine.errors import ModelFileError, OpenError, UsageError
+from scarcade.engine.errors import ModelFileError, UsageError
 from scarcade.models.expimap import Expimap
-from scarcade.models.interop.foreign import load_fitting, read_names
-from scarcade.models.interop.pickles import read_pickle
+from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files
 from scarcade.models.layers import BatchNorm, ConditionRows, Dispersion, Linear
 from scarcade.models.saved import check_schema
 from scarcade.models.scarches_layers import PlainLinear, SplitLinear
@@ -26,7 +25,6 @@ from scarcade.models.terms import Terms
 from scarcade.models.trvae import Trvae
 
 ScarchesModel = Trvae | Expimap
-FILES = ("model_params.pt", "attr.pkl", "var_names.csv")
 
 
 def read_scarches(path: str | Path) -> ScarchesModel:
@@ -38,14 +36,7 @@ def read_scarches(path: str | Path) -> ScarchesModel:
         OpenError: the three files are not there. UnsafeFileError: one of them names more than a model needs.
         ModelFileError: another class of model, or tensors that do not fit the settings.
     """
-    path = Path(path)
-    if not all((path / name).is_file() for name in FILES):
-        raise OpenError(f"{path}: no model of scArches: wanted {', '.join(FILES)}")
-    state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
-    names = read_names(path / "var_names.csv")
-    if not isinstance(state, dict) or not isinstance(attributes, dict):
-        raise ModelFileError(f"{path}: not a model of scArches that can be imported")
-    return build({k: v for k, v in state.items() if isinstance(v, np.ndarray)}, names, attributes, where=str(path))
+    return build(*read_three_files(Path(path)), where=str(path))
 
 
 def is_scarches(path: str | Path) -> bool:
@@ -54,11 +45,8 @@ def is_scarches(path: str | Path) -> bool:
     Raises:
         UnsafeFileError, ModelFileError: as `read_pickle`.
     """
-    path = Path(path)
-    if not all((path / name).is_file() for name in FILES):
-        return False
-    attributes = read_pickle(path / "attr.pkl")
-    return isinstance(attributes, dict) and "conditions_" in attributes
+    attributes = read_attributes(Path(path))
+    return attributes is not None and "conditions_" in attributes
 
 
 def build(

@@ -10,13 +10,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from scarcade.engine.contracts import Categories, Schema
-from scarcade.engine.errors import ModelFileError, OpenError
-from scarcade.models.interop.foreign import load_fitting, read_names
-from scarcade.models.interop.pickles import read_pickle
+from scarcade.engine.errors import ModelFileError
+from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files
 from scarcade.models.saved import check_schema
 from scarcade.models.scgen import Scgen
 
-FILES = ("model_params.pt", "attr.pkl", "var_names.csv")
 HEADS = {"mean": "encoder.mean_encoder", "log_variance": "encoder.log_var_encoder", "scale": "decoder.recon_decoder.0"}
 
 
@@ -26,10 +24,8 @@ def is_scgen(path: str | Path) -> bool:
     Raises:
         UnsafeFileError, ModelFileError: as `read_pickle`.
     """
-    if not all((Path(path) / name).is_file() for name in FILES):
-        return False
-    attributes = read_pickle(Path(path) / "attr.pkl")
-    return isinstance(attributes, dict) and {"x_dim_", "z_dim_"} <= attributes.keys()
+    attributes = read_attributes(Path(path))
+    return attributes is not None and {"x_dim_", "z_dim_"} <= attributes.keys()
 
 
 def read_scgen(path: str | Path) -> Scgen:
@@ -39,14 +35,7 @@ def read_scgen(path: str | Path) -> Scgen:
         OpenError: the three files are not there. UnsafeFileError: one of them names more than a model needs.
         ModelFileError: another class of model, or tensors that do not fit the settings.
     """
-    path = Path(path)
-    if not all((path / name).is_file() for name in FILES):
-        raise OpenError(f"{path}: no model of scArches: wanted {', '.join(FILES)}")
-    state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
-    names = read_names(path / "var_names.csv")
-    if not isinstance(state, dict) or not isinstance(attributes, dict):
-        raise ModelFileError(f"{path}: not a model of scArches that can be imported")
-    return build({k: v for k, v in state.items() if isinstance(v, np.ndarray)}, names, attributes, where=str(path))
+    return build(*read_three_files(Path(path)), where=str(path))
 
 
 def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping[str, Any], *, where: str) -> Scgen:

@@ -1,8 +1,7 @@
 """SCVI and SCANVI models of scvi-tools: their files to our models, and our weights in their layout.
 
 One-hot columns of every injected layer become rows of embedding tables (`from_state`), and back
-(`to_state`). The file is read by `interop.pickles`, so nothing of it is run. Layouts: ``model.pt`` (since
-0.15) and the three files before it (``model_params.pt``, ``attr.pkl``, ``var_names.csv``).
+(`to_state`). Files and what they say of the data are read by `scvi_files`; totalVI has a file of its own.
 """
 
 from collections.abc import Mapping
@@ -14,10 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from scarcade.engine.contracts import Categories, Schema
-from scarcade.engine.errors import ModelFileError, OpenError, UsageError
-from scarcade.models.interop.foreign import load_fitting, read_names
-from scarcade.models.interop.pickles import read_pickle
+from scarcade.engine.contracts import Schema
+from scarcade.engine.errors import ModelFileError, UsageError
+from scarcade.models.interop import totalvi
+from scarcade.models.interop.foreign import load_fitting
+from scarcade.models.interop.scvi_files import init_arguments, old_registry, read_files, schema_of, tensor_of
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
 from scarcade.models.saved import check_schema
@@ -45,12 +45,6 @@ PREFIXES = {
     "z1_decoder.variance": "decoder_z1_z2.var_decoder",
 }
 KINDS: dict[str, type[Scvi]] = {"SCVI": Scvi, "SCANVI": Scanvi}
-OLD_KEYS = {
-    "batch_indices": "batch",
-    "cat_covs": "extra_categorical_covs",
-    "cont_covs": "extra_continuous_covs",
-    "protein_expression": "proteins",
-}
 DROPPED = {"use_cuda", "use_gpu", "var_activation", "batch_representation", "use_size_factor_key"}
 DROPPED |= {
     "labels_groups",
@@ -72,7 +66,7 @@ def read_scvi_tools(path: str | Path) -> Scvi:
         ModelFileError: not such a model, or its tensors do not fit what it says of itself.
     """
     path = Path(path)
-    return build(*_read(path), where=str(path))
+    return build(*read_files(path), where=str(path))
 
 
 def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping[str, Any], *, where: str) -> Scvi:
@@ -81,18 +75,16 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     Raises:
         ModelFileError: as `read_scvi_tools`; its message begins with `where`.
     """
-    registry = attributes.get("registry_") or _old_registry(attributes.get("scvi_setup_dict_") or {})
+    registry = attributes.get("registry_") or old_registry(attributes.get("scvi_setup_dict_") or {})
     name = registry.get("model_name", "SCVI")
     if name == "TOTALVI":
-        from scarcade.models.interop import totalvi  # which stands on this file
-
         return totalvi.build(state, names, attributes, where=where)
     if name not in KINDS:
         known = f"{', '.join(KINDS)} and TOTALVI"
         raise ModelFileError(f"{where}: is a {name} model of scvi-tools; {known} can be imported so far")
     kind = KINDS[name]
     try:
-        schema = _schema(registry, names, n_classes=state["y_prior"].shape[-1] if kind is Scanvi else None)
+        schema = schema_of(registry, names, n_classes=state["y_prior"].shape[-1] if kind is Scanvi else None)
         config = _config(attributes.get("init_params_") or {}, state, schema, kind)
         model = kind(config, schema)
         load_fitting(model, from_state(model, state))
@@ -118,7 +110,7 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
     linear_classifier = getattr(model.config, "linear_classifier", False)
 
     def put(name: str, foreign: str, value: np.ndarray | None = None) -> None:
-        value = _tensor(state, foreign) if value is None else value
+        value = tensor_of(state, foreign) if value is None else value
         out[name] = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
 
     def put_table(path: str, table: ConditionRows, foreign: str, rows: np.ndarray) -> None:
@@ -129,7 +121,7 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
     for path, module in model.named_modules():
         theirs = foreign_name(path, linear_classifier)
         if isinstance(module, ConditionalLinear):
-            weight = _tensor(state, f"{theirs}.weight")
+            weight = tensor_of(state, f"{theirs}.weight")
             start = module.weight.shape[1]
             put(f"{path}.weight", theirs, weight[:, :start])
             put(f"{path}.bias", f"{theirs}.bias")
@@ -145,18 +137,18 @@ def from_state(model: Scvi, state: Mapping[str, np.ndarray]) -> dict[str, Tensor
             for part in ("weight", "bias", *statistics):
                 put(f"{path}.{part}", f"{theirs}.{part}")
         elif isinstance(module, Dispersion):
-            rows = np.atleast_2d(_tensor(state, "px_r").T)
+            rows = np.atleast_2d(tensor_of(state, "px_r").T)
             if module.covariate == "label":  # ours has one row more, for cells without a label
                 rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
             put_table(path, module, "px_r", rows)
         elif isinstance(module, LibraryPrior):
             for part, foreign in (("mean", "library_log_means"), ("variance", "library_log_vars")):
-                values = _tensor(state, foreign)[0]
+                values = tensor_of(state, foreign)[0]
                 put(f"{path}.{part}", foreign, values[: len(module.mean)])
                 if module.new_mean is not None:
                     put(f"{path}.new_{part}", foreign, values[len(module.mean) :])
     if isinstance(model, Scanvi):
-        put("label_prior", "y_prior", _tensor(state, "y_prior")[0])
+        put("label_prior", "y_prior", tensor_of(state, "y_prior")[0])
     return out
 
 
@@ -215,95 +207,6 @@ def foreign_name(path: str, linear_classifier: bool = False) -> str:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """State dict, gene names and attributes, from either layout."""
-    if path.is_file():
-        content = read_pickle(path)
-    elif len(found := sorted(path.glob("*model.pt"))) == 1:
-        content = read_pickle(found[0])
-    elif (path / "attr.pkl").is_file() and (path / "var_names.csv").is_file():
-        names = read_names(path / "var_names.csv")
-        state, attributes = read_pickle(path / "model_params.pt"), read_pickle(path / "attr.pkl")
-        content = {"model_state_dict": state, "var_names": names, "attr_dict": attributes}
-    else:
-        raise OpenError(
-            f"{path}: no model of scvi-tools: wanted one model.pt, or attr.pkl with model_params.pt "
-            "and var_names.csv (of scArches, too)"
-        )
-    try:
-        state, names, attributes = content["model_state_dict"], content["var_names"], content["attr_dict"]
-    except (KeyError, TypeError) as error:
-        raise ModelFileError(f"{path}: not a model of scvi-tools (no {error})") from error
-    if not isinstance(state, dict) or not isinstance(names, list) or not isinstance(attributes, dict):
-        raise ModelFileError(f"{path}: not a model of scvi-tools that can be imported")
-    return {k: v for k, v in state.items() if isinstance(v, np.ndarray)}, list(map(str, names)), attributes
-
-
-def _old_registry(setup: Mapping[str, Any]) -> dict[str, Any]:
-    """The registry of today from the setup dictionary of versions before 0.15."""
-    fields: dict[str, Any] = {}
-    for key, where in (setup.get("data_registry") or {}).items():
-        column = setup.get("categorical_mappings", {}).get(where["attr_key"], {})
-        state = {"categorical_mapping": column["mapping"], "original_key": column["original_key"]} if column else {}
-        fields[OLD_KEYS.get(key, key)] = {"state_registry": state}
-    if extra := setup.get("extra_categoricals"):
-        fields["extra_categorical_covs"] = {"state_registry": extra | {"field_keys": extra["keys"]}}
-    if proteins := setup.get("protein_names"):
-        fields["proteins"] = {"state_registry": {"column_names": list(proteins)}}
-    if continuous := setup.get("extra_continuous_keys"):
-        fields["extra_continuous_covs"] = {"state_registry": {"columns": list(continuous)}}
-    return {"scvi_version": setup.get("scvi_version"), "field_registries": fields}
-
-
-def _schema(registry: Mapping[str, Any], names: list[str], n_classes: int | None = None) -> Schema:
-    """`n_classes`: outputs of the classifier, where there is one; its labels are the first of the mapping."""
-    fields = registry["field_registries"]
-    arguments = registry.get("setup_args") or {}
-
-    def state(key: str) -> Mapping[str, Any]:
-        return dict(fields.get(key, {}).get("state_registry") or {})
-
-    def categories(key: str) -> Categories | None:
-        found = state(key)
-        if "categorical_mapping" not in found:
-            return None
-        original = str(found.get("original_key", key)).removeprefix("_scvi_")
-        return Categories(original, tuple(str(value) for value in found["categorical_mapping"]))
-
-    labels = categories("labels")
-    if labels is not None and len(labels) == 1 and labels.name == "labels":
-        labels = None  # no label column was registered
-    if labels is not None and n_classes is not None:  # the unlabelled category is the last one, and is no class
-        labels = Categories(labels.name, labels.values[:n_classes])
-    extra = state("extra_categorical_covs")
-    mappings = extra.get("mappings", extra.get("mapping", {}))
-    return Schema(
-        genes=tuple(names),
-        batch=categories("batch") or Categories("batch", ("0",)),
-        labels=() if labels is None else (labels,),
-        categorical=tuple(
-            Categories(str(key), tuple(str(v) for v in mappings[key])) for key in extra.get("field_keys", ())
-        ),
-        continuous=tuple(map(str, state("extra_continuous_covs").get("columns", ()))),
-        size_factor=arguments.get("size_factor_key"),
-        counts_from=f"layers/{arguments['layer']}" if arguments.get("layer") else "X",
-    )
-
-
-def init_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a model's constructor, from any version's `init_params_`."""
-    flat: dict[str, Any] = {}
-    for key, value in given.items():
-        if key in ("kwargs", "model_kwargs") and isinstance(value, dict):
-            for name, inner in value.items():
-                flat |= inner if isinstance(inner, dict) and key == "kwargs" else {name: inner}
-        elif key == "non_kwargs":
-            flat |= value
-        else:
-            flat[key] = value
-    return flat
-
-
 def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema, kind: type[Scvi] = Scvi) -> Scvi.Config:
     flat = init_arguments(given)
     if flat.get("batch_representation", "one-hot") != "one-hot":
@@ -323,10 +226,3 @@ def _config(given: Mapping[str, Any], state: Mapping[str, Any], schema: Schema, 
         if theirs in classifier:
             flat[f"classifier_{ours}"] = classifier[theirs]
     return kind.Config.model_validate(flat)
-
-
-def _tensor(state: Mapping[str, Any], name: str) -> np.ndarray:
-    value = state.get(name)
-    if not isinstance(value, np.ndarray):
-        raise ModelFileError(f"tensor {name} is missing")
-    return value

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scarcade.engine.errors import ModelFileError, UsageError
 from scarcade.models.interop.foreign import load_fitting
-from scarcade.models.interop.scvi_tools import _schema, _tensor, init_arguments
+from scarcade.models.interop.scvi_files import init_arguments, schema_of, tensor_of
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
 from scarcade.models.saved import check_schema
@@ -71,9 +71,9 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     formulation = "1.3.1" if numbers >= (1, 3, 1) else "1.2" if numbers >= (1, 2) else "1.0"
     try:
         columns = registry["field_registries"]["proteins"]["state_registry"]["column_names"]
-        schema = replace(_schema(registry, names), proteins=tuple(map(str, columns)))
+        schema = replace(schema_of(registry, names), proteins=tuple(map(str, columns)))
         model = Totalvi(_config(attributes.get("init_params_") or {}, formulation), schema)
-        if _tensor(state, "background_pro_alpha").shape != (len(schema.proteins), len(schema.batch)):
+        if tensor_of(state, "background_pro_alpha").shape != (len(schema.proteins), len(schema.batch)):
             raise ModelFileError("its background prior is not one of each batch (panel_key), which is not known here")
         load_fitting(model, from_state(model, state))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -107,10 +107,10 @@ def from_state(model: Totalvi, state: Mapping[str, np.ndarray]) -> dict[str, Ten
 def _parts(module: nn.Module, theirs: str, state: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of one of our modules that has weights, from those whose names begin with `theirs`."""
     if isinstance(module, ConditionalLinear):
-        weight = _tensor(state, f"{theirs}.weight")
+        weight = tensor_of(state, f"{theirs}.weight")
         start = module.weight.shape[1]
         yield "weight", weight[:, :start]
-        yield "bias", _tensor(state, f"{theirs}.bias")
+        yield "bias", tensor_of(state, f"{theirs}.bias")
         for covariate, table in module.conditions.items():
             assert isinstance(table, ConditionRows)
             stop = start + len(table.table())
@@ -121,15 +121,15 @@ def _parts(module: nn.Module, theirs: str, state: Mapping[str, np.ndarray]) -> I
     elif isinstance(module, BatchNorm | Linear):
         norm = ("running_mean", "running_var") if isinstance(module, BatchNorm) else ()
         for part in ("weight", "bias", *norm):
-            yield part, _tensor(state, f"{theirs}.{part}")
+            yield part, tensor_of(state, f"{theirs}.{part}")
     elif isinstance(module, ConditionRows):
-        rows = np.atleast_2d(_tensor(state, theirs).T)
+        rows = np.atleast_2d(tensor_of(state, theirs).T)
         if isinstance(module, Dispersion) and module.covariate == "label":  # a row for cells without a label
             rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
         yield from _rows("", module, rows)
     elif isinstance(module, LibraryPrior):
         for part, foreign in (("mean", "library_log_means"), ("variance", "library_log_vars")):
-            values = _tensor(state, foreign)[0]
+            values = tensor_of(state, foreign)[0]
             yield part, values[: len(module.mean)]
             if module.new_mean is not None:
                 yield f"new_{part}", values[len(module.mean) :]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scarcade.engine.contracts import Batch, Step
-from scarcade.models.interop.scvi_tools import _read
+from scarcade.models.interop.scvi_files import read_files
 from scarcade.models.interop.totalvi import build, from_state, to_state
 from scarcade.models.surgery import SurgeryConfig, grow
 from scarcade.models.totalvi import Totalvi
@@ -35,7 +35,7 @@ def case_of(path: str = "eager") -> Case:
     folder = shared("parity/TOTALVI")
     with np.load(shared("parity/inputs.npz"), allow_pickle=False) as file:
         cells = dict(file)
-    model = build(*_read(folder / "ref_model"), where="TOTALVI")
+    model = build(*read_files(folder / "ref_model"), where="TOTALVI")
     model.config = model.config.model_copy(update={"likelihood_path": path})
 
     def batch(batches: list[str]) -> Batch:
