@@ -6,7 +6,6 @@ one does nothing at all. This is the only file that speaks to torch.distributed.
 
 import json
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -98,11 +96,6 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def barrier(self) -> None:
-        """Wait until every worker is here."""
-        if self.size > 1:
-            self.sum(torch.zeros(1, device=self.device))
-
 
 @contextmanager
 def gathered(rank: int, size: int, meeting: Path, *, timeout_s: float = 60) -> Iterator[World]:
@@ -117,13 +110,6 @@ def gathered(rank: int, size: int, meeting: Path, *, timeout_s: float = 60) -> I
         yield World.joined()
     finally:
         dist.destroy_process_group()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators, which only the initialisation of a model draws from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def use_threads(n: int) -> None:
