@@ -7,8 +7,8 @@ schema, the cells' keys and, for made data, the truth.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,33 @@ def write_group(folder: Path, kind: str, version: str, **attributes: Any) -> Non
     (folder / "zarr.json").write_text(json.dumps(meta, indent=1))
 
 
+@contextmanager
+def anndata_folder(
+    path: Path, finish: Callable[[], Mapping[str, Any]], *, extra: Mapping[str, Any], replace: bool
+) -> Iterator[Path]:
+    """A folder that becomes an AnnData at `path`, with all it needs, when the block ends without an error.
+
+    Args:
+        finish: called then: closes what the block wrote, and gives further elements by their place.
+        extra: what the manifest says besides; read after `finish`.
+    """
+    with committed(path, extra=extra, replace=replace) as folder:
+        yield folder
+        import anndata as ad  # which take memory that the block may need
+        import zarr
+
+        elements = finish()
+        write_group(folder, "anndata", "0.1.0")
+        root = zarr.open_group(folder, mode="r+")
+        with ad.settings.override(auto_shard_zarr_v3=False):
+            for place, value in elements.items():
+                group, _, name = place.rpartition("/")
+                ad.io.write_elem(root[group] if group else root, name, value)
+        with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            zarr.consolidate_metadata(root.store)
+
+
 class StoreWriter:
     """Context manager: `append` blocks; the store is there when the block ends without an error, or not at all.
 
@@ -138,7 +165,6 @@ class StoreWriter:
         self._seed = seed
         self._sources = [dict(source) for source in sources]
         self._truth = truth
-        self._stack = ExitStack()
         self._replace = replace
         self._extra: dict[str, Any] = {}
         self.n_cells = 0
@@ -148,7 +174,8 @@ class StoreWriter:
         self._proteins: tuple[ArrayWriter, ArrayWriter] | None = None
 
     def __enter__(self) -> Self:
-        self._folder = self._stack.enter_context(committed(self.path, extra=self._extra, replace=self._replace))
+        self._work = anndata_folder(self.path, self._finish, extra=self._extra, replace=self._replace)
+        self._folder = self._work.__enter__()
         for name, kind, version, attributes in (
             ("X", "csr_matrix", "0.1.0", {"shape": [0, 0]}),
             *(
@@ -245,10 +272,8 @@ class StoreWriter:
         self._proteins[0].append(counts)
         self._proteins[1].append(measured)
 
-    def _finish(self) -> None:
-        import anndata as ad
-        import zarr
-
+    def _finish(self) -> dict[str, Any]:
+        """Close what was appended to; the elements that are left to write."""
         if self.n_cells == 0:
             raise InputError(f"{self.path}: no cells were given")
         for array in (self._indices, self._data, self._indptr, self._keys, *(self._proteins or ())):
@@ -260,23 +285,6 @@ class StoreWriter:
             self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": list(self._columns)}
         )
         write_group(self._folder / "X", "csr_matrix", "0.1.0", shape=[self.n_cells, self._schema.n_genes])
-        write_group(self._folder, "anndata", "0.1.0")
-        root = zarr.open_group(self._folder, mode="r+")
-        with ad.settings.override(auto_shard_zarr_v3=False):
-            ad.io.write_elem(root, "var", self._var)
-            ours: dict[str, Any] = {
-                "format": FORMAT,
-                "seed": self._seed,
-                "sources": json.dumps(self._sources),
-                "schema": json.dumps(self._schema.to_dict()),
-            }
-            if self._truth is not None:
-                ours["truth"] = dict(self._truth)
-            for name, value in ours.items():
-                ad.io.write_elem(root["uns/scarcade"], name, value)
-        with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(root.store)
         self._extra.update(
             kind="store",
             format=FORMAT,
@@ -285,15 +293,17 @@ class StoreWriter:
             nnz=self.nnz,
             proteins=self._proteins is not None,
         )
+        ours: dict[str, Any] = {
+            "format": FORMAT,
+            "seed": self._seed,
+            "sources": json.dumps(self._sources),
+            "schema": json.dumps(self._schema.to_dict()),
+        }
+        if self._truth is not None:
+            ours["truth"] = dict(self._truth)
+        return {"var": self._var, **{f"uns/scarcade/{name}": value for name, value in ours.items()}}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if kind is None:
-            try:
-                self._finish()
-            except BaseException as problem:
-                if self._stack.__exit__(type(problem), problem, problem.__traceback__):
-                    return True
-                raise
-        return self._stack.__exit__(kind, error, trace)
+        return self._work.__exit__(kind, error, trace)

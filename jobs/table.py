@@ -5,9 +5,7 @@ categorical columns, var with the genes where an array has a column for each. Ev
 the folder is committed by one rename.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from scarcade.dataloaders.arrays import ArrayWriter, StringWriter
-from scarcade.dataloaders.writer import smallest_codes, write_group
+from scarcade.dataloaders.writer import anndata_folder, smallest_codes, write_group
 from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError
-from scarcade.engine.folder import committed
 
 _WIDE_BYTES = 1 << 20  # of a chunk of an array with a column for each gene
 
@@ -55,12 +52,12 @@ class TableWriter:
                 raise CategoryError(f"{path}: {name!r} is not a name that a column can have")
         self._wanted, self._columns, self._genes = tuple(arrays), tuple(columns), tuple(genes)
         self._uns, self._replace = dict(uns), replace
-        self._stack = ExitStack()
         self._extra: dict[str, Any] = dict(extra)
         self._arrays: dict[str, ArrayWriter] = {}
 
     def __enter__(self) -> Self:
-        self._folder = self._stack.enter_context(committed(self.path, extra=self._extra, replace=self._replace))
+        self._work = anndata_folder(self.path, self._finish, extra=self._extra, replace=self._replace)
+        self._folder = self._work.__enter__()
         for name in ("obs", "obsm", "layers"):
             (self._folder / name).mkdir()
         self._names = StringWriter(self._folder / "obs" / "_index")
@@ -87,10 +84,9 @@ class TableWriter:
         self._names.append(names if names is not None else map(str, range(self.n_cells, self.n_cells + n)))
         self.n_cells += n
 
-    def _finish(self) -> None:
-        import anndata as ad
+    def _finish(self) -> dict[str, Any]:
+        """Close what was appended to; the elements that are left to write."""
         import pandas as pd
-        import zarr
 
         if not self._arrays:  # no cells: arrays of no rows are still arrays
             nothing = {
@@ -111,26 +107,11 @@ class TableWriter:
         write_group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": order})
         for name in ("obsm", "layers"):
             write_group(self._folder / name, "dict", "0.1.0")
-        write_group(self._folder, "anndata", "0.1.0")
-        root = zarr.open_group(self._folder, mode="r+")
-        with ad.settings.override(auto_shard_zarr_v3=False):
-            for name in ("obsp", "varm", "varp"):
-                ad.io.write_elem(root, name, {})
-            ad.io.write_elem(root, "var", pd.DataFrame(index=pd.Index(self._genes, dtype=object)))
-            ad.io.write_elem(root, "uns", self._uns)
-        with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(root.store)
         self._extra.update(n_cells=self.n_cells, columns=order)
+        var = pd.DataFrame(index=pd.Index(self._genes, dtype=object))
+        return {"obsp": {}, "varm": {}, "varp": {}, "var": var, "uns": self._uns}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if kind is None:
-            try:
-                self._finish()
-            except BaseException as problem:
-                if self._stack.__exit__(type(problem), problem, problem.__traceback__):
-                    return True
-                raise
-        return self._stack.__exit__(kind, error, trace)
+        return self._work.__exit__(kind, error, trace)
