@@ -85,21 +85,6 @@ class AlignedStore:
             size_factor=store.codes(schema.size_factor)[rows] if schema.size_factor else None,
         )
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr, gene index, count) of the rows [start, stop); the genes of a cell are not sorted."""
-        indptr, indices, data = self.store.read(start, stop)
-        if self.genes is None:
-            return indptr, indices, data
-        places = self.genes[indices]
-        kept = places >= 0
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return before[indptr], places[kept], data[kept]
-
-    def read_proteins(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(counts, measured) of the rows [start, stop), each (n, proteins of the reference); None without any."""
-        found = self.store.proteins(start, stop) if self.schema.proteins else None
-        return None if found is None or self.proteins is None else _placed(*found, self.proteins)
-
     def source(self) -> "AlignedSource":
         """The cells for a loader."""
         return AlignedSource(self)
@@ -193,9 +178,14 @@ def aligned(
                 "as unlabelled, or train a new reference with them"
             )
         if unknown:
-            notes.append(f"{where}: labels of '{theirs.name}' that the model does not know: {_some(unknown)}")
+            notes.append(unknown_labels(where, theirs.name, unknown))
         labels.append(one)
         known.append(grown)
+    proteins = _protein_places(schema, reference, where)
+    there = 0 if proteins is None else int((proteins >= 0).sum())
+    if there < (wanted := len(reference.proteins)):
+        told = f"{there} of the model's {wanted} proteins are there" if there else "has no proteins"
+        notes.append(f"{where}: {told}; the model's others count as not measured")
     return AlignedStore(
         store,
         replace(
@@ -209,9 +199,14 @@ def aligned(
         batch,
         tuple(labels),
         tuple(one for one, _ in pairs),
-        _protein_places(schema, reference, where),
+        proteins,
         tuple(notes),
     )
+
+
+def unknown_labels(where: str, column: str, values: Sequence[str]) -> str:
+    """What to tell of labels that the model does not know."""
+    return f"{where}: labels of '{column}' that the model does not know: {_some(values)}"
 
 
 def _recoded(store: Store, ours: Categories, known: Categories, *, add: bool = True) -> tuple[Recoded, Categories]:

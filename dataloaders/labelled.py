@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -35,12 +36,16 @@ class SubsetSource:
         self.schema, self.columns, self.n_cells = source.schema, source.columns, len(positions)
         self.nnz = source.nnz * len(positions) // max(1, source.n_cells)
         self.least = 0
-        self.fingerprint = f"{source.fingerprint} {hashlib.sha256(positions.tobytes()).hexdigest()}"
         self._source, self._positions, self._hold = source, positions, hold
         self._held: Superbatch | None = None
         # cells that a chunk holds: what lies between two wanted cells of one chunk costs nothing more
         self._gap = source.least * source.n_cells // max(1, source.nnz)
         self._cells_at_once = max(64, _PIECE // (_BYTES * max(1, source.least)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the source and of which of its cells are taken."""
+        return f"{self._source.fingerprint} {hashlib.sha256(self._positions.tobytes()).hexdigest()}"
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of places in `positions`, put into `order`."""

@@ -36,8 +36,12 @@ class Source(Protocol):
     n_cells: int
     nnz: int
     columns: Columns
-    fingerprint: str
     least: int  # counts that must be decoded for a range of a single cell
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the cells and their order."""
+        ...
 
     def labels(self) -> np.ndarray | None:
         """Codes of the primary label in the order of positions (those of `load`); None without a label column."""

@@ -107,8 +107,13 @@ def batches_of(cells: Cells, model: AtlasModel, batch_size: int, *, decoding: bo
     seen = refuse_unknown(cells, model, decoding=decoding)
     for batch in cells.batches(batch_size):
         if not seen:
-            batch = replace(batch, batch=torch.zeros_like(batch.batch))
+            batch = without_batch(batch)
         yield batch.to(model.device)
+
+
+def without_batch(batch: Batch) -> Batch:
+    """The cells with one code for all: where it has no effect, one that the model does not know is no error."""
+    return replace(batch, batch=torch.zeros_like(batch.batch))
 
 
 def noise_of(batch: Batch, model: AtlasModel, seed: int, draw: int = 0) -> Noise:

@@ -4,18 +4,31 @@ Codes are translated by value into the model's. A batch that the model does not 
 beyond the model's, and is refused where it would matter; it never becomes another batch in silence.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from scarcade.dataloaders.aligned import AlignedStore, aligned
+from scarcade.dataloaders.aligned import AlignedSource, AlignedStore, aligned, unknown_labels
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory, stream
-from scarcade.dataloaders.schema import Query, column_of, complete_text, read_query, text_of
+from scarcade.dataloaders.schema import (
+    DataWarning,
+    Query,
+    code_of,
+    column_of,
+    complete_text,
+    label_text,
+    read_query,
+    text_of,
+)
 from scarcade.dataloaders.store import Store, open_store
+from scarcade.dataloaders.stratified import DrawnSource
+from scarcade.dataloaders.superbatch import DenseRing, PackedCounts
 from scarcade.engine.contracts import UNLABELLED, Batch, Categories, Loader, Schema
 from scarcade.engine.errors import CategoryError
 from scarcade.engine.folder import MANIFEST, read_manifest
@@ -33,7 +46,8 @@ class MemoryCells:
     cell_names: np.ndarray
     unknown_batches: tuple[str, ...]  # values that occur, and that the model does not know
     obs: Any = None  # pandas.DataFrame
-    labels: tuple[tuple[Categories, np.ndarray], ...] = ()  # label columns of the model, with the cells' codes
+    labels: tuple[tuple[Categories, np.ndarray], ...] = ()  # the model's label columns, new values behind its own
+    notes: tuple[str, ...] = ()  # what a user should know of genes, proteins and labels
 
     @property
     def n_cells(self) -> int:
@@ -52,9 +66,11 @@ class MemoryCells:
         return distinct([(self.schema.batch, self.columns.batch), *self.labels])
 
     def codes_of(self, column: Categories) -> np.ndarray:
-        """The cells' codes (n,) in the batch or a label column of the model; -1 where they have none."""
-        found = {known.name: codes for known, codes in self.described()}
-        return found.get(column.name, np.full(self.n_cells, UNLABELLED, np.int8))
+        """The cells' codes (n,) in the batch or a label column of the model; -1 where they have none that it knows."""
+        if column.name == self.schema.batch.name:
+            return self.columns.batch
+        found = {known.name: codes for known, codes in self.labels}
+        return _known(found.get(column.name, np.full(self.n_cells, UNLABELLED, np.int8)), column)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All cells in their order."""
@@ -66,16 +82,7 @@ class MemoryCells:
 
     def take(self, rows: np.ndarray) -> "MemoryCells":
         """The cells of some rows: any order, repeats allowed."""
-        c = self.columns
-        columns = Columns(
-            batch=c.batch[rows],
-            labels=None if c.labels is None else c.labels[rows],
-            categorical=tuple(values[rows] for values in c.categorical),
-            continuous=tuple(values[rows] for values in c.continuous),
-            size_factor=None if c.size_factor is None else c.size_factor[rows],
-            proteins=None if c.proteins is None else c.proteins[rows],
-            proteins_measured=None if c.proteins_measured is None else c.proteins_measured[rows],
-        )
+        columns = _rows_of(self.columns, rows)
         obs = None if self.obs is None else self.obs.iloc[rows]
         labels = tuple((known, codes[rows]) for known, codes in self.labels)
         used = replace(self, counts=self.counts[rows], columns=columns, cell_names=self.cell_names[rows], obs=obs)
@@ -105,6 +112,14 @@ class StoreCells:
     def n_cells(self) -> int:
         return self.view.n_cells
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.view.notes
+
+    @cached_property
+    def _source(self) -> AlignedSource:
+        return self.view.source()
+
     def names(self) -> np.ndarray:
         return self.some_names(0, self.n_cells)
 
@@ -130,22 +145,23 @@ class StoreCells:
         return view.codes(view.batch)
 
     def take(self, rows: np.ndarray) -> MemoryCells:
-        view = self.view
         wanted, back = np.unique(rows, return_inverse=True)
-        parts, proteins = [], []
-        for start, stop in _runs(wanted):
-            indptr, indices, data = view.read(start, stop)
-            if (both := view.read_proteins(start, stop)) is not None:
-                proteins.append(both)
-            parts.append(sparse.csr_matrix((data, indices, indptr), shape=(stop - start, view.schema.n_genes)))
-        columns = view.columns(rows)
-        if proteins:
-            counts, measured = (np.concatenate(both)[back] for both in zip(*proteins, strict=True))
-            columns = replace(columns, proteins=counts, proteins_measured=measured)
-        present = {view.schema.batch.values[code] for code in np.unique(columns.batch)}
-        unknown = tuple(b for b in self.unknown_batches if b in present)
-        matrix = sparse.vstack(parts, format="csr")[back].sorted_indices()
-        return MemoryCells(self.where, matrix, columns, view.schema, np.asarray(rows).astype(str), unknown)
+        drawn, runs = DrawnSource(self._source, wanted), [(0, len(wanted))]
+        loaded, schema = drawn.load(runs, back), self.view.schema
+        indptr, indices, data = PackedCounts(loaded, 0, len(rows), schema.n_genes, DenseRing()).csr()
+        columns = _rows_of(self._source.columns, rows)
+        if (both := drawn.proteins(loaded, runs)) is not None:
+            columns = replace(columns, proteins=both[0][back], proteins_measured=both[1][back])
+        present = {schema.batch.values[code] for code in np.unique(columns.batch)}
+        return MemoryCells(
+            where=self.where,
+            counts=sparse.csr_matrix((data, indices, indptr), shape=(len(rows), schema.n_genes)).sorted_indices(),
+            columns=columns,
+            schema=schema,
+            cell_names=np.asarray(rows).astype(str),
+            unknown_batches=tuple(b for b in self.unknown_batches if b in present),
+            notes=self.notes,
+        )
 
     def column(self, name: str) -> np.ndarray:
         store = self.view.store
@@ -161,39 +177,73 @@ Cells = MemoryCells | StoreCells
 
 
 def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, layer: str | None = None) -> Cells:
-    """`data` as cells of `model`.
+    """`data` as cells of `model`. What a user should know of them is told by a `DataWarning`.
 
     Args:
-        data: a store or its path (streamed); an .h5ad, a .zarr or an AnnData (in memory).
+        data: a store or its path (streamed); an .h5ad, a .zarr or an AnnData (in memory); cells of this model, which
+            are given back.
         batch_key: obs column with the batch; the one that the model was trained with, where there is such.
 
     Raises:
         GenesError: genes that are not the model's. CategoryError: a covariate that is missing or not known.
     """
-    if isinstance(data, Store):
-        return _store_cells(data, model)
-    if is_store(data):
-        return _store_cells(open_store(data), model)
+    if isinstance(data, MemoryCells | StoreCells):
+        return data
+    if isinstance(data, Store) or is_store(data):
+        cells: Cells = _store_cells(data if isinstance(data, Store) else open_store(data), model)
+    else:
+        cells = _memory_cells(data, model, batch_key, layer)
+    for line in cells.notes:
+        warnings.warn(line, DataWarning, stacklevel=3)
+    return cells
+
+
+def _memory_cells(data: Any, model: AtlasModel, batch_key: str | None, layer: str | None) -> MemoryCells:
     reference = model.schema
-    query = read_query(data, model.reads, layer=layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # it is among the notes
+        query = read_query(data, replace(model.reads, labels=()), layer=layer)
     batch = query.batch
     if batch_key is not None or reference.batch.name in query.obs.columns:
         batch = complete_text(query.obs, batch_key or reference.batch.name, query.where, "batch_key")
     known = reference.batch.extended(tuple(map(str, batch)))
     table = known.codes()
     codes = np.array([table[str(value)] for value in batch], np.int64)
+    labels = tuple(_labels(query, one) for one in reference.labels)
+    columns = batch_columns(query, codes, reference)
+    if labels:
+        columns = replace(columns, labels=_known(labels[0][1], reference.labels[0]))
+    all_there = f" {len(reference.proteins)} of the model's {len(reference.proteins)} proteins are there"
+    notes = [line for line in query.warnings if not line.endswith(all_there)]
+    for ours, (seen, _) in zip(reference.labels, labels, strict=True):
+        if surplus := seen.values[len(ours) :]:
+            notes.append(unknown_labels(query.where, ours.name, surplus))
     indptr, indices, counts = query.counts.indptr, query.counts.indices, query.counts.data
-    matrix = sparse.csr_matrix((counts, indices, indptr), shape=(query.n_cells, reference.n_genes))
     return MemoryCells(
         where=query.where,
-        counts=matrix,
-        columns=batch_columns(query, codes, reference),
+        counts=sparse.csr_matrix((counts, indices, indptr), shape=(query.n_cells, reference.n_genes)),
+        columns=columns,
         schema=replace(reference, batch=known),
         cell_names=query.obs.index.to_numpy(),
         unknown_batches=known.values[len(reference.batch) :],
         obs=query.obs,
-        labels=tuple(zip(reference.labels, query.labels, strict=True)),
+        labels=labels,
+        notes=tuple(notes),
     )
+
+
+def _labels(query: Query, known: Categories) -> tuple[Categories, np.ndarray]:
+    """A label column of a query with its own values behind the `known`, and the codes (n,); -1: no label."""
+    if known.name not in query.obs.columns:
+        return known, np.full(query.n_cells, UNLABELLED, np.int64)
+    text = label_text(column_of(query.obs, known.name, query.where, "a label column of the model"), ())
+    grown = known.extended([str(value) for value in text if value is not None])
+    return grown, code_of(text, grown).astype(np.int64)
+
+
+def _known(codes: np.ndarray, column: Categories) -> np.ndarray:
+    """Label codes with -1 for values that `column` does not have."""
+    return np.where(codes < len(column), codes, UNLABELLED)
 
 
 def batch_columns(query: Query, codes: np.ndarray, reference: Schema) -> Columns:
@@ -228,7 +278,7 @@ def is_store(data: Any) -> bool:
 
 def _store_cells(store: Store, model: AtlasModel) -> StoreCells:
     reference = model.schema
-    view = aligned(store, reference)
+    view = aligned(store, model.reads)
     for ours, seen in zip(reference.categorical, view.schema.categorical, strict=True):
         if surplus := seen.values[len(ours) :]:
             raise _unknown(str(store.path), ours.name, surplus)
@@ -263,8 +313,18 @@ def _unknown(where: str, column: str, values: Sequence[str]) -> CategoryError:
     )
 
 
-def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ascending rows as ranges [start, stop)."""
-    cuts = np.flatnonzero(np.diff(rows) > 1) + 1
-    for run in np.split(rows, cuts):
-        yield int(run[0]), int(run[-1]) + 1
+def _rows_of(columns: Columns, rows: np.ndarray) -> Columns:
+    """What stands beside some cells."""
+
+    def of(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values[rows]
+
+    return Columns(
+        batch=columns.batch[rows],
+        labels=of(columns.labels),
+        categorical=tuple(values[rows] for values in columns.categorical),
+        continuous=tuple(values[rows] for values in columns.continuous),
+        size_factor=of(columns.size_factor),
+        proteins=of(columns.proteins),
+        proteins_measured=of(columns.proteins_measured),
+    )

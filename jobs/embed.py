@@ -7,7 +7,6 @@ memory. What is written is ``latent.zarr`` (see `jobs.latent`), with further out
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import numpy as np
 import torch
 
 from scarcade.engine.contracts import Batch, Categories, Loader
-from scarcade.engine.errors import CategoryError, NonFiniteError
+from scarcade.engine.errors import CategoryError, NonFiniteError, UsageError
 from scarcade.engine.world import use_threads
-from scarcade.jobs.asked import Asked, asked_of, matters, noises_of
+from scarcade.jobs.asked import Asked, asked_of, matters, noises_of, without_batch
 from scarcade.jobs.cells import StoreCells, cells_of
 from scarcade.jobs.latent import LatentReader, latent_arrays, latent_writer
 from scarcade.models.model import AtlasModel
@@ -60,13 +59,15 @@ def embed(
 
     Raises:
         GenesError: too few of the model's genes. CategoryError: a batch that is not known.
-        UsageError: an output or setting that the model does not have. NonFiniteError: a cell whose latent is not
-        finite.
+        UsageError: an output or setting that the model does not have, or draws without outputs.
+        NonFiniteError: a cell whose latent is not finite.
     """
     if threads is not None:
         use_threads(threads)
     trained = model if isinstance(model, AtlasModel) else read(model)
     asked = asked_of(trained, outputs, settings or {})
+    if n_samples and not asked:
+        raise UsageError(f"--samples {n_samples}: outputs are averaged over them, and none is asked for (--output)")
     cells = cells_of(data, trained, batch_key=batch_key, layer=layer)
     seen = matters(cells, trained, asked)
     write_latent(
@@ -142,7 +143,7 @@ def write_latent(
             if batch.rows[0] != done or batch.rows[-1] != done + n - 1:
                 raise ValueError(f"cells {batch.rows[0]} to {batch.rows[-1]} where {done} was next: not in their order")
             if not sees_batch:
-                batch = _without_batch(batch)
+                batch = without_batch(batch)
             arrays = latent_arrays(model.obsm_key, *latent_of(model, batch))
             codes = [values[done : done + n] for _, values in columns]
             for one in asked:
@@ -183,7 +184,3 @@ def latent_of(model: AtlasModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         shown = ", ".join(str(row) for row in batch.rows[broken][:10])
         raise NonFiniteError(f"the latent of {broken.sum()} cells is not finite (rows {shown}); check their counts")
     return mean, variance
-
-
-def _without_batch(batch: Batch) -> Batch:
-    return replace(batch, batch=torch.zeros_like(batch.batch))

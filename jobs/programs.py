@@ -148,7 +148,7 @@ def enrichment(
     expimap = _expimap(trained)
     cells = cells_of(data, expimap, batch_key=batch_key, layer=layer)
     groups = groups_of(cells.n_cells, cells.column, groupby=groupby, group1=group1, group2=group2)
-    mean, variance = trained.get_latent_representation(data, return_dist=True, batch_key=batch_key, layer=layer)
+    mean, variance = trained.get_latent_representation(cells, return_dist=True)
     kept = expimap.active_terms().cpu().numpy() if active_only else np.ones(expimap.n_latent, bool)
     directions = expimap.directions()[0].cpu().numpy() if use_directions else None
     tables = []

@@ -121,17 +121,21 @@ class Trained:
             UsageError: the model has no such output or setting. GenesError: a layer would not fit.
         """
         asked = asked_of(self.model, outputs, settings)
-        where: dict[str, Any] = {"batch_key": batch_key, "layer": layer, "batch_size": batch_size}
         if any(one.output.genes for one in asked) and set(adata.var_names) != set(self.model.schema.genes):
             raise GenesError(
                 f"the AnnData has {adata.n_vars} genes, the model {self.model.schema.n_genes}: expression does not fit "
                 "into its layers; take output() or write()"
             )
-        adata.obsm[self.model.obsm_key] = self.get_latent_representation(adata, **where)
-        for one in asked:
-            own = dict(one.settings)
-            table = self.output(one.name, adata, n_samples=n_samples, seed=seed, **where, **own)
-            table.index = adata.obs_names
+        cells = cells_of(adata, self.model, batch_key=batch_key, layer=layer)
+
+        def of_batch(batch: Batch) -> list[Tensor | np.ndarray]:
+            noises = noises_of(batch, self.model, seed, n_samples)
+            return [self.model.embed(batch)[0], *(one.values(self.model, batch, noises) for one in asked)]
+
+        latent, *found = self._each(cells, of_batch, batch_size, decoding=any(one.decodes for one in asked))
+        adata.obsm[self.model.obsm_key] = latent
+        for one, values in zip(asked, found, strict=True):
+            table = pd.DataFrame(values, index=adata.obs_names, columns=list(one.columns))
             if one.output.genes:
                 adata.layers[one.key] = table[list(adata.var_names)].to_numpy()
                 continue

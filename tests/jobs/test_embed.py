@@ -9,9 +9,12 @@ import torch
 
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.loader import LoaderConfig, stream
+from scarcade.dataloaders.schema import DataWarning
+from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError
-from scarcade.jobs.cells import is_store
+from scarcade.jobs.cells import cells_of, is_store
+from scarcade.jobs.cli import main
 from scarcade.jobs.embed import embed, write_latent
 from scarcade.jobs.latent import read_latent
 from scarcade.models import Scvi
@@ -72,6 +75,74 @@ def test_a_store_with_other_genes_is_refused(atlas: Atlas, tmp_path: Path) -> No
     store = simulate(tmp_path / "other.zarr", cells=50, genes=20, batches=1, labels=2)
     with pytest.raises(GenesError, match="none of its 20 genes"):
         embed(atlas.model, store.path, tmp_path / "l.zarr")
+
+
+def stored(cells: ad.AnnData, path: Path) -> Path:
+    """A store of these cells."""
+    for column in ("batch", "label"):
+        cells.obs[column] = cells.obs[column].astype(str)
+    cells.write_h5ad(path.with_suffix(".h5ad"))
+    return ingest([path.with_suffix(".h5ad")], path, batch_key="batch", label_keys=["label"]).path
+
+
+@pytest.mark.parametrize("n_genes", [100, 135])
+def test_genes_that_are_not_there_are_told_of_a_store_and_of_a_file(
+    n_genes: int, atlas: Atlas, blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = atlas.store.to_anndata(["batch0"])[:, :n_genes].copy()
+    store = stored(cells, tmp_path / "s.zarr")
+    genes = tuple(cells.var_names)
+    for data in (store, tmp_path / "s.h5ad"):
+        with pytest.warns(DataWarning, match=f"{n_genes} of the .*'s 150 genes are there") as told:
+            embed(blind, data, tmp_path / "l.zarr", replace=True)
+        assert len(told) == 1, [str(one.message) for one in told]
+        assert main(["embed", str(blind), str(data), "--out", str(tmp_path / "l.zarr"), "--force"]) == 0
+        assert f"warning: {data}: {n_genes} of the" in capsys.readouterr().err
+    assert genes == tuple(read(blind).schema.genes[:n_genes])
+
+
+def test_labels_that_the_model_does_not_know_are_kept(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
+    cells = atlas.store.to_anndata(["batch0"])
+    known = list(cells.obs["label"].astype(str))
+    wanted = [*["another"] * 5, *known[5:]]
+    cells.obs["label"] = wanted
+    store = stored(cells, tmp_path / "s.zarr")
+    for data in (store, tmp_path / "s.h5ad"):
+        with pytest.warns(DataWarning, match="labels of 'label' that the model does not know: 'another'"):
+            embed(blind, data, tmp_path / "l.zarr", replace=True)
+        found = ad.read_zarr(tmp_path / "l.zarr")
+        assert list(found[cells.obs_names].obs["label"].astype(str)) == wanted
+        with pytest.warns(DataWarning):
+            asked = cells_of(data, read(blind))
+        codes = asked.codes_of(read(blind).schema.labels[0])
+        assert (codes == -1).sum() == 5  # to the model they are no labels
+        (batch,) = asked.batches(len(cells))
+        assert batch.labels is not None
+        assert (batch.labels == -1).sum() == 5
+
+
+def test_cells_are_taken_from_a_store_as_from_memory(atlas: Atlas, tmp_path: Path) -> None:
+    """In any order, repeated, with genes renamed."""
+    cells = atlas.store.to_anndata(["batch2", "batch0"])
+    model = read(atlas.model)
+    store = open_store(stored(cells[:, ::-1].copy(), tmp_path / "s.zarr"))
+    rows = np.random.default_rng(0).integers(0, store.n_cells, 300)
+    streamed = cells_of(store, model)
+    taken, memory = streamed.take(rows), cells_of(cells[list(streamed.names())].copy(), model).take(rows)
+    np.testing.assert_array_equal(taken.counts.toarray(), memory.counts.toarray())
+    assert taken.counts.has_sorted_indices
+    batches = np.array(taken.schema.batch.values)[taken.columns.batch]
+    np.testing.assert_array_equal(batches, np.array(memory.schema.batch.values)[memory.columns.batch])
+    np.testing.assert_array_equal(taken.columns.labels, memory.columns.labels)
+
+
+def test_draws_of_outputs_that_nobody_asked_for_are_refused(
+    atlas: Atlas, blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["embed", str(blind), str(atlas.store.path), "--out", str(tmp_path / "l.zarr"), "--samples", "5"]
+    assert main(line) == 2
+    assert "--output" in capsys.readouterr().err
+    assert not (tmp_path / "l.zarr").exists()
 
 
 def test_an_existing_result_is_kept(atlas: Atlas, blind: Path, tmp_path: Path) -> None:

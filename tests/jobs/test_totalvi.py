@@ -1,5 +1,6 @@
 """totalVI from end to end: trained on batches with and without proteins, queries of both kinds mapped, imputed."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from scarcade.dataloaders.ingest import ingest
+from scarcade.dataloaders.schema import DataWarning
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import GenesError, UsageError
@@ -104,7 +107,9 @@ def test_a_query_is_mapped(
     grown = read_delta(tmp_path / "out" / "donor.delta", reference_model)
     assert reference_hash(grown) == reference_hash(reference_model)
     mapped = load(folder, delta=tmp_path / "out" / "donor.delta")
-    imputed = mapped.output("proteins", cells, batch_key="batch", transform_batch=list(store.schema.batch.values[:2]))
+    known = list(store.schema.batch.values[:2])
+    with nullcontext() if with_proteins else pytest.warns(DataWarning, match="has no proteins"):
+        imputed = mapped.output("proteins", cells, batch_key="batch", transform_batch=known)
     assert imputed.shape == (120, 12)
     assert np.isfinite(imputed.to_numpy()).all()
     assert (imputed.to_numpy() >= 0).all()
@@ -144,7 +149,8 @@ def test_imputed_proteins_are_those_that_the_cells_express(tmp_path: Path) -> No
     query.obs["batch"] = "new"
     map_queries(Path(run.path) / "model", {"q": query}, tmp_path / "out", batch_key="batch", **QUICK).raise_if_failed()
     mapped = load(Path(run.path) / "model", delta=tmp_path / "out" / "q.delta")
-    imputed = mapped.output("proteins", query, batch_key="batch", transform_batch=measured)
+    with pytest.warns(DataWarning, match="has no proteins"):
+        imputed = mapped.output("proteins", query, batch_key="batch", transform_batch=measured)
     assert agreement(query, imputed) > 0.6
 
 
@@ -155,7 +161,8 @@ def test_proteins_of_another_panel(reference: TrainedRun, query: ad.AnnData) -> 
     table = some.obsm.pop("protein_counts")
     some.obs["batch"] = "batch0" if "batch0" in model.model.schema.batch.values else model.model.schema.batch.values[0]
     some.obsm["protein_expression"] = table.iloc[:, [7, 3]]
-    part = model.get_latent_representation(some, batch_key="batch")
+    with pytest.warns(DataWarning, match="2 of the model's 12 proteins"):
+        part = model.get_latent_representation(some, batch_key="batch")
     assert np.isfinite(part).all()
     some.obsm["protein_expression"] = table.rename(columns=lambda name: f"x{name}")
     with pytest.raises(GenesError, match="none of the model's proteins"):
@@ -163,6 +170,26 @@ def test_proteins_of_another_panel(reference: TrainedRun, query: ad.AnnData) -> 
     some.obsm["proteins"] = table
     with pytest.raises(UsageError, match="leave one"):
         model.get_latent_representation(some, batch_key="batch")
+
+
+def test_proteins_that_a_store_does_not_have_are_told(reference: TrainedRun, query: ad.AnnData, tmp_path: Path) -> None:
+    cells = query.copy()
+    cells.obs["batch"], cells.obs["label"] = reference.model.model.schema.batch.values[0], "label0"
+    table = cells.obsm["protein_counts"]
+    del cells.obsm["protein_counts"], cells.obsm["protein_measured"]
+    for name, told in (("none", "has no proteins"), ("some", "2 of the model's 12 proteins are there")):
+        if name == "some":
+            cells.obsm["adt"] = table.iloc[:, [7, 3]]
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+        store = ingest(
+            [tmp_path / f"{name}.h5ad"],
+            tmp_path / f"{name}.zarr",
+            batch_key="batch",
+            protein_key="adt" if name == "some" else None,
+        )
+        with pytest.warns(DataWarning, match=told):
+            latent = reference.model.get_latent_representation(store)
+        assert np.isfinite(latent).all()
 
 
 def test_a_store_without_proteins_is_refused(tmp_path: Path) -> None:
