@@ -8,7 +8,6 @@ resampling every label to the size of the largest has as its expectation.
 Shapes: n cells, G genes, L latent dimensions.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scarcade.engine.contracts import Batch
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.jobs.asked import without_batch
 from scarcade.jobs.cells import Cells, cells_of
 from scarcade.jobs.table import TableWriter
 from scarcade.jobs.trained import BATCH_SIZE, Trained
@@ -148,38 +147,46 @@ def predict_response(
         chosen = (cells.column(label_key) == target_label) & (cells.column(condition_key) == control)
         if not chosen.any():
             raise CategoryError(f"{cells.where}: no cell has {target_label!r} in '{label_key}' and {control!r}")
-        names, cells = cells.names()[chosen], cells.take(np.flatnonzero(chosen))
     else:
-        names = cells.names()
+        chosen = np.ones(cells.n_cells, bool)
     model = scgen_of(trained)
     shift = torch.as_tensor(shift_L, device=model.device)
 
-    def predicted() -> Iterator[np.ndarray]:
-        for _, mean in latents_of(model, cells, batch_size):
+    def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(names, expression) of the chosen cells."""
+        for where, mean in latents_of(model, cells, batch_size, among=chosen):
+            here = chosen[where]
             with torch.no_grad():
-                yield model.decode(torch.as_tensor(mean, device=model.device) + shift).cpu().numpy()
+                x_BG = model.decode(torch.as_tensor(mean[here], device=model.device) + shift)
+            yield cells.some_names(where.start, where.stop)[here], x_BG.cpu().numpy()
 
     if out is None:
-        table = pd.DataFrame(np.concatenate(list(predicted())), index=names, columns=list(model.schema.genes))
-        return table, shift_L
+        names, parts = (np.concatenate(part) for part in zip(*predicted(), strict=True))
+        return pd.DataFrame(parts, index=names, columns=list(model.schema.genes)), shift_L
     uns = {"scarcade_response": json.dumps({"model": model.fingerprint, "control": control, "stimulated": stimulated})}
     writer = TableWriter(
         Path(out), arrays=["X"], columns=[], genes=model.schema.genes, uns=uns, extra={"kind": "table"}, replace=replace
     )
     with writer:
-        for x in predicted():
-            writer.append({"X": x}, [], map(str, names[writer.n_cells : writer.n_cells + len(x)]))
+        for names, x in predicted():
+            writer.append({"X": x}, [], map(str, names))
     return Path(out), shift_L
 
 
 @torch.no_grad()
-def latents_of(model: Scgen, cells: Cells, batch_size: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """(places, latent means) of the cells, in their order, whatever their batches are."""
+def latents_of(
+    model: Scgen, cells: Cells, batch_size: int, *, among: np.ndarray | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """(places, latent means) of the cells, in their order, whatever their batches are.
+
+    Batches of cells that have none `among`, bool (n,), are left out.
+    """
     start = 0
     for batch in cells.batches(batch_size):
-        one: Batch = dataclasses.replace(batch, batch=torch.zeros_like(batch.batch)).to(model.device)
-        yield slice(start, start + len(batch)), model.embed(one)[0].cpu().numpy()
-        start += len(batch)
+        where = slice(start, start + len(batch))
+        start = where.stop
+        if among is None or among[where].any():
+            yield where, model.embed(without_batch(batch).to(model.device))[0].cpu().numpy()
 
 
 def values_of(column: np.ndarray) -> list[str]:
