@@ -12,7 +12,16 @@ import pandas as pd
 from scarcade.engine.config import checked
 from scarcade.jobs.asked import asked_of, batches_of, noise_of
 from scarcade.jobs.cells import Cells
-from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, groups_of, raw_statistics
+from scarcade.jobs.differential import (
+    DifferentialConfig,
+    Draws,
+    Groups,
+    RawStatistics,
+    compare,
+    fdr_calls,
+    groups_of,
+    raw_statistics,
+)
 from scarcade.models.model import AtlasModel
 
 
@@ -31,11 +40,11 @@ def contrasted(
 ) -> pd.DataFrame:
     """One table below the other for each pair of sets; see `Trained.differential_expression`."""
     config = checked(DifferentialConfig, settings)
+    pairs = groups_of(cells.n_cells, cells.column, groupby=groupby, group1=group1, group2=group2, idx1=idx1, idx2=idx2)
+    statistics = raw_statistics(cells.batches(batch_size), model.schema.n_genes, pairs)
     tables = []
-    for groups in groups_of(
-        cells.n_cells, cells.column, groupby=groupby, group1=group1, group2=group2, idx1=idx1, idx2=idx2
-    ):
-        table = _compared(model, cells, groups, config, batch_size, seed)
+    for groups, raw in zip(pairs, statistics, strict=True):
+        table = _compared(model, cells, groups, raw, config, batch_size, seed)
         if groups.name1 is not None:
             table["comparison"] = f"{groups.name1} vs {groups.name2}"
             table["group1"], table["group2"] = groups.name1, groups.name2
@@ -44,10 +53,15 @@ def contrasted(
 
 
 def _compared(
-    model: AtlasModel, cells: Cells, groups: Groups, config: DifferentialConfig, batch_size: int, seed: int
+    model: AtlasModel,
+    cells: Cells,
+    groups: Groups,
+    raw: RawStatistics,
+    config: DifferentialConfig,
+    batch_size: int,
+    seed: int,
 ) -> pd.DataFrame:
     """One pair of sets of cells."""
-    raw = raw_statistics(cells.batches(batch_size), model.schema.n_genes, (groups.rows1, groups.rows2))
     drawn: list[Draws] = []
     for side, (rows, named) in enumerate(((groups.rows1, config.batchid1), (groups.rows2, config.batchid2))):
         values = list(named or model.schema.batch.values) if config.batch_correction else [None]

@@ -41,7 +41,7 @@ class DifferentialConfig(Section):
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows of two sets of cells, and the names that they go by."""
+    """Rows of two sets of cells, ascending, and the names that they go by."""
 
     rows1: np.ndarray
     rows2: np.ndarray
@@ -127,14 +127,20 @@ def _rows(given: Any, n_cells: int) -> np.ndarray:
     return np.unique(chosen % n_cells)
 
 
-def raw_statistics(batches: Iterable[Batch], n_genes: int, sets: tuple[np.ndarray, np.ndarray]) -> RawStatistics:
-    """Means over the cells of each set, in one pass over all cells in their order."""
-    sums = np.zeros((3, 2, n_genes))
+def raw_statistics(batches: Iterable[Batch], n_genes: int, groups: Sequence[Groups]) -> list[RawStatistics]:
+    """Means over the cells of each set of each pair, in one pass over all cells in their order.
+
+    The rows of a set ascend, so those of a batch are found by bisection, without a mask of all cells for each set.
+    """
+    sets = [rows for pair in groups for rows in (pair.rows1, pair.rows2)]
+    sums = np.zeros((3, len(sets), n_genes))
     start = 0
     for batch in batches:
-        rows = np.arange(start, start + len(batch))
+        member = torch.zeros(len(sets), len(batch), dtype=torch.bool)
+        for inside, rows in zip(member, sets, strict=True):
+            first, last = np.searchsorted(rows, (start, start + len(batch)))
+            inside[torch.from_numpy(rows[first:last] - start)] = True
         start += len(batch)
-        member = torch.from_numpy(np.stack([np.isin(rows, one) for one in sets]))
         if not member.any():
             continue
         x_BG = batch.counts.dense(torch.device("cpu")).double()
@@ -142,8 +148,8 @@ def raw_statistics(batches: Iterable[Batch], n_genes: int, sets: tuple[np.ndarra
         scaled_BG = x_BG * torch.where(total_B1 > 0, 1e4 / total_B1, 0.0)
         for i, values in enumerate((x_BG, (x_BG != 0).double(), scaled_BG)):
             sums[i] += (member.double() @ values).numpy()
-    mean, non_zero, normalised = sums / np.array([[len(one)] for one in sets])
-    return RawStatistics(mean, non_zero, normalised)
+    means = sums / np.array([[len(one)] for one in sets])
+    return [RawStatistics(*means[:, i : i + 2]) for i in range(0, len(sets), 2)]
 
 
 def compare(

@@ -15,6 +15,7 @@ from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.contracts import Noise, Step
 from scarcade.engine.errors import CategoryError, GenesError, ModelFileError, UsageError
+from scarcade.jobs.differential import groups_of, raw_statistics
 from scarcade.jobs.trained import Trained, load
 from scarcade.models import Scvi
 from scarcade.models.saved import save, save_delta
@@ -229,3 +230,18 @@ def test_load_of_a_delta(trained: Trained, adata: anndata.AnnData, tmp_path: Pat
     assert np.isfinite(latent).all()
     with pytest.raises(ModelFileError, match="delta=FOLDER"):
         load(tmp_path / "q.delta")
+
+
+def test_raw_statistics_of_all_pairs_come_from_one_pass(store: Store, adata: anndata.AnnData) -> None:
+    column = adata.obs["label"].astype(str).to_numpy()
+    pairs = groups_of(600, lambda _: column, groupby="label")
+    once = stream(store, "all", LoaderConfig(batch_size=70), seed=0, lanes=1, shuffle=False).epoch(0)
+    found = raw_statistics(once, 40, pairs)
+    assert len(found) == len(pairs) == 3
+    counts = adata.X.toarray()
+    shares = 1e4 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    for pair, raw in zip(pairs, found, strict=True):
+        for i, rows in enumerate((pair.rows1, pair.rows2)):
+            np.testing.assert_allclose(raw.mean[i], counts[rows].mean(0), rtol=1e-6)
+            np.testing.assert_allclose(raw.non_zero[i], (counts[rows] > 0).mean(0), rtol=1e-6)
+            np.testing.assert_allclose(raw.normalised_mean[i], shares[rows].mean(0), rtol=1e-4)

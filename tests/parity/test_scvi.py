@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scarcade.engine.contracts import Batch, Categories, Schema, Step
-from scarcade.jobs.differential import DifferentialConfig, Draws, compare, fdr_calls, raw_statistics
+from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, raw_statistics
 from scarcade.models.interop.scvi_tools import build, from_state, to_state
 from scarcade.models.outputs import normalised_expression
 from scarcade.models.scvi import Scvi
@@ -204,9 +204,8 @@ def test_differential_expression(name: str) -> None:
     arrays, meta = read("differential")
     config = SETTINGS[name]
     in1 = arrays["in1"].astype(bool)
-    raw = raw_statistics(
-        [batch_of(arrays["x"], np.zeros(len(in1)))], arrays["x"].shape[1], (np.flatnonzero(in1), np.flatnonzero(~in1))
-    )
+    pair = Groups(np.flatnonzero(in1), np.flatnonzero(~in1))
+    (raw,) = raw_statistics([batch_of(arrays["x"], np.zeros(len(in1)))], arrays["x"].shape[1], [pair])
     values = ["b0", "b1"] if config.batch_correction else [None]
     sets = [
         Draws(
