@@ -19,9 +19,10 @@ from cyclopts.config import Dict
 
 from scarcade.engine.config import merged, nested, read_toml
 from scarcade.engine.errors import UsageError
-from scarcade.jobs.commands import DIRECT, WITH_SECTIONS, Sections, app, sections_of
+from scarcade.jobs.commands import app
 from scarcade.jobs.console import note, only_our_warnings
 from scarcade.jobs.exits import explained, stop_tidily_on_sigterm
+from scarcade.jobs.options import DIRECT, WITH_SECTIONS, Sections, sections_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
