@@ -34,6 +34,28 @@ def test_a_rare_type_is_kept_whatever_k() -> None:
     assert not contradicted(latent, codes, k=50).any()
 
 
+def test_a_type_is_asked_for_half_as_many_neighbours_as_it_has_cells() -> None:
+    """Two nests of six cells among others: of the 6 nearest of each cell 5 are its own, of the 12 nearest also 5."""
+    nest = np.linspace(0, 0.1, 6)
+    around = np.linspace(0.5, 2, 30)
+    latent = np.concatenate([nest, nest + 50, around, around + 50])[:, None].astype(np.float32)
+    assert not contradicted(latent, np.repeat([0, 1], (12, 60))).any()
+
+
+def test_a_cell_is_no_neighbour_of_its_own() -> None:
+    """A type of ten cells is asked for five: those of the first are two of its own and three others."""
+    own = np.array([0.0, 0.1, 0.2, 60, 61, 62, 63, 64, 65, 66])
+    latent = np.concatenate([own, [0.3, 0.4, 0.5], np.linspace(200, 210, 20)])[:, None].astype(np.float32)
+    found = contradicted(latent, np.repeat([0, 1], (10, 23)))
+    assert np.flatnonzero(found[:10]).tolist() == [0, 1, 2]
+
+
+def test_a_rare_type_is_kept_whatever_the_jury_has_of_it() -> None:
+    """Of its 48 cells about six are on the jury, so about three of them can be asked, and not 24."""
+    latent, codes = clouds((1952, 48))
+    assert not contradicted(latent, codes, jury=250).any()
+
+
 def test_where_types_are_mixed_nobody_is_contradicted() -> None:
     """Two labels in one cloud, half and half, and a third elsewhere: no label has more than half of a neighbourhood
     by enough for many cells to be called wrong."""
@@ -88,19 +110,34 @@ def test_workers_that_share_the_search_find_what_one_finds() -> None:
     assert np.array_equal(parts[0] | parts[1], contradicted(latent, codes, block=100))
 
 
+def made_latent(folder: Path, mean: np.ndarray, about: dict[str, Any]) -> Path:
+    """A model's folder with nothing but its latent."""
+    folder.mkdir()
+    with latent_writer(folder / "latent.zarr", obsm_key="X", columns=[], about=about) as writer:
+        writer.append(latent_arrays("X", mean, mean), [])
+    return folder
+
+
+def test_the_rows_that_are_found_are_those_of_the_store(tmp_path: Path) -> None:
+    """Cells without a label stand between those that have one."""
+    store = made_store(tmp_path / "a.zarr")
+    codes = store.codes("label").astype(int)
+    wrong = np.flatnonzero(codes >= 0)[::13]
+    place = np.where(codes < 0, np.arange(300) % 3, codes)
+    place[wrong] = (place[wrong] + 1) % 3
+    mean = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    mean[:, 0] += 20 * place
+    model = made_latent(tmp_path / "model", mean, {"data": store.fingerprint})
+    assert np.array_equal(np.flatnonzero(contradicted_in(model, store)), wrong)
+
+
 def test_the_latent_must_be_of_just_the_cells_of_the_store(tmp_path: Path) -> None:
     """That of an updated model begins with the cells of its reference, and names the new store alone."""
     store = made_store(tmp_path / "a.zarr")
     about = {"data": store.fingerprint}
     mean = np.zeros((600, 2), np.float32)
 
-    def latent(name: str, n: int, said: dict[str, Any]) -> Path:
-        (tmp_path / name).mkdir()
-        with latent_writer(tmp_path / name / "latent.zarr", obsm_key="X", columns=[], about=said) as writer:
-            writer.append(latent_arrays("X", mean[:n], mean[:n]), [])
-        return tmp_path / name
-
-    assert contradicted_in(latent("own", 300, about), store).shape == (300,)
+    assert contradicted_in(made_latent(tmp_path / "own", mean[:300], about), store).shape == (300,)
     for name, n, said in (
         ("updated", 600, {**about, "before": {"data": "another"}}),
         ("as_long", 300, {**about, "before": {}}),
@@ -108,4 +145,4 @@ def test_the_latent_must_be_of_just_the_cells_of_the_store(tmp_path: Path) -> No
         ("other", 300, {"data": "another"}),
     ):
         with pytest.raises(UsageError, match="has no latent of the cells of"):
-            contradicted_in(latent(name, n, said), store)
+            contradicted_in(made_latent(tmp_path / name, mean[:n], said), store)
