@@ -10,7 +10,7 @@ from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models import outputs
 from scarcade.models import protein_outputs as out
 from scarcade.models.distributions import nb_elements, nb_mixture_elements
-from scarcade.models.surgery import delta, grow, reference_hash, trainable
+from scarcade.models.surgery import SurgeryConfig, delta, grow, reference_hash, trainable
 from scarcade.models.totalvi import Totalvi
 from tests.models.cells import made_batch, made_schema
 
@@ -261,6 +261,39 @@ def test_the_adversary_never_learns_to_be_wrong() -> None:
         terms["reconstruction_proteins"] + terms["kl"] + terms["kl_background"]
     )
     torch.testing.assert_close(found[1].minimise, plain)
+
+
+def test_the_adversary_counts_while_the_kl_weight_is_below_one() -> None:
+    """It is shown the latent that was drawn, and both of its terms are minimised."""
+    model, batch = made({"adversary": True})
+    model.observe([batch])
+    model.train()
+    adversary = model.adversary
+    assert adversary is not None
+    shown: list[torch.Tensor] = []
+    adversary.trunk.register_forward_pre_hook(lambda _, given: shown.append(given[0].detach()))
+    found = model.losses(batch, Step(kl_weight=0.3), Noise.of_step(0, 0, batch))
+    terms = found.terms
+    plain = terms["reconstruction_genes"] + 0.3 * (
+        terms["reconstruction_proteins"] + terms["kl"] + terms["kl_background"]
+    )
+    both = terms["adversary_fooled"] + terms["adversary_error"]
+    assert both.gt(0).all()
+    torch.testing.assert_close(found.minimise, plain + 0.7 * both)
+    noise = Noise.of_step(0, 0, batch)
+    drawn, _ = model.draw_latent(model.encode(batch.counts.dense(model.device), batch, noise), noise)
+    assert all(torch.equal(z_BL, drawn) for z_BL in shown)
+    assert len(shown) == 2
+
+
+def test_surgery_trains_without_the_adversary() -> None:
+    model, batch = made({"adversary": True})
+    model.observe([batch])
+    schema = replace(model.schema, batch=model.schema.batch.extended(["d"]))
+    grown = grow(model, schema, seed=0, config=SurgeryConfig(query_mode="train")).train()
+    assert grown.training
+    losses = grown.losses(batch, Step(kl_weight=0.3), Noise.of_step(0, 0, batch))
+    assert not [name for name in losses.terms if "adversary" in name]
 
 
 def test_outputs_of_genes_are_those_of_scvi() -> None:
