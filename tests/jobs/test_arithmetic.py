@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
@@ -138,6 +139,36 @@ def test_batches_are_removed_and_a_query_is_placed_among_them(store: Store, run:
         map_corrected(run.model, query[:, :5].copy(), query, batch_key="batch", label_key="label")
 
 
+def test_cells_without_a_label_are_decoded_where_they_are(store: Store, run: TrainedRun) -> None:
+    cells = store.to_anndata()
+    without = np.arange(cells.n_obs) % 4 == 0
+    cells.obs["label"] = cells.obs["label"].astype(str).where(~without)
+    corrected = remove_batches(run.model, cells, batch_key="batch", label_key="label")
+    decoded = run.model.output("expression", cells).to_numpy()
+    np.testing.assert_allclose(corrected.X[without], decoded[without], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(corrected.X[~without], decoded[~without], rtol=1e-2, atol=1e-2)
+
+
+def test_a_smaller_reference_is_moved_onto_the_query(store: Store, run: TrainedRun) -> None:
+    *known, new = store.schema.batch.values
+    keys: dict[str, Any] = {"batch_key": "batch", "label_key": "label"}
+    query, model = store.to_anndata([new]), run.model.model
+    corrected = remove_batches(run.model, store.to_anndata(known)[:60].copy(), **keys)
+    both = map_corrected(run.model, corrected, query, anchor="largest", **keys)
+    assert (both.obs[REFERENCE] == "reference").tolist() == [True] * 60 + [False] * query.n_obs
+    np.testing.assert_allclose(  # the query is the largest: its cells stay
+        both.X[60:], run.model.output("expression", query), rtol=1e-5, atol=1e-6
+    )
+    theirs = np.asarray(run.model.get_latent_representation(query))
+    with torch.no_grad():
+        ours = model.encode(torch.as_tensor(corrected.X))[0].numpy()  # type: ignore[operator]
+        for value in store.schema.labels[0].values:
+            here = (corrected.obs["label"] == value).to_numpy()
+            shift = theirs[(query.obs["label"] == value).to_numpy()].mean(0) - ours[here].mean(0)
+            moved = model.decode(torch.as_tensor(ours[here] + shift)).numpy()  # type: ignore[operator]
+            np.testing.assert_allclose(both.X[:60][here], moved, rtol=1e-4, atol=1e-5)
+
+
 def test_corrections_and_responses_are_written_without_holding_them(
     store: Store, run: TrainedRun, tmp_path: Path
 ) -> None:
@@ -156,12 +187,13 @@ def test_corrections_and_responses_are_written_without_holding_them(
     assert list(on_disk.var_names) == list(in_memory.var_names)
     np.testing.assert_allclose(on_disk.X, in_memory.X, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(on_disk.obsm[CORRECTED], in_memory.obsm[CORRECTED], rtol=1e-4, atol=1e-4)
-    assert list(on_disk.obs["label"].astype(str)) == list(in_memory.obs["label"].astype(str))
+    _same_obs(on_disk, in_memory)
 
     query = store.to_anndata([new])
     ours = map_corrected(run.model, in_memory, query, **keys)
     theirs = map_corrected(run.model, out, query, **keys, out=tmp_path / "q.zarr")
     np.testing.assert_allclose(ad.read_zarr(theirs).X, ours.X, rtol=1e-3, atol=1e-3)
+    _same_obs(ad.read_zarr(theirs), ours)
     with pytest.raises(UsageError, match="AnnData"):
         map_corrected(run.model, out, query, **keys, anchor="largest")
     with pytest.raises(CategoryError, match="corrected"):
@@ -173,6 +205,12 @@ def test_corrections_and_responses_are_written_without_holding_them(
     table, _ = predict_response(run.model, store, target=query, **settings)
     path, _ = predict_response(run.model, store, target=query, **settings, out=tmp_path / "r.zarr", batch_size=100)
     np.testing.assert_allclose(ad.read_zarr(path).X, table, rtol=1e-4, atol=1e-4)
+
+
+def _same_obs(one: ad.AnnData, other: ad.AnnData) -> None:
+    assert list(one.obs.columns) == list(other.obs.columns)
+    for name in one.obs.columns:
+        assert list(one.obs[name].astype(str)) == list(other.obs[name].astype(str))
 
 
 @pytest.mark.parametrize("train_decoder", [False, True])

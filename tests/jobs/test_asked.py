@@ -8,10 +8,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from scarcade.dataloaders.store import Store
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
 from scarcade.engine.folder import problems
+from scarcade.jobs.asked import batches_of, noise_of
+from scarcade.jobs.cells import cells_of
 from scarcade.jobs.cli import main
 from scarcade.jobs.latent import read_latent
 from scarcade.jobs.mapping import map_queries
@@ -117,6 +120,19 @@ def test_draws_are_averaged_and_seeded(store: Store, models: Callable[[str], Pat
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     np.testing.assert_allclose(first, trained.output("expression", store, n_samples=2), rtol=1e-5)
+
+
+def test_an_output_of_two_draws_is_their_mean(store: Store, models: Callable[[str], Path]) -> None:
+    trained = load(models("scvi"))
+    cells, expression = cells_of(store, trained.model), trained.model.offered["expression"]
+    (batch,) = batches_of(cells, trained.model, store.n_cells, decoding=True)
+    with torch.no_grad():
+        one, two = (
+            expression.of(trained.model, batch, noise_of(batch, trained.model, 7, draw=i)).numpy() for i in range(2)
+        )
+    assert not np.allclose(one, two)
+    mean = trained.output("expression", store, n_samples=2, seed=7)
+    np.testing.assert_allclose(mean, (one + two) / 2, rtol=1e-5)
 
 
 def test_what_a_model_does_not_offer_is_refused(store: Store, models: Callable[[str], Path], tmp_path: Path) -> None:

@@ -19,8 +19,12 @@ from scarcade.jobs.latent import read_latent
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.train import train
 from scarcade.jobs.trained import load
-from scarcade.models.saved import read
-from scarcade.models.surgery import reference_hash
+from scarcade.jobs.update import Weights, training_defaults, update_of
+from scarcade.models import Scanvi, Scvi, Totalvi
+from scarcade.models.layers import BatchNorm
+from scarcade.models.model import AtlasModel
+from scarcade.models.saved import read, save
+from scarcade.models.surgery import SurgeryConfig, reference_hash, trainable
 from tests.every_model import EVERY, made_store, recipe_of, settings_of, trained_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcade.dataloaders.schema.DataWarning")
@@ -94,7 +98,10 @@ def test_two_updates_by_surgery_leave_the_old_cells_and_bring_the_new(
     assert now.record is not None
     lineage = now.record["lineage"]
     assert [one["fingerprint"] for one in lineage] == [was.fingerprint, read(one).fingerprint]
-    assert lineage[0]["data_fingerprint"] == store.fingerprint
+    assert [one["data_fingerprint"] for one in lineage] == [
+        store.fingerprint,
+        open_store(tmp_path / "1.zarr").fingerprint,
+    ]
     assert [one["new"] for one in lineage] == [{"batch": ["new1"]}, {"batch": ["new2"]}]
     assert now.record["parent"] == lineage[-1]["fingerprint"]
     query = new_cells(store, "query", 30)
@@ -124,6 +131,34 @@ def test_an_update_of_all_weights_moves_them_and_leaves_the_old_latents_out(
     np.testing.assert_allclose(latent.mean, load(out).get_latent_representation(data), atol=1e-5)
     assert now.record is not None
     assert now.record["lineage"][0]["update"] == "all"
+
+
+def test_all_weights_train_as_in_training_and_rows_alone_as_in_a_mapping(store: Store, tmp_path: Path) -> None:
+    """Of a reference with batch norm, whose statistics surgery leaves alone."""
+    save(Scvi(Scvi.Config(n_hidden=8, n_latent=3), store.schema), tmp_path / "m", training={}, data_fingerprint=None)
+    data = new_store(new_cells(store, "new"), tmp_path / "new.zarr")
+
+    def norms(weights: Weights) -> tuple[AtlasModel, set[float]]:
+        grown = update_of(tmp_path / "m", data, weights=weights, min_genes=0.8).grown(SurgeryConfig(), 0)
+        return grown, {one.momentum for one in grown.modules() if isinstance(one, BatchNorm)}
+
+    everything, rows = norms("all"), norms("surgery")
+    assert everything[1] == {BatchNorm.MOMENTUM}
+    assert rows[1] == {0.0}
+    assert (everything[0].query_mode, rows[0].query_mode) == (None, "eval")
+    assert all(p.requires_grad for p in everything[0].parameters())
+    assert {name.rsplit(".")[-1] for name in trainable(rows[0])} == {"new"}
+
+
+def test_defaults_of_an_update_are_those_of_what_trains(store: Store) -> None:
+    totalvi = Totalvi(Totalvi.Config(n_hidden=8), store.schema)
+    (everything,) = training_defaults(totalvi, "all", 1000)
+    assert everything["optim"]["kl_steps"] == 750
+    rows, own = training_defaults(totalvi, "surgery", 1000)
+    assert rows["optim"] == {"epochs": 200, "weight_decay": 0.0}
+    assert own["optim"]["kl_epochs"] == 192
+    scanvi = Scanvi(Scanvi.Config(n_hidden=8), store.schema)
+    assert training_defaults(scanvi, "all", 1000)[0]["optim"]["epochs"] == 10  # its weights are trained already
 
 
 def test_surgery_moves_no_weight_of_the_reference(
