@@ -110,6 +110,22 @@ def test_cells_of_each_label_are_drawn_anew_for_each_epoch(made: Made) -> None:
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("per_label", [None, 30])
+def test_each_epoch_of_a_loader_and_each_seed_has_an_order_of_its_own(made: Made, per_label: int | None) -> None:
+    config = LoaderConfig(batch_size=64, window=640, samples_per_label=per_label)
+    main = stream(made.store, "train", config, seed=3)
+
+    def first(loader: Loader, epoch: int) -> list[int]:
+        rows: list[int] = beside(next(iter(loader.epoch(epoch)))).rows.tolist()
+        return rows
+
+    loader = with_labelled(main, config, seed=3)
+    drawn = first(loader, 0)
+    assert set(first(loader, 1)) != set(drawn)
+    assert first(loader, 0) == drawn
+    assert set(first(with_labelled(main, config, seed=4), 0)) != set(drawn)
+
+
 def test_a_class_with_fewer_cells_gives_all_of_them(made: Made) -> None:
     config = LoaderConfig(batch_size=4096, window=8192, samples_per_label=10**6)
     labels = labels_of(made)

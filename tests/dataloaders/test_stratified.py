@@ -52,12 +52,23 @@ def test_cells_are_what_their_rows_say(made: Made) -> None:
     for batch in evenly(made).epoch(1):
         assert np.array_equal(batch.counts.dense(CPU).numpy(), made.counts[batch.rows].toarray())
         assert np.array_equal(batch.batch, made.store.codes("donor")[batch.rows])
-        if batch.proteins is not None:
-            assert batch.proteins_measured is not None
-            both = made.store.proteins(0, made.store.n_cells)
-            assert both is not None
-            assert np.array_equal(batch.proteins, both[0][batch.rows])
-            assert np.array_equal(batch.proteins_measured, both[1][batch.rows])
+        assert batch.proteins is not None
+        assert batch.proteins_measured is not None
+        measured = made.measured[batch.rows]
+        assert np.array_equal(batch.proteins_measured, measured)
+        assert np.array_equal(batch.proteins.numpy()[measured], made.proteins[batch.rows][measured])
+
+
+def test_every_pass_of_every_batch_has_an_order_of_its_own(made: Made) -> None:
+    main, cells = stream(made.store, "train", CONFIG, seed=3), np.arange(100)
+
+    def half(number: int, epoch: int, seed: int = 3) -> set[int]:
+        """Half of the cells of a batch: two epochs are a pass."""
+        return set(Stratified(main, [cells, cells], seed=seed)._of(number, epoch, 50).tolist())
+
+    assert half(0, 0) | half(0, 1) == set(range(100))
+    assert half(0, 2) not in (half(0, 0), half(0, 1))
+    assert half(1, 0) != half(0, 0) != half(0, 0, seed=4)
 
 
 def test_an_epoch_is_entered_in_its_middle(made: Made) -> None:
