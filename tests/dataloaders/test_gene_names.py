@@ -20,6 +20,7 @@ def test_align_by_index_in_any_order_with_versions_and_extra_genes() -> None:
     assert found.columns.tolist() == [3, -1, 0]
     assert (found.found, found.missing) == (2, (IDS[1], IDS[2], IDS[4]))
     assert found.share == pytest.approx(0.4)
+    assert align(IDS[::-1], [f"{one}.2" for one in IDS]).columns.tolist() == [4, 3, 2, 1, 0]
 
 
 def test_align_by_a_column_where_the_index_does_not_match() -> None:

@@ -231,7 +231,10 @@ def test_surgery_keeps_the_names_of_latent_dimensions_apart_and_its_messages_who
 
 
 def test_factors_of_the_lasso_are_there_after_reading(tmp_path: Path) -> None:
-    model = model_of(omega={"second": 1e6}, alpha=1.0)
+    """In the order of the programs, which is nobody's alphabet."""
+    model = model_of(
+        programs={"z": PROGRAMS["first"], "a": PROGRAMS["second"], "m": PROGRAMS["third"]}, omega={"a": 1e6}, alpha=1.0
+    )
     save(model, tmp_path / "m", training={}, data_fingerprint=None)
     again = read(tmp_path / "m")
     assert isinstance(again, Expimap)
