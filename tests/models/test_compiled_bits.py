@@ -3,11 +3,18 @@
 Otherwise the first run on a machine would not be repeatable, and a run that is continued would not be the same.
 """
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from scarcade.models import likelihood_kernel, mmd_kernel
+
+KERNELS = (likelihood_kernel, mmd_kernel)
 CODE = """
 import hashlib, numpy as np
 from scarcade.models import likelihood_kernel as kernel, mmd_kernel
@@ -51,3 +58,33 @@ def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> Non
     assert list(tmp_path.rglob("*.nbc"))
     assert len(printed[0]) == 11
     assert printed[0] == printed[1]
+
+
+def compiled() -> Iterator[tuple[ast.FunctionDef, dict[str, object]]]:
+    """The functions of the kernels that numba compiles, and what its decorator is told."""
+    for module in KERNELS:
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+            for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                call = decorator if isinstance(decorator, ast.Call) else ast.Call(decorator, [], [])
+                if "jit" in ast.unparse(call.func):
+                    assert isinstance(node, ast.FunctionDef)
+                    told = {one.arg: getattr(one.value, "value", None) for one in call.keywords if one.arg}
+                    yield node, told
+
+
+FUNCTIONS = list(compiled())
+
+
+@pytest.mark.parametrize(("function", "told"), FUNCTIONS, ids=[function.name for function, _ in FUNCTIONS])
+def test_compiled_functions_are_put_into_their_callers(function: ast.FunctionDef, told: dict[str, object]) -> None:
+    """One that was compiled apart and linked may come with other bits from the cache; so may one that calls it."""
+    if told.get("forceinline"):
+        return
+    assert told.get("cache")
+    called = {
+        ast.unparse(node.func).rpartition(".")[2]
+        for caller, _ in FUNCTIONS
+        for node in ast.walk(caller)
+        if isinstance(node, ast.Call)
+    }
+    assert function.name not in called
