@@ -1,8 +1,6 @@
 """SCANVI against small models of scvi-tools 1.4.2 that stand beside this file (made by make_scanvi_fixtures.py)."""
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,8 @@ from scarcade.models.interop.scvi_tools import build, from_state, to_state
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.surgery import SurgeryConfig, grow
 from tests.models.cells import batch_of
-from tests.parity.test_scvi import Arrays, near, part
+from tests.parity.common import HERE, Arrays, five_batches, gradients, loss_of, made_beside, near, part
 
-HERE = Path(__file__).parent
 CASES = sorted(p.stem.removeprefix("scanvi_") for p in HERE.glob("scanvi_*.npz"))
 QUERIES = ["arches", "default"]
 
@@ -51,12 +48,7 @@ def subset(batch: Batch, rows: np.ndarray) -> Batch:
 
 
 def case_of(name: str) -> Case:
-    with np.load(HERE / f"scanvi_{name}.npz", allow_pickle=False) as file:
-        values, content = file["values"], json.loads(file["json"].tobytes().decode())
-    arrays = {
-        key: values[at : at + int(np.prod(shape))].reshape(shape) for key, (at, shape) in content["index"].items()
-    }
-    meta = content["meta"]
+    arrays, meta = made_beside(f"scanvi_{name}")
     model = build(part(arrays, "state"), meta["genes"], meta["attributes"], where=name)
     assert isinstance(model, Scanvi)
     assert set(model.schema.labels[0].values) == {"t0", "t1", "t2"}
@@ -64,20 +56,11 @@ def case_of(name: str) -> Case:
 
 
 def query_of(case: Case, **config: bool) -> tuple[Scanvi, Batch, Arrays]:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    grown = Schema.from_dict(schema)
+    grown = five_batches(case.model.schema)
     model = grow(case.model, grown, seed=0, config=SurgeryConfig(**config))
     arrays = part(case.arrays, "query")
     model.load_state_dict(from_state(model, part(arrays, "state")))
     return model, case.cells(grown, arrays, case.meta["query_obs"]), arrays
-
-
-def total(model: Scanvi, batch: Batch) -> torch.Tensor:
-    """The loss as the engine makes it."""
-    losses = model.losses(batch, Step(), None)
-    assert losses.labelled is not None
-    return losses.minimise.mean() + losses.labelled.mean()
 
 
 def same(model: Scanvi, batch: Batch, wanted: Arrays) -> None:
@@ -85,7 +68,7 @@ def same(model: Scanvi, batch: Batch, wanted: Arrays) -> None:
     with torch.no_grad():
         q = model.encode(batch.counts.dense(torch.device("cpu")), batch)
         losses = model.losses(batch, Step(), None)
-        near(total(model, batch), wanted["loss"])
+        near(loss_of(model, batch), wanted["loss"])
         near(model.classify(batch.labelled), wanted["logits"])
     near(q.mean_BL, wanted["qz_m"])
     near(q.variance_BL.sqrt(), wanted["qz_scale"])
@@ -93,12 +76,6 @@ def same(model: Scanvi, batch: Batch, wanted: Arrays) -> None:
     near(losses.terms["kl"] + losses.terms.get("kl_library", 0.0), wanted["kl"])
     near(losses.labelled_terms["classification"].mean(), wanted["classification"])
     near(model.predict_labels(batch), wanted["soft"])
-
-
-def gradients(model: Scanvi, batch: Batch) -> Arrays:
-    model.zero_grad(set_to_none=True)
-    total(model, batch).backward()  # type: ignore[no-untyped-call]
-    return to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 def unused(key: str) -> bool:
@@ -118,7 +95,7 @@ def test_outputs(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name: str) -> None:
     case = case_of(name)
-    found = gradients(case.model, case.cells(case.model.schema, case.arrays, case.meta["obs"]))
+    found = to_state(case.model, gradients(case.model, case.cells(case.model.schema, case.arrays, case.meta["obs"])))
     for key, value in part(case.arrays, "gradient").items():
         if key in found:
             near(found[key], value)
@@ -151,7 +128,7 @@ def test_query_gradients(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         if ".conditions.batch" in parameter_name:
             parameter.requires_grad_(True)
-    found = gradients(model, batch)
+    found = to_state(model, gradients(model, batch))
     wanted = {k: v for k, v in part(arrays, "gradient").items() if not unused(k)}
     assert any(value.any() for value in wanted.values())
     for key, value in wanted.items():

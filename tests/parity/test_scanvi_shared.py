@@ -1,42 +1,28 @@
 """SCANVI against scvi-tools 1.4.2 on a model that it trained: latents, classifier, losses, gradients, query."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from scarcade.engine.contracts import Batch, Schema, Step
+from scarcade.engine.contracts import Batch, Step
 from scarcade.models.interop.scvi_tools import from_state, read_scvi_tools, to_state
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.surgery import SurgeryConfig, grow
 from tests.models.cells import batch_of
-from tests.parity.test_scvi_shared import near
+from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
-Arrays = dict[str, np.ndarray]
 PATHS = ["eager", "analytic", "auto"]
 SHOWN = 12  # cells in the arrays that are long
 
 
-@dataclass
-class Case:
-    folder: Path
-    model: Scanvi
-    reference: Batch
-    query: Batch
-
-    def arrays(self, name: str) -> Arrays:
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return dict(file)
+Case = SharedCase[Scanvi]
 
 
 def case_of(path: str = "eager") -> Case:
     folder = shared("parity/SCANVI")
-    with np.load(shared("parity/inputs.npz"), allow_pickle=False) as file:
-        cells = dict(file)
+    cells = inputs()
     model = read_scvi_tools(folder / "ref_model")
     assert isinstance(model, Scanvi)
     model.config = model.config.model_copy(update={"likelihood_path": path})
@@ -52,9 +38,7 @@ def case_of(path: str = "eager") -> Case:
 
 
 def grown_of(case: Case, state: str, **config: object) -> Scanvi:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    model = grow(case.model, Schema.from_dict(schema), seed=0, config=SurgeryConfig(**config))
+    model = grow(case.model, five_batches(case.model.schema), seed=0, config=SurgeryConfig(**config))
     whole = to_state(model) | case.arrays("query_init_state")
     if state == "trained":
         whole |= case.arrays("query_trained_state")
@@ -102,13 +86,6 @@ def same_outputs(model: Scanvi, batch: Batch, wanted: Arrays) -> None:
     near(F.cross_entropy(logits_BC[known], batch.labels[known]), wanted["classification_loss_labelled_cells"])
 
 
-def gradients(model: Scanvi, batch: Batch) -> Arrays:
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    model.losses(batch, Step(), None).minimise.mean().backward()  # type: ignore[no-untyped-call]
-    return to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_reference_outputs(path: str) -> None:
     case = case_of(path)
@@ -118,7 +95,7 @@ def test_reference_outputs(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_reference_gradients(path: str) -> None:
     case = case_of(path)
-    found = gradients(case.model, case.reference)
+    found = to_state(case.model, gradients(case.model, case.reference))
     wanted = case.arrays("grads_ref_eval_nonoise")
     assert any(key.startswith("classifier") for key in wanted)
     for key, value in wanted.items():
@@ -139,7 +116,7 @@ def test_query_gradients() -> None:
     for name, parameter in model.named_parameters():
         if ".conditions.batch" in name:
             parameter.requires_grad_(True)
-    found = gradients(model, case.query)
+    found = to_state(model, gradients(model, case.query))
     for key, value in case.arrays("grads_query_init_eval_nonoise").items():
         if not key.startswith("l_encoder"):
             near(found[key], value)

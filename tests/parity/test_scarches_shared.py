@@ -1,43 +1,27 @@
 """trVAE and expiMap against numbers of scArches 0.6.1 on models it trained: outputs, losses, gradients, surgery."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from scarcade.engine.contracts import Batch, Schema, Step
+from scarcade.engine.contracts import Batch, Step
 from scarcade.models.expimap import Expimap
 from scarcade.models.interop.scarches import ScarchesModel, from_state, read_scarches, to_state
 from scarcade.models.surgery import delta, grow, trainable
 from scarcade.models.trvae import Trvae
 from tests.models.cells import batch_of
+from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 CASES = ["trVAE_nb", "trVAE_zinb_mmd", "expiMap"]
 PATHS = ["eager", "analytic", "auto"]
-TOLERANCE = 1e-5
 
-Arrays = dict[str, np.ndarray]
-
-
-@dataclass
-class Case:
-    folder: Path
-    model: ScarchesModel
-    reference: Batch
-    query: Batch
-
-    def arrays(self, name: str) -> Arrays:
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return dict(file)
+Case = SharedCase[ScarchesModel]
 
 
 def case_of(name: str, path: str = "eager") -> Case:
     folder = shared(f"parity/{name}")
-    with np.load(shared("parity/inputs.npz"), allow_pickle=False) as file:
-        cells = dict(file)
+    cells = inputs()
     model = read_scarches(folder / "ref_model")
     model.config = model.config.model_copy(update={"likelihood_path": path})
 
@@ -51,21 +35,7 @@ def case_of(name: str, path: str = "eager") -> Case:
 
 
 def grown_of(case: Case) -> ScarchesModel:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    return grow(case.model, Schema.from_dict(schema), seed=0)
-
-
-def near(found: np.ndarray | torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
-    """Relative to the largest value of the tensor (entries near zero are rounding in both)."""
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else found
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance * float(np.abs(wanted).max(initial=1e-30)))
-
-
-def loss_of(model: ScarchesModel, batch: Batch) -> torch.Tensor:
-    losses = model.losses(batch, Step(), None)
-    return losses.minimise.mean() + (0 if losses.penalty is None else losses.penalty)
+    return grow(case.model, five_batches(case.model.schema), seed=0)
 
 
 def same_outputs(model: ScarchesModel, batch: Batch, wanted: Arrays) -> None:
@@ -97,14 +67,6 @@ def same_outputs(model: ScarchesModel, batch: Batch, wanted: Arrays) -> None:
         near((scale_BG * x_BG.sum(-1, keepdim=True))[:12], wanted["px_rate"])
 
 
-def gradients(model: ScarchesModel, batch: Batch) -> Arrays:
-    """The gradients of the mean loss, without noise, in the layout of scArches."""
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
-    return to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-
-
 def load(model: ScarchesModel, case: Case, state: str) -> None:
     whole = to_state(model) | case.arrays("query_init_state")
     if state == "trained":
@@ -131,7 +93,7 @@ def test_reference_outputs(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_reference_gradients(name: str, path: str) -> None:
     case = case_of(name, path)
-    found = gradients(case.model, case.reference)
+    found = to_state(case.model, gradients(case.model, case.reference))
     for key, value in case.arrays("grads_ref_eval_nonoise").items():
         near(found[key], value)
 
@@ -184,7 +146,7 @@ def test_query_gradients_are_of_new_rows_alone(name: str) -> None:
     case = case_of(name)
     model = grown_of(case)
     load(model, case, "init")
-    found = gradients(model, case.query)
+    found = to_state(model, gradients(model, case.query))
     assert trainable(model).keys() == delta(model).keys()
     wanted = case.arrays("grads_query_init_eval_nonoise")
     assert len(wanted) == len(trainable(model))

@@ -11,13 +11,12 @@ from scarcade.models.interop.scgen import read_scgen, to_state
 from scarcade.models.saved import read
 from scarcade.models.scgen import Scgen
 from tests.models.cells import batch_of
-from tests.parity.test_scvi_shared import Arrays, near
+from tests.parity.common import Arrays, arrays_in, inputs, near
 from tests.shared import shared
 
 
 def case() -> tuple[Scgen, Batch, np.ndarray]:
-    with np.load(shared("parity/inputs.npz"), allow_pickle=False) as file:
-        cells = dict(file)
+    cells = inputs()
     chosen = np.isin(cells["batch"], ["b0", "b1", "b2"])
     batch = cells["batch"][chosen]
     model = read_scgen(shared("parity/scGen/ref_model"))
@@ -27,8 +26,7 @@ def case() -> tuple[Scgen, Batch, np.ndarray]:
 
 
 def arrays(name: str) -> Arrays:
-    with np.load(shared(f"parity/scGen/{name}.npz"), allow_pickle=False) as file:
-        return dict(file)
+    return arrays_in(shared(f"parity/scGen/{name}.npz"))
 
 
 def test_outputs() -> None:

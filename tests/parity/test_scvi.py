@@ -1,8 +1,6 @@
 """SCVI against small models of scvi-tools 1.4.2 that stand beside this file (made by make_fixtures.py)."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,28 +14,11 @@ from scarcade.models.outputs import normalised_expression
 from scarcade.models.scvi import Scvi
 from scarcade.models.surgery import SurgeryConfig, grow
 from tests.models.cells import batch_of
+from tests.parity.common import HERE, Arrays, five_batches, gradients, made_beside, near, part
 
-HERE = Path(__file__).parent
 CASES = sorted(p.stem.removeprefix("scvi_") for p in HERE.glob("scvi_*.npz") if "differential" not in p.name)
 QUERIES = ["arches", "default", "latent_library", "shallow"]
 PATHS = ["eager", "analytic", "auto"]
-TOLERANCE = 1e-5
-
-Arrays = dict[str, np.ndarray]
-
-
-def read(name: str) -> tuple[Arrays, dict[str, Any]]:
-    with np.load(HERE / f"scvi_{name}.npz", allow_pickle=False) as file:
-        values, text = file["values"], file["json"].tobytes().decode()
-    content = json.loads(text)
-    arrays = {
-        key: values[at : at + int(np.prod(shape))].reshape(shape) for key, (at, shape) in content["index"].items()
-    }
-    return arrays, content["meta"]
-
-
-def part(arrays: Arrays, prefix: str) -> Arrays:
-    return {key.removeprefix(f"{prefix}/"): value for key, value in arrays.items() if key.startswith(f"{prefix}/")}
 
 
 @dataclass
@@ -61,29 +42,19 @@ def cells(schema: Schema, arrays: Arrays, obs: dict[str, list[str]], batches: Ca
 
 
 def case_of(name: str, path: str = "eager") -> Case:
-    arrays, meta = read(name)
+    arrays, meta = made_beside(f"scvi_{name}")
     model = build(part(arrays, "state"), meta["genes"], meta["attributes"], where=name)
     model.config = model.config.model_copy(update={"likelihood_path": path})
     return Case(arrays, meta, model.eval(), cells(model.schema, arrays, meta["obs"], model.schema.batch))
 
 
 def query_of(case: Case, **config: bool) -> tuple[Scvi, Batch, Arrays]:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    grown = Schema.from_dict(schema)
+    grown = five_batches(case.model.schema)
     model = grow(case.model, grown, seed=0, config=SurgeryConfig(**config))
     arrays = part(case.arrays, "query")
     batch = cells(case.model.schema, arrays, case.meta["query_obs"], grown.batch)
     model.observe([batch])
     return model, batch, arrays
-
-
-def near(found: Any, wanted: np.ndarray) -> None:
-    """Relative to the largest value of the tensor: entries near zero are rounding on both sides."""
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else found
-    assert found.shape == wanted.shape
-    scale = float(np.abs(wanted).max(initial=1e-30))
-    np.testing.assert_allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE * scale)
 
 
 def same(model: Scvi, batch: Batch, wanted: Arrays) -> None:
@@ -106,12 +77,6 @@ def same(model: Scvi, batch: Batch, wanted: Arrays) -> None:
     near(normalised_expression(model, batch, None, transform_batch=(last,)), wanted["normalised"])
 
 
-def gradients(model: Scvi, batch: Batch) -> Arrays:
-    model.zero_grad(set_to_none=True)
-    model.losses(batch, Step(), None).minimise.mean().backward()  # type: ignore[no-untyped-call]
-    return to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-
-
 def test_there_are_cases() -> None:
     assert len(CASES) == 12
     assert sum(p.stat().st_size for p in HERE.glob("scvi_*.npz")) < 300_000
@@ -128,7 +93,7 @@ def test_outputs(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name: str, path: str) -> None:
     case = case_of(name, path)
-    found = gradients(case.model, case.reference)
+    found = to_state(case.model, gradients(case.model, case.reference))
     wanted = part(case.arrays, "gradient")
     for key, value in wanted.items():
         if key in found:
@@ -166,7 +131,7 @@ def test_query_gradients(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         if ".conditions." in parameter_name or parameter_name.startswith("library."):
             parameter.requires_grad_(True)
-    found = gradients(model, batch)
+    found = to_state(model, gradients(model, batch))
     wanted = part(arrays, "gradient")
     assert any(value.any() for value in wanted.values())
     for key, value in wanted.items():
@@ -201,7 +166,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_differential_expression(name: str) -> None:
     """The same draws of frequencies give the same table."""
-    arrays, meta = read("differential")
+    arrays, meta = made_beside("scvi_differential")
     config = SETTINGS[name]
     in1 = arrays["in1"].astype(bool)
     pair = Groups(np.flatnonzero(in1), np.flatnonzero(~in1))

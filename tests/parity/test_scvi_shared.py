@@ -1,8 +1,5 @@
 """SCVI against numbers of scvi-tools 1.4.2 on models that it trained: latent, decoder, losses, gradients, surgery."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,31 +9,18 @@ from scarcade.models.interop.scvi_tools import from_state, read_scvi_tools, to_s
 from scarcade.models.scvi import Scvi
 from scarcade.models.surgery import SurgeryConfig, delta, grow, trainable
 from tests.models.cells import batch_of
+from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 CASES = ["SCVI_default", "SCVI_arches_nb", "SCVI_covs_genebatch"]
 PATHS = ["eager", "analytic", "auto"]
-TOLERANCE = 1e-5
 
-Arrays = dict[str, np.ndarray]
-
-
-@dataclass
-class Case:
-    folder: Path
-    model: Scvi
-    reference: Batch
-    query: Batch
-
-    def arrays(self, name: str) -> Arrays:
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return dict(file)
+Case = SharedCase[Scvi]
 
 
 def case_of(name: str, path: str = "eager") -> Case:
     folder = shared(f"parity/{name}")
-    with np.load(shared("parity/inputs.npz"), allow_pickle=False) as file:
-        cells = dict(file)
+    cells = inputs()
     model = read_scvi_tools(folder / "ref_model")
     model.config = model.config.model_copy(update={"likelihood_path": path})
 
@@ -57,16 +41,7 @@ def case_of(name: str, path: str = "eager") -> Case:
 
 
 def grown_of(case: Case, **config: object) -> Scvi:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    return grow(case.model, type(case.model.schema).from_dict(schema), seed=0, config=SurgeryConfig(**config))
-
-
-def near(found: np.ndarray | torch.Tensor, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
-    """Relative to the largest value of the tensor (entries near zero are rounding in both)."""
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else found
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance * float(np.abs(wanted).max(initial=1e-30)))
+    return grow(case.model, five_batches(case.model.schema), seed=0, config=SurgeryConfig(**config))
 
 
 def same_outputs(model: Scvi, batch: Batch, wanted: Arrays) -> None:
@@ -92,15 +67,6 @@ def same_outputs(model: Scvi, batch: Batch, wanted: Arrays) -> None:
             near(p.dropout_BG[:12], wanted["px_zi_logits"])
 
 
-def gradients(model: Scvi, batch: Batch) -> Arrays:
-    """The gradients of the mean loss, without noise, in the layout of scvi-tools."""
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    model.losses(batch, Step(), None).minimise.mean().backward()  # type: ignore[no-untyped-call]
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return to_state(model, found)
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", CASES)
 def test_reference_outputs(name: str, path: str) -> None:
@@ -112,7 +78,7 @@ def test_reference_outputs(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_reference_gradients(name: str, path: str) -> None:
     case = case_of(name, path)
-    found = gradients(case.model, case.reference)
+    found = to_state(case.model, gradients(case.model, case.reference))
     wanted = case.arrays("grads_ref_eval_nonoise")
     used = {k: v for k, v in wanted.items() if not k.startswith(("l_encoder", "decoder.px_r_decoder"))}
     if "decoder.px_dropout_decoder.weight" not in found:
@@ -183,7 +149,7 @@ def test_query_gradients(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         if ".conditions." in parameter_name:
             parameter.requires_grad_(True)
-    found = gradients(model, case.query)
+    found = to_state(model, gradients(model, case.query))
     for key, value in case.arrays("grads_query_init_eval_nonoise").items():
         if not key.startswith("l_encoder"):
             near(found[key], value)
@@ -194,7 +160,7 @@ def test_only_new_rows_train(name: str) -> None:
     case = case_of(name)
     model = grown_of(case)
     load(model, case, "init")
-    found = gradients(model, case.query)
+    found = to_state(model, gradients(model, case.query))
     assert trainable(model).keys() == delta(model).keys()
     for key, value in case.arrays("grads_query_init_eval_nonoise").items():
         if name == "SCVI_covs_genebatch" or ".0.weight" not in key:

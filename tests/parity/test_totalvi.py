@@ -1,8 +1,6 @@
 """TOTALVI against small models of scvi-tools 1.4.2 that stand beside this file (made by make_totalvi_fixtures.py)."""
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,8 @@ from scarcade.models.interop.totalvi import build, from_state, to_state
 from scarcade.models.surgery import SurgeryConfig, grow
 from scarcade.models.totalvi import Totalvi
 from tests.models.cells import batch_of
-from tests.parity.test_scvi import Arrays, near, part
+from tests.parity.common import Arrays, five_batches, gradients, made_beside, near, part
 
-HERE = Path(__file__).parent
 CASES = ["covariates", "decoder_only", "default", "latent_library", "logistic_normal", "missing"]
 QUERIES = ["default", "missing"]
 PATHS = ["eager", "auto"]
@@ -29,14 +26,6 @@ class Case:
     meta: dict[str, Any]
     model: Totalvi
     reference: Batch
-
-
-def read(name: str) -> tuple[Arrays, dict[str, Any]]:
-    with np.load(HERE / f"totalvi_{name}.npz", allow_pickle=False) as file:
-        values, text = file["values"], file["json"].tobytes().decode()
-    content = json.loads(text)
-    arrays = {k: values[at : at + int(np.prod(shape))].reshape(shape) for k, (at, shape) in content["index"].items()}
-    return arrays, content["meta"]
 
 
 def cells(schema: Schema, arrays: Arrays, obs: dict[str, list[str]], *, missing: bool) -> Batch:
@@ -55,16 +44,14 @@ def cells(schema: Schema, arrays: Arrays, obs: dict[str, list[str]], *, missing:
 
 
 def case_of(name: str, path: str = "eager") -> Case:
-    arrays, meta = read(name)
+    arrays, meta = made_beside(f"totalvi_{name}")
     model = build(part(arrays, "state"), meta["genes"], meta["attributes"], where=name)
     model.config = model.config.model_copy(update={"likelihood_path": path})
     return Case(arrays, meta, model.eval(), cells(model.schema, arrays, meta["obs"], missing=meta["missing"]))
 
 
 def query_of(case: Case, **config: bool) -> tuple[Totalvi, Batch, Arrays]:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    grown = Schema.from_dict(schema)
+    grown = five_batches(case.model.schema)
     arrays = part(case.arrays, "query")
     batch = cells(grown, arrays, case.meta["query_obs"], missing=case.meta["missing"])
     return grow(case.model, grown, seed=0, config=SurgeryConfig(**config)), batch, arrays
@@ -97,12 +84,6 @@ def same(model: Totalvi, batch: Batch, wanted: Arrays) -> None:
     near(out.foreground_probability(model, batch, None, **where), wanted["foreground"])
 
 
-def gradients(model: Totalvi, batch: Batch) -> Arrays:
-    model.zero_grad(set_to_none=True)
-    model.losses(batch, Step(), None).minimise.mean().backward()  # type: ignore[no-untyped-call]
-    return to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", CASES)
 def test_outputs(name: str, path: str) -> None:
@@ -114,7 +95,7 @@ def test_outputs(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name: str, path: str) -> None:
     case = case_of(name, path)
-    found, wanted = gradients(case.model, case.reference), part(case.arrays, "gradient")
+    found, wanted = to_state(case.model, gradients(case.model, case.reference)), part(case.arrays, "gradient")
     assert wanted
     for key, value in wanted.items():
         if key in found:
@@ -148,7 +129,7 @@ def test_query_gradients(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         if ".conditions." in parameter_name or parameter_name.startswith("background."):
             parameter.requires_grad_(True)
-    found, wanted = gradients(model, batch), part(arrays, "gradient")
+    found, wanted = to_state(model, gradients(model, batch)), part(arrays, "gradient")
     assert any(value.any() for value in wanted.values())
     for key, value in wanted.items():
         if key in found:

@@ -1,7 +1,6 @@
 """TOTALVI against numbers of scvi-tools 1.4.2 on a model that it trained: outputs, losses, gradients, surgery."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,28 +12,18 @@ from scarcade.models.interop.totalvi import build, from_state, to_state
 from scarcade.models.surgery import SurgeryConfig, grow
 from scarcade.models.totalvi import Totalvi
 from tests.models.cells import batch_of
-from tests.parity.test_scvi_shared import Arrays, near
+from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 PATHS = ["eager", "auto"]
 
 
-@dataclass
-class Case:
-    folder: Path
-    model: Totalvi
-    reference: Batch
-    query: Batch
-
-    def arrays(self, name: str) -> Arrays:
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return dict(file)
+Case = SharedCase[Totalvi]
 
 
 def case_of(path: str = "eager") -> Case:
     folder = shared("parity/TOTALVI")
-    with np.load(shared("parity/inputs.npz"), allow_pickle=False) as file:
-        cells = dict(file)
+    cells = inputs()
     model = build(*read_files(folder / "ref_model"), where="TOTALVI")
     model.config = model.config.model_copy(update={"likelihood_path": path})
 
@@ -49,9 +38,7 @@ def case_of(path: str = "eager") -> Case:
 
 
 def grown_of(case: Case, **config: bool) -> Totalvi:
-    schema = case.model.schema.to_dict()
-    schema["batch"]["values"] = ("b0", "b1", "b2", "b3", "b4")
-    return grow(case.model, type(case.model.schema).from_dict(schema), seed=0, config=SurgeryConfig(**config))
+    return grow(case.model, five_batches(case.model.schema), seed=0, config=SurgeryConfig(**config))
 
 
 def load(model: Totalvi, case: Case, state: str) -> None:
@@ -91,13 +78,6 @@ def same_outputs(model: Totalvi, batch: Batch, wanted: Arrays) -> None:
         near(y.mixing_BP[:12], wanted["py_mixing"])
 
 
-def gradients(model: Totalvi, batch: Batch) -> Arrays:
-    model.eval()
-    model.zero_grad(set_to_none=True)
-    model.losses(batch, Step(), None).minimise.mean().backward()  # type: ignore[no-untyped-call]
-    return to_state(model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_reference_outputs(path: str) -> None:
     case = case_of(path)
@@ -107,7 +87,7 @@ def test_reference_outputs(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_reference_gradients(path: str) -> None:
     case = case_of(path)
-    found = gradients(case.model, case.reference)
+    found = to_state(case.model, gradients(case.model, case.reference))
     wanted = case.arrays("grads_ref_eval_nonoise")
     assert wanted
     for key, value in wanted.items():
@@ -141,7 +121,7 @@ def test_query_gradients() -> None:
     case = case_of()
     model = grown_of(case)
     load(model, case, "init")
-    found = gradients(model, case.query)
+    found = to_state(model, gradients(model, case.query))
     for key, value in case.arrays("grads_query_init_eval_nonoise").items():
         if key.endswith(".bias"):
             assert not found[key].any()
