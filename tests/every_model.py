@@ -3,7 +3,7 @@
 A model that is new in MODELS is in these tests by itself; it has a line here only if it cannot do without a setting.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,15 @@ def same_on_any_workers(name: str, schema: Schema) -> dict[str, Any]:
     return settings
 
 
-def trained_models(store: Store, folder: Path) -> Callable[[str], Path]:
-    """A model on the store by its name, in `folder`; each is trained once."""
+def trained_models(
+    store: Store, folder: Path, changes: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[str], Path]:
+    """A model on the store by its name, in `folder`; each is trained once. `changes`: of the settings of a model."""
 
     def model(name: str) -> Path:
         if not (folder / name).is_dir():
             settings = settings_of(name, store.schema)
+            settings["model"] |= (changes or {}).get(name, {})
             train(store, name, out=folder / name, recipe=recipe_of(name), settings=settings, progress=lambda _: None)
         return folder / name / "model"
 

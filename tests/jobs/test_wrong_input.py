@@ -10,9 +10,10 @@ import anndata as ad
 import pytest
 
 from scarcade.dataloaders.ingest import ingest
+from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.jobs.cli import main
-from tests.every_model import EVERY, made_query, made_store, settings_of
+from tests.every_model import EVERY, made_query, made_store, trained_models
 
 QUICK = ("--epochs", "1", "--threads", "1")
 Change = Callable[[ad.AnnData], Any]
@@ -48,20 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> Callable[[str], Path]:
-    """The folder of a trained model; each is trained once."""
-
-    def trained(name: str) -> Path:
-        from scarcade.dataloaders.store import open_store
-        from scarcade.jobs.train import train
-
-        if not (folder / name).exists():
-            store = open_store(folder / "a.zarr")
-            settings = settings_of(name, store.schema, epochs=1)
-            settings["model"] |= {"n_ext": 0, "use_hsic": False} if name == "expimap" else {}
-            train(store, name, out=folder / name, settings=settings, progress=lambda _: None)
-        return folder / name / "model"
-
-    return trained
+    # behind unconstrained terms surgery cannot add programs
+    return trained_models(open_store(folder / "a.zarr"), folder, {"expimap": {"n_ext": 0, "use_hsic": False}})
 
 
 def ended(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, list[str]]:
