@@ -86,10 +86,7 @@ def resolved(
     if "programs" in architecture and "programs" not in kind.Config.model_fields:
         raise UsageError(f"--programs: {name} has no gene programs (--model expimap has)")
     architecture = own_settings(kind, architecture, store.schema.genes, "model")
-    try:
-        own = checked(kind.Config, architecture)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--", "--model.")) from error
+    own = checked(kind.Config, architecture, prefix="model.")
     with torch.device("meta"):  # to have what the model itself says of its configuration, before anything starts
         kind(own, store.schema)
     return _filled(config.model_copy(update={"model": own.model_dump(mode="json", exclude_none=True)}), store)

@@ -12,7 +12,7 @@ from scarcade.models.interop.scvi_tools import build, from_state, to_state
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.surgery import SurgeryConfig, grow
 from tests.models.cells import batch_of
-from tests.parity.common import HERE, Arrays, five_batches, gradients, loss_of, made_beside, near, part
+from tests.parity.originals import HERE, Arrays, five_batches, gradients, loss_of, made_beside, near, part
 
 CASES = sorted(p.stem.removeprefix("scanvi_") for p in HERE.glob("scanvi_*.npz"))
 QUERIES = ["arches", "default"]

@@ -10,7 +10,7 @@ from scarcade.models.interop.scvi_tools import from_state, read_scvi_tools, to_s
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.surgery import SurgeryConfig, grow
 from tests.models.cells import batch_of
-from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
+from tests.parity.originals import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 PATHS = ["eager", "analytic", "auto"]

@@ -10,7 +10,7 @@ from scarcade.models.interop.scarches import ScarchesModel, from_state, read_sca
 from scarcade.models.surgery import delta, grow, trainable
 from scarcade.models.trvae import Trvae
 from tests.models.cells import batch_of
-from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
+from tests.parity.originals import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 CASES = ["trVAE_nb", "trVAE_zinb_mmd", "expiMap"]

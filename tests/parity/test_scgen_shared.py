@@ -11,7 +11,7 @@ from scarcade.models.interop.scgen import read_scgen, to_state
 from scarcade.models.saved import read
 from scarcade.models.scgen import Scgen
 from tests.models.cells import batch_of
-from tests.parity.common import Arrays, arrays_in, inputs, near
+from tests.parity.originals import Arrays, arrays_in, inputs, near
 from tests.shared import shared
 
 

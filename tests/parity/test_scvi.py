@@ -14,7 +14,7 @@ from scarcade.models.outputs import normalised_expression
 from scarcade.models.scvi import Scvi
 from scarcade.models.surgery import SurgeryConfig, grow
 from tests.models.cells import batch_of
-from tests.parity.common import HERE, Arrays, five_batches, gradients, made_beside, near, part
+from tests.parity.originals import HERE, Arrays, five_batches, gradients, made_beside, near, part
 
 CASES = sorted(p.stem.removeprefix("scvi_") for p in HERE.glob("scvi_*.npz") if "differential" not in p.name)
 QUERIES = ["arches", "default", "latent_library", "shallow"]

@@ -9,7 +9,7 @@ from scarcade.models.interop.scvi_tools import from_state, read_scvi_tools, to_s
 from scarcade.models.scvi import Scvi
 from scarcade.models.surgery import SurgeryConfig, delta, grow, trainable
 from tests.models.cells import batch_of
-from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
+from tests.parity.originals import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 CASES = ["SCVI_default", "SCVI_arches_nb", "SCVI_covs_genebatch"]

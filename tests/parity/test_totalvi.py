@@ -13,7 +13,7 @@ from scarcade.models.interop.totalvi import build, from_state, to_state
 from scarcade.models.surgery import SurgeryConfig, grow
 from scarcade.models.totalvi import Totalvi
 from tests.models.cells import batch_of
-from tests.parity.common import Arrays, five_batches, gradients, made_beside, near, part
+from tests.parity.originals import Arrays, five_batches, gradients, made_beside, near, part
 
 CASES = ["covariates", "decoder_only", "default", "latent_library", "logistic_normal", "missing"]
 QUERIES = ["default", "missing"]

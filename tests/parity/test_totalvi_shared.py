@@ -12,7 +12,7 @@ from scarcade.models.interop.totalvi import build, from_state, to_state
 from scarcade.models.surgery import SurgeryConfig, grow
 from scarcade.models.totalvi import Totalvi
 from tests.models.cells import batch_of
-from tests.parity.common import Arrays, SharedCase, five_batches, gradients, inputs, near
+from tests.parity.originals import Arrays, SharedCase, five_batches, gradients, inputs, near
 from tests.shared import shared
 
 PATHS = ["eager", "auto"]
