@@ -132,6 +132,9 @@ class Counts(Protocol):
         ...
 
 
+_TENSORS = ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor", "product")
+
+
 def alone(rows: Tensor) -> Tensor:
     """`Batch.together` of one worker: its cells are all there are."""
     return rows
@@ -157,6 +160,10 @@ class Batch:
     proteins_measured: Tensor | None = None  # bool (B, P); False: not measured (never a zero)
     size_factor: Tensor | None = None  # float32 (B,)
     labelled: "Batch | None" = None  # labelled cells that come beside these, for models that ask for them
+    product: Tensor | None = None  # float32 (B, H) what the encoder's first weights make of the counts, if it is known
+    queries: tuple[int, ...] | None = (
+        None  # cells of each query, one behind the other, where several are trained at once
+    )
     together: Callable[[Tensor], Tensor] = alone
     """Rows of these cells (B, ...) -> those of the cells of all workers (n_global, ...), with the gradient of our own.
 
@@ -166,14 +173,23 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def each(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """`rows` (B, ...) of all workers' cells, cut into those of each query: for statistics that are of one alone."""
+        whole = self.together(rows)
+        return (whole,) if self.queries is None else torch.split(whole, list(self.queries))
+
+    def spread(self, values: Sequence[Tensor]) -> Tensor:
+        """A number of each query (of `each`) for each of its cells (B,), without a gradient."""
+        if self.queries is None:
+            return values[0].detach().expand(len(self))
+        return torch.cat([value.detach().expand(n) for value, n in zip(values, self.queries, strict=True)])
+
     def to(self, device: torch.device) -> Self:
         """The same batch with its small tensors on `device`; counts stay packed until `dense`."""
         if device.type == "cpu":
             return self
         moved = {
-            name: value.to(device, non_blocking=True)
-            for name in ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
-            if (value := getattr(self, name)) is not None
+            name: value.to(device, non_blocking=True) for name in _TENSORS if (value := getattr(self, name)) is not None
         }
         if self.labelled is not None:
             moved["labelled"] = self.labelled.to(device)
@@ -242,7 +258,9 @@ class Step:
     step: int = 0  # optimiser steps taken before this one
     epoch: int = 0
     cells: int = 0  # cells seen before this step, over all workers
-    kl_weight: float = 1.0
+    kl_weight: float | Tensor = (
+        1.0  # a tensor (B,): that of each cell, where queries of several ages are trained at once
+    )
     lr: float = 1e-3  # learning rate of this step (proximal operators are scaled by it)
 
 

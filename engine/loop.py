@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scarcade.engine.contracts import Batch, Loader, Losses, Model, Noise, Step
-from scarcade.engine.errors import NonFiniteError, UsageError
+from scarcade.engine.errors import NonFiniteError
 from scarcade.engine.gradients import GradientSum
 from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, Sums, means
 from scarcade.engine.optim import (
@@ -23,10 +23,8 @@ from scarcade.engine.optim import (
     adam,
     default_epochs,
     kl_weight,
-    lower_on_plateau,
     moments,
     restore_moments,
-    stop_early,
 )
 from scarcade.engine.readback import Readback
 from scarcade.engine.state import Checkpointing, FitResult, TrainingState
@@ -271,26 +269,12 @@ class _Run:
         if self.validation is not None and config.validate_every and (state.epoch + 1) % config.validate_every == 0:
             found = validate(self.model, self.validation, self._now(), seed=self.seed, world=self.world)
             line |= found
-            self._watch(found)
+            state.watch(found, config)
+            self.optimiser.param_groups[0]["lr"] = state.lr
         state.since_line = state.since_epoch = ({}, 0)
         state.history.append(line)
         state.epoch, state.in_epoch = state.epoch + 1, 0
         self._write(line)
-
-    def _watch(self, found: Mapping[str, float]) -> None:
-        """Plateau and early stopping, on a validation."""
-        state, config = self.state, self.config
-        if not (config.plateau or config.early_stopping):
-            return
-        name = f"validation/{config.monitor}"
-        if name not in found:
-            names = ", ".join(k.removeprefix("validation/") for k in found)
-            raise UsageError(f"--optim.monitor {config.monitor}: the model has no such term; it has {names}")
-        if config.plateau:
-            state.lr = lower_on_plateau(state.lr, found[name], state.plateau, config)
-            self.optimiser.param_groups[0]["lr"] = state.lr
-        if config.early_stopping and stop_early(found[name], state.stopping, config):
-            state.stopped = "early"
 
     def _now(self) -> Step:
         """Where training stands in its last step."""

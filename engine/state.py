@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from scarcade.engine.errors import UsageError
 from scarcade.engine.metrics import Line
-from scarcade.engine.optim import Patience
+from scarcade.engine.optim import OptimConfig, Patience, lower_on_plateau, stop_early
 
 
 @dataclass
@@ -25,6 +26,23 @@ class TrainingState:
     stopping: Patience = field(default_factory=Patience)
     stopped: str = ""  # why the run is over: "epochs", "steps" or "early"
     history: list[Line] = field(default_factory=list)  # one line for each epoch
+
+    def watch(self, found: Mapping[str, float], config: OptimConfig) -> None:
+        """Plateau and early stopping, on a validation.
+
+        Raises:
+            UsageError: the monitored term is not one of the model's.
+        """
+        if not (config.plateau or config.early_stopping):
+            return
+        name = f"validation/{config.monitor}"
+        if name not in found:
+            names = ", ".join(key.removeprefix("validation/") for key in found)
+            raise UsageError(f"--optim.monitor {config.monitor}: the model has no such term; it has {names}")
+        if config.plateau:
+            self.lr = lower_on_plateau(self.lr, found[name], self.plateau, config)
+        if config.early_stopping and stop_early(found[name], self.stopping, config):
+            self.stopped = "early"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "plateau": self.plateau.to_dict(), "stopping": self.stopping.to_dict()}

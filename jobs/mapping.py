@@ -17,9 +17,10 @@ from scarcade.engine.folder import sweep
 from scarcade.engine.world import use_threads
 from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
+from scarcade.jobs.pack_task import map_tasks
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
-from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
+from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, read_task, skipped
 from scarcade.jobs.results import Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
@@ -199,8 +200,7 @@ def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told)
         yield from map_on_ray(job, tasks, keys)
         return
     with threads_of(job.config.scale.threads):
-        for task in tasks:
-            yield task.name, map_task(job, task, keys[task.name], say)
+        yield from map_tasks(job, tasks, keys, say)
 
 
 @contextmanager

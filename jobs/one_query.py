@@ -1,26 +1,31 @@
 """One query onto one reference: grow, train the growth, embed, transfer labels; all but the files it ends in.
 
-It is a function of (reference, query, settings) alone: a query comes out the same in any company.
+Most queries train among others (`member_of`), some alone (`train_alone`); the rest is each query's own. What becomes of
+a query is a function of (reference, query, settings): it comes out the same in any company.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from scarcade.dataloaders.labelled import with_labelled
-from scarcade.dataloaders.loader import LoaderConfig, in_memory
+from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import UNLABELLED, Categories, Loader, Schema
+from scarcade.engine.contracts import UNLABELLED, Categories, Schema
 from scarcade.engine.errors import ModelFileError
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
+from scarcade.engine.pack import Member
 from scarcade.engine.scores import label_accuracy
+from scarcade.engine.state import FitResult
 from scarcade.engine.world import World
 from scarcade.jobs.cells import batch_columns
 from scarcade.jobs.embed import latent_of
@@ -28,6 +33,7 @@ from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
 from scarcade.jobs.latent import LATENT, Latent, read_latent
 from scarcade.jobs.mislabelled import contradicted
 from scarcade.models.model import AtlasModel
+from scarcade.models.packed import rows_of, why_alone
 from scarcade.models.saved import read
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
@@ -160,6 +166,101 @@ def grown_schema(reference: Schema, query: Query) -> Schema:
     )
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A query whose reference is grown for it: all that its training needs."""
+
+    query: Query
+    schema: Schema
+    grown: AtlasModel  # shares every tensor but the new rows with the reference
+    columns: Columns
+    new: dict[str, tuple[str, ...]]
+    trains: bool
+    notes: tuple[str, ...]
+
+    def loader(self, data: LoaderConfig, split: Literal["train", "validation"], seed: int) -> CellLoader:
+        """Its cells of a split, as they are dealt out in training; without labelled cells beside them."""
+        cells = in_memory(self.query.counts, self.columns, self.schema, data, seed=seed, split=split)
+        return stratified(cells, seed=seed) if data.stratify and split == "train" else cells
+
+    def loaders(self, data: LoaderConfig, seed: int) -> tuple[CellLoader, CellLoader | None]:
+        """Those of training and, if cells are held out, of validation."""
+        train = self.loader(data, "train", seed)
+        held_out = data.validation > 0 and train.n_cells < self.query.n_cells
+        return train, self.loader(data, "validation", seed) if held_out else None
+
+
+def prepared(reference: Reference, query: Query, surgery: QuerySurgery, *, seed: int) -> Prepared:
+    """Grow the reference for `query`. New batches become rows that alone are trained.
+
+    A batch that the reference knows keeps the reference's rows; a query of known batches alone is not trained at all.
+
+    Raises:
+        CategoryError, GenesError: the query does not fit.
+    """
+    schema = grown_schema(reference.schema, query)
+    new = {name: values for name, values in additions(reference.schema, schema).items() if values}
+    grown = grow(reference.model, schema, seed=seed, config=SurgeryConfig(**_common(surgery)), share=True)
+    codes = schema.batch.codes()
+    columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
+    grew = bool(trainable(grown))
+    moves = grew and (reference.model.surgery_notice is None or surgery.train_decoder)
+    notes = tuple(_notes(reference, query, new, surgery, grew))
+    trains = bool(query.n_cells and (new or surgery.model) and moves)
+    return Prepared(query, schema, grown, columns, new, trains, notes)
+
+
+def member_of(
+    one: Prepared, *, data: QueryData, surgery: QuerySurgery, seed: int, progress: Report | None = None
+) -> Member | None:
+    """`one` as a query that can train among others (`engine.pack`); None if it has to be alone."""
+    beside = one.grown.labelled_beside and surgery.use_labels
+    if not one.trains or beside or why_alone(one.grown) is not None:
+        return None
+    data = data.model_copy(update={"read_ahead": False})  # its cells are in memory
+    train, validation = one.loaders(data, seed)
+    product = first_products(one, data)
+    return Member(one.query.name, rows_of(one.grown), train, validation, seed, product, progress)
+
+
+def first_products(one: Prepared, data: QueryData) -> Tensor | None:
+    """What the encoder's first, frozen weights make of every cell; None if that is too much to keep, or not known."""
+    parts: list[Tensor] = []
+    config = LoaderConfig(batch_size=1024, validation=0.0, memory=data.memory, read_ahead=False)
+    cells = in_memory(one.query.counts, one.columns, one.schema, config, seed=0, lanes=1, shuffle=False)
+    for batch in cells.epoch(0):
+        product = one.grown.first_product(batch)
+        if product is None or product[0].numel() * product.element_size() * one.query.n_cells > data.memory // 4:
+            return None
+        parts.append(product)
+    return torch.cat(parts)
+
+
+def train_alone(
+    one: Prepared,
+    *,
+    optim: QueryOptim,
+    data: QueryData,
+    surgery: QuerySurgery,
+    seed: int,
+    world: World | None = None,
+    progress: Report | None = None,
+) -> FitResult:
+    """Train a query on a copy of its own, by the loop that trains references.
+
+    Raises:
+        NonFiniteError: its training is not finite.
+    """
+    beside = one.grown.labelled_beside and surgery.use_labels
+    loaders = [
+        with_labelled(cells, data, seed=seed) if beside and cells is not None else cells
+        for cells in one.loaders(data, seed)
+    ]
+    train, validation = loaders
+    assert train is not None
+    return fit(one.grown, train, validation, optim, world=world, seed=seed, progress=progress)
+
+
 def map_query(
     reference: Reference,
     query: Query,
@@ -171,51 +272,46 @@ def map_query(
     world: World | None = None,
     progress: Report | None = None,
 ) -> Mapped:
-    """Place the cells of `query` in the latent space of `reference`.
-
-    New batches become rows that alone are trained. A batch that the reference knows keeps the reference's rows; a
-    query of known batches alone is not trained at all.
+    """Place the cells of `query` in the latent space of `reference`, trained alone.
 
     Raises:
         CategoryError, GenesError: the query does not fit. NonFiniteError: its training or latent is not finite.
     """
-    schema = grown_schema(reference.schema, query)
-    new = {name: values for name, values in additions(reference.schema, schema).items() if values}
-    grown = grow(reference.model, schema, seed=seed, config=SurgeryConfig(**_common(surgery)))
-    codes = schema.batch.codes()
-    columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
-    grew = bool(trainable(grown))
-    trains = grew and (reference.model.surgery_notice is None or surgery.train_decoder)
-    notes, history, steps = list(_notes(reference, query, new, surgery, grew)), [], 0
-    world = world or World()
-    if query.n_cells and (new or surgery.model) and trains:
+    one = prepared(reference, query, surgery, seed=seed)
+    if not one.trains:
+        return finished(reference, one, data=data)
+    result = train_alone(one, optim=optim, data=data, surgery=surgery, seed=seed, world=world, progress=progress)
+    return finished(reference, one, data=data, history=result.history, steps=result.steps)
 
-        def loader(split: Literal["train", "validation"]) -> Loader:
-            cells = in_memory(query.counts, columns, schema, data, seed=seed, split=split)
-            if data.stratify and split == "train":
-                cells = stratified(cells, seed=seed)
-            labelled = grown.labelled_beside and surgery.use_labels
-            return with_labelled(cells, data, seed=seed) if labelled else cells
 
-        train = loader("train")
-        held_out = data.validation > 0 and train.n_cells < query.n_cells
-        validation = loader("validation") if held_out else None
-        result = fit(grown, train, validation, optim, world=world, seed=seed, progress=progress)
-        history, steps = list(result.history), result.steps
-    mean, variance, probabilities = _embedded(grown.to(world.device), query, columns, schema, data)
+def finished(
+    reference: Reference,
+    one: Prepared,
+    *,
+    data: QueryData,
+    history: Sequence[Mapping[str, Any]] = (),
+    steps: int = 0,
+) -> Mapped:
+    """Embed the cells of a query that is trained, and carry labels over.
+
+    Raises:
+        NonFiniteError: its latent is not finite.
+    """
+    mean, variance, probabilities = _embedded(one.grown, one.query, one.columns, one.schema, data)
     transfer = reference.transfer
     shared = mean[:, : reference.model.n_latent]  # without terms that surgery added
+    name = one.grown.name
     return Mapped(
-        model=grown.to("cpu"),
+        model=one.grown,
         mean=mean,
         variance=variance,
-        classified=None if probabilities is None else Classified(schema.labels[0], grown.name, probabilities),
+        classified=None if probabilities is None else Classified(one.schema.labels[0], name, probabilities),
         predictions=transfer.predict(shared) if transfer else [],
         distance=transfer.distance(shared) if transfer else None,
-        history=history,
+        history=[dict(line) for line in history],
         steps=steps,
-        new=new,
-        notes=tuple(notes),
+        new=one.new,
+        notes=one.notes,
     )
 
 

@@ -5,7 +5,6 @@ A record is JSON: what the summary and the report show, and the key by which the
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,6 @@ from scarcade.jobs.one_query import (
     Reference,
     TransferConfig,
     known_accuracy,
-    map_query,
 )
 from scarcade.jobs.projection import How, Projection
 from scarcade.jobs.queries import Task
@@ -93,48 +91,35 @@ def key_of(task: Task, content: str, reference: Reference, config: MapConfig) ->
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
-    """Map one query and commit its results; its record, also if it fails."""
+def committed(
+    job: Job,
+    task: Task,
+    key: str,
+    query: Query,
+    mapped: Mapped,
+    *,
+    seconds_training: float,
+    seconds: Callable[[], float],
+) -> Record:
+    """Write what became of a query, its record last; `seconds` tells how long the query took until it is asked."""
     reference, config = job.reference, job.config
-    began = time.monotonic()
-    try:
-        query = read_task(job, task)
-        lines: list[Mapping[str, Any]] = []
-
-        def progress(line: Mapping[str, Any]) -> None:
-            lines.append(line)
-            say(task.name, line)
-
-        mapped = map_query(
-            reference,
-            query,
-            optim=config.optim,
-            data=config.data,
-            surgery=config.surgery,
-            seed=config.seed,
-            progress=progress,
-        )
-        trained = time.monotonic() - began
-        n_shared = reference.model.n_latent  # without terms that surgery added
-        content = task.content_hash()
-        provenance = provenance_of(reference, key, content, query, config.decisive())
-        job.results.write(task, query, reference, mapped, provenance)
-        record = {
-            **_facts(task, query, reference),
-            "state": "done",
-            "reason": None,
-            "key": key,
-            "seconds_training": round(trained, 3),
-            "new": {name: list(values) for name, values in mapped.new.items()},
-            "warnings": list(mapped.notes),
-            "labels": _label_facts(reference, query, mapped),
-            "history": [_curve_point(line) for line in mapped.history],
-            **_distance_facts(mapped.distance),
-            **_picture_facts(mapped.mean[:, :n_shared], mapped.predictions, job.projection, config.seed),
-            "seconds": round(time.monotonic() - began, 3),
-        }
-    except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
-        record = failed(task, reference.schema, error, time.monotonic() - began)
+    n_shared = reference.model.n_latent  # without terms that surgery added
+    provenance = provenance_of(reference, key, task.content_hash(), query, config.decisive())
+    job.results.write(task, query, reference, mapped, provenance)
+    record = {
+        **_facts(task, query, reference),
+        "state": "done",
+        "reason": None,
+        "key": key,
+        "seconds_training": round(seconds_training, 3),
+        "new": {name: list(values) for name, values in mapped.new.items()},
+        "warnings": list(mapped.notes),
+        "labels": _label_facts(reference, query, mapped),
+        "history": [_curve_point(line) for line in mapped.history],
+        **_distance_facts(mapped.distance),
+        **_picture_facts(mapped.mean[:, :n_shared], mapped.predictions, job.projection, config.seed),
+        "seconds": round(seconds(), 3),
+    }
     job.results.write_record(record)
     return record
 

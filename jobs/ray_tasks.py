@@ -15,9 +15,10 @@ from scarcade.engine.config import checked
 from scarcade.engine.errors import ClusterError
 from scarcade.engine.world import cores, use_threads
 from scarcade.jobs.one_query import Reference, TransferConfig, load_reference
+from scarcade.jobs.pack_task import map_tasks
 from scarcade.jobs.projection import Projection
 from scarcade.jobs.queries import Task
-from scarcade.jobs.query_task import Job, MapConfig, failed, map_task
+from scarcade.jobs.query_task import Job, MapConfig, failed
 from scarcade.jobs.results import Record, Results
 
 ATTEMPTS = 2  # of a query whose worker dies
@@ -83,7 +84,8 @@ def _map_in_worker(task: Task, key: str, threads: int, shared: Shared) -> Record
     config = checked(MapConfig, shared.config)
     reference = _reference(shared.reference, config.transfer.model_dump_json(), config.seed)
     job = Job(reference, config, Results(shared.out), shared.projection)
-    return map_task(job, task, key, lambda name, line: None)
+    ((_, record),) = map_tasks(job, [task], {task.name: key}, lambda name, line: None)
+    return record
 
 
 @lru_cache(maxsize=1)

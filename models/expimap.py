@@ -249,14 +249,15 @@ class Expimap(AtlasModel):
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
         if self.config.use_hsic and self.config.n_ext:
-            penalty = self.config.beta * self.dependence(batch.together(z_BL))
-            terms["hsic"] = penalty.detach().expand(len(batch))
+            each = [self.config.beta * self.dependence(of_one_BL) for of_one_BL in batch.each(z_BL)]
+            penalty = torch.stack(each).sum()
+            terms["hsic"] = batch.spread(each)
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
 
     def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
-        seen_BG = encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
-        h_BH = self.encoder.trunk(seen_BG, covariate_codes(batch), noise)
+        seen_BG = self._seen(x_BG, size_B) if batch.product is None else None
+        h_BH = self.encoder.trunk(seen_BG, covariate_codes(batch), noise, batch.product)
         parts = [(self.encoder.mean(h_BH), self.encoder.log_variance(h_BH).exp() + 1e-4)]
         parts += [terms.encode(h_BH) for terms in self.kinds_of_terms()]
         mean_BL, variance_BL = (torch.cat(part, -1) for part in zip(*parts, strict=True))
@@ -333,6 +334,15 @@ class Expimap(AtlasModel):
                     shrink_(genes, gamma)
                 elif mask is not None and config.soft_ext_mask and l1:
                     shrink_(genes, l1, where=mask == 0)
+
+    @torch.no_grad()
+    def first_product(self, batch: Batch) -> Tensor:
+        x_BG = batch.counts.dense(self.device)
+        return self.encoder.trunk.first_product(self._seen(x_BG, cell_sizes(x_BG, batch, self.schema)))
+
+    def _seen(self, x_BG: Tensor, size_B: Tensor) -> Tensor:
+        """What the encoder sees of the counts."""
+        return encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

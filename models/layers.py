@@ -101,14 +101,23 @@ class Dispersion(ConditionRows):
 
 
 def linear_with_rows(
-    x_BI: Tensor, weight: Tensor, bias: Tensor | None, conditions: nn.ModuleDict, codes: Codes
+    x_BI: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    conditions: nn.ModuleDict,
+    codes: Codes,
+    product_BH: Tensor | None = None,
 ) -> Tensor:
-    """``W x + b + sum over covariates of E[category]``, (B, H).
+    """``W x + b + sum over covariates of E[category]``, (B, H); where ``W x`` is known (`product_BH`) x may be None.
 
     The bias is added to the first table, and the product to its rows: two passes over (B, H) less, forward and back.
     """
-    if not conditions:
+    if not conditions and product_BH is None:
+        assert x_BI is not None
         return F.linear(x_BI, weight, bias)
+    if not conditions:
+        assert product_BH is not None
+        return product_BH if bias is None else product_BH + bias
     rows_BH: Tensor | None = None
     for covariate, rows in conditions.items():
         assert isinstance(rows, ConditionRows)
@@ -117,6 +126,9 @@ def linear_with_rows(
         else:
             rows_BH = F.embedding(codes[covariate], rows.table() if bias is None else rows.table() + bias)
     assert rows_BH is not None
+    if product_BH is not None:
+        return rows_BH + product_BH
+    assert x_BI is not None
     return torch.addmm(rows_BH, x_BI, weight.T)
 
 
@@ -141,9 +153,9 @@ class ConditionalLinear(nn.Module):
         """torch's default for a layer whose inputs are x and the one-hot columns (fan-in counts both)."""
         return float((self.weight.shape[1] + sum(k for k in self.sizes.values() if k > 1)) ** -0.5)
 
-    def forward(self, x_BI: Tensor, codes: Codes) -> Tensor:
-        """(B, H) from (B, I) and the codes of all covariates."""
-        return linear_with_rows(x_BI, self.weight, self.bias, self.conditions, codes)
+    def forward(self, x_BI: Tensor | None, codes: Codes, product_BH: Tensor | None = None) -> Tensor:
+        """(B, H) from (B, I), or from what the weights have made of it, and the codes of all covariates."""
+        return linear_with_rows(x_BI, self.weight, self.bias, self.conditions, codes, product_BH)
 
     def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
         for covariate in self.sizes:
@@ -238,18 +250,26 @@ class FullyConnected(nn.Module):
         )
         self.norm = nn.ModuleList(BatchNorm(n_hidden) for _ in range(n_layers if batch_norm else 0))
 
-    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
-        """(B, H) from (B, I)."""
+    def forward(
+        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> Tensor:
+        """(B, H) from (B, I), or from the first layer's product with it (see `first_product`)."""
+        h_BH = x_BI
         for i, linear in enumerate(self.linear):
-            x_BI = linear(x_BI, codes)
+            h_BH = linear(h_BH, codes, product_BH if i == 0 else None)
             if self.norm:
-                x_BI = self.norm[i](x_BI)
+                h_BH = self.norm[i](h_BH)
             if self.layer_norm:
-                x_BI = F.layer_norm(x_BI, x_BI.shape[-1:])
-            x_BI = F.relu(x_BI)
+                h_BH = F.layer_norm(h_BH, h_BH.shape[-1:])
+            h_BH = F.relu(h_BH)
             if self.training and noise is not None:
-                x_BI = noise.dropout(x_BI, self.dropout_rate)
-        return x_BI
+                h_BH = noise.dropout(h_BH, self.dropout_rate)
+        assert h_BH is not None
+        return h_BH
+
+    def first_product(self, x_BI: Tensor) -> Tensor:
+        """The first layer's weights times x, (B, H): what stays the same while they are frozen."""
+        return F.linear(x_BI, self.linear[0].weight)  # type: ignore[arg-type]
 
 
 class Linear(nn.Linear):
@@ -273,6 +293,8 @@ class Encoder(nn.Module):
         self.mean = Linear(n_hidden, n_out, generator)
         self.variance = Linear(n_hidden, n_out, generator)
 
-    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        h_BH = self.trunk(x_BI, codes, noise)
+    def forward(
+        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        h_BH = self.trunk(x_BI, codes, noise, product_BH)
         return self.mean(h_BH), self.variance(h_BH).exp() + 1e-4

@@ -85,7 +85,9 @@ class FusedLikelihood(torch.autograd.Function):
         x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B, *gradients = ctx.saved_tensors
         d_logits_BG, d_library_B, d_theta, d_dropout_BG = gradients
         weight_B1 = weight_B[:, None]
-        if d_theta.dim() == 2:
+        if not ctx.needs_input_grad[3]:
+            d_theta = None
+        elif d_theta.dim() == 2:
             d_theta = d_theta * weight_B1
             if code_B is not None:
                 d_theta = torch.zeros_like(log_theta).index_add_(0, code_B, d_theta)
@@ -100,7 +102,7 @@ class FusedLikelihood(torch.autograd.Function):
             None,
             d_logits_BG.mul_(weight_B1),  # made for this pass; torch refuses a second one
             d_library_B * weight_B,
-            d_theta.view_as(log_theta),
+            None if d_theta is None else d_theta.view_as(log_theta),
             None if dropout_BG is None else d_dropout_BG.mul_(weight_B1),
             None,
         )

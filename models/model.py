@@ -167,6 +167,13 @@ class AtlasModel(nn.Module):
         """
         raise UsageError(f"{self.name} has no marginal likelihood")
 
+    def first_product(self, batch: Batch) -> Tensor | None:
+        """What the encoder's first weights make of each cell's counts, (B, H); None if the model does not say.
+
+        While they are frozen it is the same in every epoch; given back as `Batch.product`, it is not computed again.
+        """
+        return None
+
     def batch_codes(self, where: Where) -> list[int | None]:
         """The codes of the batches to decode in.
 

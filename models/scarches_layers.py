@@ -90,9 +90,15 @@ class SplitLinear(nn.Module):
         tables = [table for table in self.conditions.values() if isinstance(table, ConditionRows)]
         return float(max(sum(len(table.table()) for table in tables), 1) ** -0.5)
 
-    def forward(self, x_BI: Tensor, codes: Codes, weight: Tensor | None = None) -> Tensor:
-        """(B, H) from (B, I) and the codes of all covariates; with another `weight` than its own, if given."""
-        return linear_with_rows(x_BI, self.weight if weight is None else weight, self.bias, self.conditions, codes)
+    def forward(
+        self, x_BI: Tensor | None, codes: Codes, weight: Tensor | None = None, product_BH: Tensor | None = None
+    ) -> Tensor:
+        """(B, H) from (B, I) and the codes of all covariates; with another `weight` than its own, if given.
+
+        Where the product of weight and x is known, x may be None.
+        """
+        weight = self.weight if weight is None else weight
+        return linear_with_rows(x_BI, weight, self.bias, self.conditions, codes, product_BH)
 
     def grow(self, new: Mapping[str, Sequence[str]], seed: int, path: str) -> None:
         for covariate, table in self.conditions.items():
@@ -145,13 +151,21 @@ class Stack(nn.Module):
         self.hidden = nn.ModuleList(kind(n_in, n_out, generator) for n_in, n_out in pairs)
         self.norm = nn.ModuleList(BatchNorm(n) for n in widths[1:] if config.norm == "batch")
 
-    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
-        """(B, H) from (B, I)."""
-        return self.rest(self.after_first(x_BI, codes, noise), noise)
+    def forward(
+        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> Tensor:
+        """(B, H) from (B, I), or from the first layer's product with it (see `first_product`)."""
+        return self.rest(self.after_first(x_BI, codes, noise, product_BH), noise)
 
-    def after_first(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> Tensor:
+    def after_first(
+        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> Tensor:
         """The output of the first layer."""
-        return self._activated(0, self.first(x_BI, codes), noise)
+        return self._activated(0, self.first(x_BI, codes, product_BH=product_BH), noise)
+
+    def first_product(self, x_BI: Tensor) -> Tensor:
+        """The first layer's weights times x, (B, H): what stays the same while they are frozen."""
+        return F.linear(x_BI, self.first.weight)
 
     def rest(self, h_BH: Tensor, noise: Noise | None) -> Tensor:
         """From the output of the first layer to that of the last."""
@@ -177,8 +191,10 @@ class StackEncoder(nn.Module):
         self.mean = layers.Linear(n_hidden, n_latent, generator)
         self.log_variance = layers.Linear(n_hidden, n_latent, generator)
 
-    def forward(self, x_BI: Tensor, codes: Codes, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        h_BH = self.trunk(x_BI, codes, noise)
+    def forward(
+        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        h_BH = self.trunk(x_BI, codes, noise, product_BH)
         return self.mean(h_BH), self.log_variance(h_BH).exp() + 1e-4
 
 

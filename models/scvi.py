@@ -222,8 +222,8 @@ class Scvi(AtlasModel):
         """The posterior of each cell; `noise` is used for dropout, in training mode only."""
         codes = self.codes(batch)
         library_B1 = x_BG.sum(-1, keepdim=True)
-        x_BI = self.encoder_input(x_BG, batch)
-        mean_BL, variance_BL = self.encoder(x_BI, codes, noise)
+        x_BI = self.encoder_input(x_BG, batch) if batch.product is None or self.library is not None else None
+        mean_BL, variance_BL = self.encoder(x_BI, codes, noise, batch.product)
         if self.library is not None:
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
         if self.schema.size_factor is not None:
@@ -232,6 +232,10 @@ class Scvi(AtlasModel):
             library_B1 = batch.size_factor[:, None]
         # an empty cell has log library -inf and rate 0
         return Posterior(mean_BL, variance_BL, library_B1.log())
+
+    @torch.no_grad()
+    def first_product(self, batch: Batch) -> Tensor:
+        return self.encoder.trunk.first_product(self.encoder_input(batch.counts.dense(self.device), batch))
 
     def draw_latent(self, q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """A draw of the latent (B, L), as it is before `shape_latent`, and of the log library size (B, 1)."""

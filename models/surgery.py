@@ -78,12 +78,15 @@ def additions(reference: Schema, schema: Schema) -> dict[str, tuple[str, ...]]:
     }
 
 
-def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = None) -> M:
+def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = None, share: bool = False) -> M:
     """A copy of `model` for `schema`: every tensor frozen, with trainable rows for the new conditions.
 
     The copy stands in evaluation mode. A row's first weights are a pure function of (seed, layer, category).
 
     Labels and proteins are the reference's: a query has what it has of them.
+
+    Args:
+        share: the copy has the tensors of `model` itself, which are frozen: for many queries of one reference.
 
     Raises:
         GenesError, CategoryError: as `additions`, or the model sees proteins and `schema` has others.
@@ -96,7 +99,7 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
             f"the query has {len(schema.proteins)} proteins in an order of its own, the reference "
             f"{len(model.schema.proteins)}: align the query to the reference's proteins first"
         )
-    grown = settled(model)
+    grown = settled(model, share=share)
     freeze(grown)
     grown.schema = replace(schema, labels=model.schema.labels, proteins=model.schema.proteins)
     for path, module in grown.named_modules():
@@ -117,15 +120,20 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
     return grown
 
 
-def settled(model: M) -> M:
-    """A copy in which grown rows are rows like any other, everything can be trained, and nothing is shared."""
-    plain = copy.deepcopy(model)
+def settled(model: M, *, share: bool = False) -> M:
+    """A copy in which grown rows are rows like any other, and everything can be trained.
+
+    Nothing is shared; or, if `share` is asked for, all tensors but those of grown rows are, and are left as they are.
+    """
+    kept = (*model.parameters(), *model.buffers(), model.schema, model.record, model.config) if share else ()
+    plain = copy.deepcopy(model, {id(one): one for one in kept})
     for module in plain.modules():
         if isinstance(module, Growable):
             module.settle()
         if isinstance(module, BatchNorm):
             module.momentum = module.MOMENTUM
-    plain.requires_grad_(True)
+    if not share:
+        plain.requires_grad_(True)
     plain.query_mode = None
     plain.extension = {}
     plain.fingerprint = plain.record = None  # it is no longer what was read

@@ -235,7 +235,7 @@ class Totalvi(Scvi):
         terms["elbo"] = genes_B + proteins_B + kl_B + kl_library_B + background_B
         if self.adversary is not None and self.training and self.query_mode is None:
             fool_B, classify_B = self.adversary.losses(z_BL, batch.batch, noise)
-            minimise_B = minimise_B + max(0.0, 1 - step.kl_weight) * (fool_B + classify_B)
+            minimise_B = minimise_B + max(0.0, 1 - float(step.kl_weight)) * (fool_B + classify_B)
             terms |= {"adversary_fooled": fool_B.detach(), "adversary_error": classify_B.detach()}
         return Losses(minimise_B, terms)
 

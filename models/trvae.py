@@ -160,16 +160,16 @@ class Trvae(AtlasModel):
         penalty: Tensor | None = None
         if self.config.use_mmd:
             on_BD = z_BL if self.config.mmd_on == "z" else p.first_BH
-            penalty = self.config.beta * mmd(
-                batch.together(on_BD), batch.together(batch.batch), self.config.mmd_boundary
-            )
-            terms["mmd"] = penalty.detach().expand(len(batch))
+            pairs = list(zip(batch.each(on_BD), batch.each(batch.batch), strict=True))
+            each = [self.config.beta * mmd(on, code, self.config.mmd_boundary) for on, code in pairs]
+            penalty = torch.stack(each).sum()
+            terms["mmd"] = batch.spread(each)
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
 
     def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
-        seen_BG = encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
-        mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise)
+        seen_BG = self._seen(x_BG, size_B) if batch.product is None else None
+        mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, batch.product)
         return mean_BL, variance_BL
 
     def decode(
@@ -198,6 +198,15 @@ class Trvae(AtlasModel):
             code_B=p.batch_B,
             path=self.config.likelihood_path,
         )
+
+    @torch.no_grad()
+    def first_product(self, batch: Batch) -> Tensor:
+        x_BG = batch.counts.dense(self.device)
+        return self.encoder.trunk.first_product(self._seen(x_BG, cell_sizes(x_BG, batch, self.schema)))
+
+    def _seen(self, x_BG: Tensor, size_B: Tensor) -> Tensor:
+        """What the encoder sees of the counts."""
+        return encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
