@@ -132,7 +132,7 @@ class Counts(Protocol):
         ...
 
 
-_TENSORS = ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor", "product")
+_TENSORS = ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
 
 
 def alone(rows: Tensor) -> Tensor:
@@ -160,7 +160,9 @@ class Batch:
     proteins_measured: Tensor | None = None  # bool (B, P); False: not measured (never a zero)
     size_factor: Tensor | None = None  # float32 (B,)
     labelled: "Batch | None" = None  # labelled cells that come beside these, for models that ask for them
-    product: Tensor | None = None  # float32 (B, H) what the encoder's first weights make of the counts, if it is known
+    known: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # (B, ...) what a frozen model made of the cells before (its `constants`)
     queries: tuple[int, ...] | None = (
         None  # cells of each query, one behind the other, where several are trained at once
     )
@@ -188,11 +190,13 @@ class Batch:
         """The same batch with its small tensors on `device`; counts stay packed until `dense`."""
         if device.type == "cpu":
             return self
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name in _TENSORS if (value := getattr(self, name)) is not None
         }
         if self.labelled is not None:
             moved["labelled"] = self.labelled.to(device)
+        if self.known:
+            moved["known"] = {name: value.to(device, non_blocking=True) for name, value in self.known.items()}
         return replace(self, **moved)
 
 

@@ -22,7 +22,7 @@ float64). So a step of few cells is filled up, and a query comes out the same, t
 """
 
 
-_BESIDE = ("categorical", "continuous", "proteins", "proteins_measured", "size_factor", "product")
+_BESIDE = ("categorical", "continuous", "proteins", "proteins_measured", "size_factor")
 
 
 class JoinedCounts:
@@ -114,13 +114,13 @@ def joined(batches: Sequence[Batch], buffer: DenseBuffer, *, least: int = LEAST)
         lanes=tuple(lane for one in batches for lane in one.lanes),
         n_global=sum(len(one) for one in batches),
         queries=tuple(len(one) for one in batches),
+        known={name: torch.cat([one.known[name] for one in batches]) for name in batches[0].known},
         **{name: together(name) for name in _BESIDE},
     )
 
 
 def _filling(batch: Batch, n: int) -> Batch:
-    def first(name: str) -> Any:
-        value: Tensor | None = getattr(batch, name)
+    def first(value: Tensor | None) -> Any:
         return None if value is None else value[:1].repeat(n, *[1] * (value.dim() - 1))
 
     zeros = torch.zeros(n, dtype=torch.int64, device=batch.batch.device)
@@ -133,5 +133,6 @@ def _filling(batch: Batch, n: int) -> Batch:
         rows=np.repeat(batch.rows[:1], n),
         lanes=((0, n),),
         labelled=None,
-        **{name: first(name) for name in _BESIDE if name != "categorical"} | {"categorical": codes},
+        known={name: first(value) for name, value in batch.known.items()},
+        **{name: first(getattr(batch, name)) for name in _BESIDE if name != "categorical"} | {"categorical": codes},
     )

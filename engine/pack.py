@@ -58,7 +58,7 @@ class Member:
     train: Loader
     validation: Loader | None = None
     seed: int = 0
-    product: Tensor | None = None  # (n, H) of all its cells, by place (`Batch.rows`): see `Batch.product`
+    known: Mapping[str, Tensor] = field(default_factory=dict)  # of all its cells, by place: see `Batch.known`
     progress: Report | None = None
     state: TrainingState = field(default_factory=lambda: TrainingState(lr=0.0))
     moments: dict[str, Moments] = field(default_factory=dict)
@@ -71,13 +71,17 @@ class Member:
         """The next cells of its training, epoch after epoch."""
         if self._batches is None:
             self._batches = iter(self.train.epoch(self.state.epoch, self.state.in_epoch))
-        return self.with_product(next(self._batches))
+        return self.with_known(next(self._batches))
 
     def end_epoch(self) -> None:
         self._batches = None
 
-    def with_product(self, batch: Batch) -> Batch:
-        return batch if self.product is None else replace(batch, product=self.product[torch.from_numpy(batch.rows)])
+    def with_known(self, batch: Batch) -> Batch:
+        """`batch` with what is known of its cells."""
+        if not self.known:
+            return batch
+        rows = torch.from_numpy(batch.rows)
+        return replace(batch, known={name: values[rows] for name, values in self.known.items()})
 
     def close(self) -> None:
         """Let go of what reads ahead."""
@@ -158,6 +162,8 @@ class Pack:
 
     def step(self) -> list[Member]:
         """One batch of every member; those that are over, and have left."""
+        if not self.members:
+            return []
         self._sit()
         model, config, members = self.host.model, self.config, self.members
         model.train(config.mode == "train")
@@ -271,7 +277,7 @@ class Pack:
             **means(*state.since_epoch, "train"),
         }
         if member.validation is not None and config.validate_every and (state.epoch + 1) % config.validate_every == 0:
-            loader = _Placed(member.validation, self.host, self.members.index(member))
+            loader = _Placed(member, self.host, self.members.index(member))
             found = validate(self.host.model, loader, where, seed=member.seed, world=World(device=self.device))
             line |= found
             state.watch(found, config)
@@ -292,8 +298,10 @@ class Pack:
 class _Placed:
     """The validation cells of a query, with the codes of its seat."""
 
-    def __init__(self, loader: Loader, host: Host, seat: int) -> None:
-        self.schema, self._loader, self._host, self._seat = loader.schema, loader, host, seat
+    def __init__(self, member: Member, host: Host, seat: int) -> None:
+        assert member.validation is not None
+        self._loader, self._member, self._host, self._seat = member.validation, member, host, seat
+        self.schema = self._loader.schema
 
     @property
     def n_cells(self) -> int:
@@ -309,7 +317,7 @@ class _Placed:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch in self._loader.epoch(epoch, start):
-            yield self._host.placed(batch, self._seat)
+            yield self._host.placed(self._member.with_known(batch), self._seat)
 
     def fingerprint(self) -> str:
         return self._loader.fingerprint()

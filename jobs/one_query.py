@@ -219,21 +219,20 @@ def member_of(
         return None
     data = data.model_copy(update={"read_ahead": False})  # its cells are in memory
     train, validation = one.loaders(data, seed)
-    product = first_products(one, data)
-    return Member(one.query.name, rows_of(one.grown), train, validation, seed, product, progress)
+    return Member(one.query.name, rows_of(one.grown), train, validation, seed, constants_of(one, data), progress)
 
 
-def first_products(one: Prepared, data: QueryData) -> Tensor | None:
-    """What the encoder's first, frozen weights make of every cell; None if that is too much to keep, or not known."""
-    parts: list[Tensor] = []
+def constants_of(one: Prepared, data: QueryData) -> dict[str, Tensor]:
+    """What of every cell stays the same while it is trained; nothing if that is too much to keep."""
+    parts: list[dict[str, Tensor]] = []
     config = LoaderConfig(batch_size=1024, validation=0.0, memory=data.memory, read_ahead=False)
     cells = in_memory(one.query.counts, one.columns, one.schema, config, seed=0, lanes=1, shuffle=False)
     for batch in cells.epoch(0):
-        product = one.grown.first_product(batch)
-        if product is None or product[0].numel() * product.element_size() * one.query.n_cells > data.memory // 4:
-            return None
-        parts.append(product)
-    return torch.cat(parts)
+        found = one.grown.constants(batch)
+        if sum(value.nbytes for value in found.values()) * one.query.n_cells > data.memory // 4 * len(batch):
+            return {}
+        parts.append(found)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def train_alone(

@@ -150,11 +150,19 @@ def _finite(x_G: np.ndarray) -> bool:
     return bool(largest < np.int32(0x7F800000))
 
 
+@njit(forceinline=True, error_model="numpy")
+def _highest(x_G: np.ndarray) -> np.float32:
+    """The largest of finite numbers, as the largest of integers in the same order: of floats it is no vector code."""
+    found = np.int32(-0x7FFFFFFF)
+    for g in range(len(x_G)):
+        bits = bits32(x_G[g])
+        found = max(found, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return float32(found ^ ((found >> np.int32(31)) & np.int32(0x7FFFFFFF)))  # type: ignore[no-any-return]
+
+
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _softmax(logits_G: np.ndarray, out_G: np.ndarray) -> None:
-    highest = logits_G[0]
-    for g in range(len(logits_G)):
-        highest = max(highest, logits_G[g])
+    highest = _highest(logits_G)
     total = np.float32(0.0)
     for g in range(len(logits_G)):
         e = exp32(logits_G[g] - highest)

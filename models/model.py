@@ -167,12 +167,13 @@ class AtlasModel(nn.Module):
         """
         raise UsageError(f"{self.name} has no marginal likelihood")
 
-    def first_product(self, batch: Batch) -> Tensor | None:
-        """What the encoder's first weights make of each cell's counts, (B, H); None if the model does not say.
+    def constants(self, batch: Batch) -> dict[str, Tensor]:
+        """What of each cell stays the same in every epoch while the reference is frozen, by name, each (B, ...).
 
-        While they are frozen it is the same in every epoch; given back as `Batch.product`, it is not computed again.
+        Given back as `Batch.known`, it is not computed again. "product" is what the encoder's first weights make of
+        the counts. A model that says nothing is computed as a whole.
         """
-        return None
+        return {}
 
     def batch_codes(self, where: Where) -> list[int | None]:
         """The codes of the batches to decode in.

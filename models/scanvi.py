@@ -105,10 +105,10 @@ class Scanvi(Scvi):
 
         With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1.
         """
-        x_BG = batch.counts.dense(self.device)
+        x_BG = self.counts_seen(batch)
         q = self.encode(x_BG, batch, noise)
         z1_BL, log_library_B1 = self.draw_latent(q, noise)
-        reconstruction_B = -self.log_likelihood(x_BG, self.decode(z1_BL, log_library_B1, batch))
+        reconstruction_B = -self.log_p(x_BG, z1_BL, log_library_B1, batch)
         kl_library_B = self.library_kl(q, batch)
 
         log_y_BC = F.log_softmax(self.classifier(z1_BL, noise), -1)

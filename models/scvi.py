@@ -22,12 +22,15 @@ from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models import outputs
 from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
-from scarcade.models.layers import Dispersion, Encoder, FullyConnected, Linear, seeded
+from scarcade.models.frozen_head import FrozenHead
+from scarcade.models.frozen_head import why_not as head_is_not_for_it
+from scarcade.models.layers import Codes, Dispersion, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import FusedLikelihood, why_not
 from scarcade.models.model import AtlasModel, Output
 
 Where = Literal["encoder", "decoder", "none", "both"]
+_KNOWN = {"product", "log_library", "log_p"}  # of a cell: then its counts need not be made dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +207,11 @@ class Scvi(AtlasModel):
 
         With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1.
         """
-        x_BG = batch.counts.dense(self.device)
+        x_BG = self.counts_seen(batch)
         q = self.encode(x_BG, batch, noise)
         z_BL, log_library_B1 = self.draw_latent(q, noise)
-        p = self.decode(self.shape_latent(z_BL), log_library_B1, batch)
 
-        reconstruction_B = -self.log_likelihood(x_BG, p)
+        reconstruction_B = -self.log_p(x_BG, self.shape_latent(z_BL), log_library_B1, batch)
         kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
         kl_library_B = self.library_kl(q, batch)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B}
@@ -218,12 +220,19 @@ class Scvi(AtlasModel):
         terms["elbo"] = reconstruction_B + kl_B + kl_library_B
         return Losses(reconstruction_B + step.kl_weight * kl_B + kl_library_B, terms)
 
-    def encode(self, x_BG: Tensor, batch: Batch, noise: Noise | None = None) -> Posterior:
+    def counts_seen(self, batch: Batch) -> Tensor | None:
+        """Dense counts (B, G); None where all that is wanted of them is known (`constants`)."""
+        return None if batch.known.keys() >= _KNOWN else batch.counts.dense(self.device)
+
+    def encode(self, x_BG: Tensor | None, batch: Batch, noise: Noise | None = None) -> Posterior:
         """The posterior of each cell; `noise` is used for dropout, in training mode only."""
-        codes = self.codes(batch)
+        codes, known = self.codes(batch), batch.known
+        if x_BG is None:
+            mean_BL, variance_BL = self.encoder(None, codes, noise, known["product"])
+            return Posterior(mean_BL, variance_BL, known["log_library"][:, None])
         library_B1 = x_BG.sum(-1, keepdim=True)
-        x_BI = self.encoder_input(x_BG, batch) if batch.product is None or self.library is not None else None
-        mean_BL, variance_BL = self.encoder(x_BI, codes, noise, batch.product)
+        x_BI = self.encoder_input(x_BG, batch)
+        mean_BL, variance_BL = self.encoder(x_BI, codes, noise, known.get("product"))
         if self.library is not None:
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
         if self.schema.size_factor is not None:
@@ -234,8 +243,32 @@ class Scvi(AtlasModel):
         return Posterior(mean_BL, variance_BL, library_B1.log())
 
     @torch.no_grad()
-    def first_product(self, batch: Batch) -> Tensor:
-        return self.encoder.trunk.first_product(self.encoder_input(batch.counts.dense(self.device), batch))
+    def constants(self, batch: Batch) -> dict[str, Tensor]:
+        """The product of the first layer; with a head that is frozen too, all that is wanted of the counts' zeros."""
+        x_BG = batch.counts.dense(self.device)
+        found = {"product": self.encoder.trunk.first_product(self.encoder_input(x_BG, batch))}
+        head = self.frozen_head()
+        if head is None:
+            return found
+        return {**found, "log_library": x_BG.sum(-1).log(), "log_p": head.constants(batch.counts)}
+
+    def frozen_head(self) -> FrozenHead | None:
+        """The last layer and the likelihood as one function, where nothing of them is trained; else None."""
+        config, theta = self.config, self.theta
+        plain = config.gene_likelihood in ("nb", "zinb") and config.dispersion == "gene" and not self.latent_library
+        if not plain or self.schema.size_factor is not None or config.likelihood_path not in ("auto", "fused"):
+            return None
+        assert isinstance(theta, Dispersion)
+        head = FrozenHead(self.scale, self.dropout, theta.rows[0])
+        return head if head_is_not_for_it(head) is None else None
+
+    def log_p(self, x_BG: Tensor | None, z_BL: Tensor, log_library_B1: Tensor, batch: Batch) -> Tensor:
+        """log p(x | z) of each cell, (B,)."""
+        if x_BG is not None:
+            return self.log_likelihood(x_BG, self.decode(z_BL, log_library_B1, batch))
+        head = self.frozen_head()
+        assert head is not None
+        return head.log_p(self.hidden(z_BL, batch), batch.counts, log_library_B1[:, 0], batch.known["log_p"])
 
     def draw_latent(self, q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """A draw of the latent (B, L), as it is before `shape_latent`, and of the log library size (B, 1)."""
@@ -254,14 +287,19 @@ class Scvi(AtlasModel):
     def decode(self, z_BL: Tensor, log_library_B1: Tensor, batch: Batch, transform_batch: int | None = None) -> Decoded:
         """The likelihood's parameters; with `transform_batch` as if every cell were of that batch."""
         codes = self.codes(batch, transform_batch)
-        if batch.continuous is not None:
-            z_BL = torch.cat([z_BL, batch.continuous], -1)
-        h_BH = self.decoder(z_BL, codes, None)
+        h_BH = self.hidden(z_BL, batch, codes)
         log_theta = self.theta.of(codes) if isinstance(self.theta, Dispersion) else None
         if log_theta is None and self.theta is not None:
             log_theta = self.theta(h_BH)
         dropout_BG = None if self.dropout is None else self.dropout(h_BH)
         return Decoded(self.scale(h_BH), log_library_B1, log_theta, dropout_BG, self.schema.size_factor is not None)
+
+    def hidden(self, z_BL: Tensor, batch: Batch, codes: Codes | None = None) -> Tensor:
+        """The decoder's last hidden layer, (B, H)."""
+        if batch.continuous is not None:
+            z_BL = torch.cat([z_BL, batch.continuous], -1)
+        h_BH: Tensor = self.decoder(z_BL, self.codes(batch) if codes is None else codes, None)
+        return h_BH
 
     def codes(self, batch: Batch, transform_batch: int | None = None) -> dict[str, Tensor]:
         """The codes of every covariate; an unlabelled cell has the code after the last label."""

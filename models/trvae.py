@@ -168,8 +168,9 @@ class Trvae(AtlasModel):
 
     def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
-        seen_BG = self._seen(x_BG, size_B) if batch.product is None else None
-        mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, batch.product)
+        product_BH = batch.known.get("product")
+        seen_BG = self._seen(x_BG, size_B) if product_BH is None else None
+        mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, product_BH)
         return mean_BL, variance_BL
 
     def decode(
@@ -200,9 +201,10 @@ class Trvae(AtlasModel):
         )
 
     @torch.no_grad()
-    def first_product(self, batch: Batch) -> Tensor:
+    def constants(self, batch: Batch) -> dict[str, Tensor]:
         x_BG = batch.counts.dense(self.device)
-        return self.encoder.trunk.first_product(self._seen(x_BG, cell_sizes(x_BG, batch, self.schema)))
+        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema))
+        return {"product": self.encoder.trunk.first_product(seen_BG)}
 
     def _seen(self, x_BG: Tensor, size_B: Tensor) -> Tensor:
         """What the encoder sees of the counts."""

@@ -1,0 +1,142 @@
+"""The negative binomial likelihood of a decoder that is frozen, compiled: what surgery needs of it, and no more.
+
+As `likelihood_kernel`, with three things left out that do not change while a reference is frozen. Theta has no
+gradient. What is of the counts and theta alone, lnGamma(x + theta) - lnGamma(theta) - ln x!, is a number of each cell
+that is known before; so a count that is not zero costs a logarithm, where it costs two gamma functions and their
+derivatives otherwise. And counts stay sparse: nobody looks at the zeros to find out that they are zero.
+
+Gradients are written over the logits. The functions are those of `likelihood_kernel`: after a change there save this
+file anew (`touch`), because numba's cache notices changes of a function's own file only. Shapes: B cells, G genes.
+"""
+
+import numpy as np
+from numba import njit
+
+from scarcade.models.likelihood_kernel import EPS, SUMS, _finite, _highest, exp32, log32
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _exponentials(logits_G: np.ndarray, out_G: np.ndarray) -> np.float32:
+    """exp(logits - the largest of them), and the sum."""
+    highest = _highest(logits_G)
+    total = np.float32(0.0)
+    for g in range(len(logits_G)):
+        e = exp32(logits_G[g] - highest)
+        out_G[g] = e
+        total += e
+    return total
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _of_ratio(ratio: np.float32) -> tuple[np.float32, np.float32]:
+    """(ln(1 + ratio), ratio / (1 + ratio)), with one division for both."""
+    w = np.float32(1.0) + ratio
+    inverse = np.float32(1.0) / w
+    return log32(w) + (ratio - (w - np.float32(1.0))) * inverse, ratio * inverse
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _nb_zeros(factor, e_G, theta_G, inverse_G, t_G):  # type: ignore[no-untyped-def]
+    """Every count as if it were 0: writes rate * d/d rate; returns the sums of log p and of what was written."""
+    value, slope = np.float32(0.0), np.float32(0.0)
+    for g in range(len(e_G)):
+        ratio = factor * e_G[g] * inverse_G[g]  # rate / (theta + eps)
+        theta = theta_G[g]
+        log_ratio, share = _of_ratio(ratio)
+        t = -theta * share
+        value -= theta * log_ratio
+        t_G[g] = t
+        slope += t
+    return value, slope
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _zinb_zeros(factor, e_G, theta_G, inverse_G, there_G, dropout_G, t_G):  # type: ignore[no-untyped-def]
+    """As `_nb_zeros`, with the final gradient by the dropout logits, written over them.
+
+    Counts that are not 0 (`there_G` is 1) add log(1 - sigmoid(dropout)) and the log p of an nb's zero.
+    """
+    zero, one = np.float32(0.0), np.float32(1.0)
+    value, slope = zero, zero
+    for g in range(len(e_G)):
+        ratio = factor * e_G[g] * inverse_G[g]
+        theta = theta_G[g]
+        log_ratio, share = _of_ratio(ratio)
+        log_nb = -theta * log_ratio
+        pi = dropout_G[g]
+        e = exp32(-abs(pi))
+        i = one / (one + e)
+        extra = i if pi >= zero else e * i  # sigmoid(pi)
+        d = exp32(-abs(log_nb - pi))
+        j = one / (one + d)
+        from_nb = j if log_nb >= pi else d * j  # probability that a zero comes from the negative binomial
+        is_zero = there_G[g] == zero
+        value += (max(pi, log_nb) if is_zero else log_nb) - max(pi, zero) + log32((one + d) * i if is_zero else i)
+        t = -(from_nb if is_zero else one) * theta * share
+        t_G[g] = t
+        slope += t
+        dropout_G[g] = (one - extra - from_nb) if is_zero else -extra
+    return value, slope
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _counts(places, x_N, factor, e_G, theta_G, base_G, t_G):  # type: ignore[no-untyped-def]
+    """What counts that are not zero add: sets their gradients; returns the sums of log p and of the change."""
+    value, slope = 0.0, 0.0
+    for k in range(len(places)):
+        g = places[k]
+        x, rate, base = np.float32(x_N[k]), factor * e_G[g], base_G[g]
+        one_by_sum = np.float32(1.0) / (base + rate)
+        rate_eps = rate + EPS
+        value += np.float64(x * log32(rate_eps * one_by_sum))
+        t = rate * (x / rate_eps - (x + theta_G[g]) * one_by_sum)
+        slope += np.float64(t) - np.float64(t_G[g])
+        t_G[g] = t
+    return value, slope
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _through_softmax(e_G, inverse_total, slope, t_G) -> None:  # type: ignore[no-untyped-def]
+    factor = inverse_total * slope
+    for g in range(len(e_G)):
+        t_G[g] -= e_G[g] * factor
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rows(  # type: ignore[no-untyped-def]
+    start, stop, indptr, genes, counts, logits_BG, dropout_BG, library_B, constant_B, theta_G, value_B
+) -> None:
+    """Rows [start, stop): log p of each cell, and its gradients by the logits (and dropout logits) in their place.
+
+    `dropout_BG` is (0, 0) for the plain negative binomial. `constant_B` is what the counts and theta alone give.
+    """
+    n_genes = logits_BG.shape[1]
+    zinb = dropout_BG.shape[0] > 0
+    e_G, there_G = np.empty(n_genes, np.float32), np.zeros(n_genes, np.float32)
+    base_G = theta_G + EPS
+    inverse_G = np.float32(1.0) / base_G
+    theta_is_finite = _finite(theta_G)
+    for b in range(start, stop):
+        t_G = logits_BG[b]
+        sound = theta_is_finite and library_B[b] < np.float32(1e38) and _finite(t_G)
+        if not (sound and (not zinb or _finite(dropout_BG[b]))):  # the code below assumes finite numbers
+            value_B[b] = np.nan
+            t_G[:] = np.nan
+            if zinb:
+                dropout_BG[b] = np.nan
+            continue
+        places, x_N = genes[indptr[b] : indptr[b + 1]], counts[indptr[b] : indptr[b + 1]]
+        total = _exponentials(t_G, e_G)
+        inverse_total = np.float32(1.0) / total
+        factor = library_B[b] * inverse_total
+        if zinb:
+            for k in range(len(places)):
+                there_G[places[k]] = np.float32(1.0)
+            value, slope = _zinb_zeros(factor, e_G, theta_G, inverse_G, there_G, dropout_BG[b], t_G)
+            for k in range(len(places)):
+                there_G[places[k]] = np.float32(0.0)
+        else:
+            value, slope = _nb_zeros(factor, e_G, theta_G, inverse_G, t_G)
+        more, change = _counts(places, x_N, factor, e_G, theta_G, base_G, t_G)
+        value_B[b] = np.float32(np.float64(value) + more + constant_B[b])
+        _through_softmax(e_G, inverse_total, np.float32(np.float64(slope) + change), t_G)
