@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -149,13 +150,17 @@ class MemorySource:
             raise CsrError(f"{len(keys)} keys for {self.n_cells} cells in memory")
         self.place = np.argsort(keys, kind="stable")
         self.sorted_keys = np.asarray(keys, np.uint64)[self.place]
-        digest = hashlib.sha256(schema.fingerprint().encode())
-        arrays = [getattr(columns, field.name) for field in fields(columns)]
+        self.least = 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the cells and their order; made when it is asked for, because many never ask."""
+        digest = hashlib.sha256(self.schema.fingerprint().encode())
+        arrays = [getattr(self.columns, field.name) for field in fields(self.columns)]
         for array in (self.indptr, self.indices, self.data, self.place, *arrays):
             for part in array if isinstance(array, tuple) else (array,):
                 digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
-        self.fingerprint = digest.hexdigest()
-        self.least = 0
+        return digest.hexdigest()
 
     def labels(self) -> np.ndarray | None:
         return None if self.columns.labels is None else self.columns.labels[self.place]

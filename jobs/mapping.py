@@ -14,10 +14,10 @@ from typing import Any
 from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
-from scarcade.engine.world import use_threads
+from scarcade.engine.world import cores, use_threads
+from scarcade.jobs.lanes import map_in_lanes
 from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
-from scarcade.jobs.pack_task import map_tasks
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, read_task, skipped
@@ -199,20 +199,17 @@ def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told)
 
         yield from map_on_ray(job, tasks, keys)
         return
-    with threads_of(job.config.scale.threads):
-        yield from map_tasks(job, tasks, keys, say)
+    with threads_as_before() as before:
+        yield from map_in_lanes(job, tasks, keys, say, threads=job.config.scale.threads or min(before, cores()))
 
 
 @contextmanager
-def threads_of(n: int | None) -> Iterator[None]:
-    """This process computes with `n` threads within the block; None: as it did."""
+def threads_as_before() -> Iterator[int]:
+    """After the block this process computes with as many threads as before it; gives that number."""
     import torch
 
     before = torch.get_num_threads()
-    if n is not None:
-        use_threads(n)
     try:
-        yield
+        yield before
     finally:
-        if n is not None:
-            use_threads(before)
+        use_threads(before)

@@ -8,7 +8,7 @@ it was.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scarcade.dataloaders.schema import Query
@@ -23,22 +23,34 @@ ABOARD = 1024  # cells of a step: enough that its price is shared, few enough th
 MOST = 64  # queries aboard
 
 
-def map_tasks(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told) -> Iterator[tuple[str, Record]]:
+def map_tasks(
+    job: Job,
+    tasks: Sequence[Task] | deque[Task],
+    keys: Mapping[str, str],
+    say: Told,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[str, Record]]:
     """Map `tasks` and commit their results: (name, record) of each query as it is done, also if it failed.
 
     Args:
+        tasks: a deque may be shared with others, who take from it too.
         keys: name of a query -> its key (`query_task.key_of`).
         say: is told of each epoch of a query.
+        stopped: asked between steps; once it says True, what is aboard is left as it never was.
     """
-    waiting, voyage = deque(tasks), _Voyage(job, keys, say)
+    waiting = tasks if isinstance(tasks, deque) else deque(tasks)
+    voyage = _Voyage(job, keys, say)
     try:
-        while waiting or voyage.aboard:
-            while waiting and voyage.has_room:
-                record = voyage.begin(waiting.popleft())
+        while not stopped():
+            while voyage.has_room and (task := _next(waiting)) is not None:
+                record = voyage.begin(task)
                 if record is not None:
                     yield record["name"], record
+                if stopped():
+                    return
             if not voyage.aboard:
-                continue
+                return
             try:
                 over = voyage.step()
             except Exception as error:  # noqa: BLE001  (whose fault it is shows when each is alone)
@@ -54,6 +66,13 @@ def map_tasks(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Tol
                 yield record["name"], record
     finally:
         voyage.abandon()
+
+
+def _next(waiting: deque[Task]) -> Task | None:
+    try:
+        return waiting.popleft()
+    except IndexError:  # another may have taken the last one
+        return None
 
 
 class _Passage:

@@ -8,6 +8,7 @@ with `FusedLikelihood`: see docs/decisions/008.
 Shapes: B cells, G genes, H hidden units.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ def why_not(head: FrozenHead) -> str | None:
     return "the decoder is trained" if any(one.requires_grad for one in trained) else None
 
 
-class _Buffers:
+class _Buffers(threading.local):
     """Memory for the logits of a block, used again by every call of a thread."""
 
     def __init__(self) -> None:
