@@ -247,11 +247,12 @@ function tell(event, found) {
   tip.style.top = `${Math.max(4, Math.min(event.clientY + 16, window.innerHeight - height - 8))}px`;
 }
 
-// The ways to colour that `cells` have, and the buttons to choose among them; a choice holds for all pictures.
+// Buttons to choose what colours show, among the ways that `cells` have (or any query, without); a choice holds for all.
+const choices = new Set();
 function switches(cells) {
-  const ways = shared.columns.map((column, i) => [i, column.name]).filter(([i]) => cells.labels[i]);
-  if (cells.uncertainty[0]) ways.push(["uncertainty", "Uncertainty"]);
-  if (cells.distance) ways.push(["distance", "Distance"]);
+  const ways = shared.columns.map((column, i) => [i, column.name]).filter(([i]) => !cells || cells.labels[i]);
+  if (cells ? cells.uncertainty[0] : ways.length) ways.push(["uncertainty", "Uncertainty"]);
+  if (!cells || cells.distance) ways.push(["distance", "Distance"]);
   const bar = element("div", "bar");
   const group = element("span", "switch");
   group.setAttribute("role", "group");
@@ -261,13 +262,16 @@ function switches(cells) {
     button.type = "button";
     button.addEventListener("click", () => {
       view.by = by;
+      choices.forEach((mark) => mark());
       redraw();
     });
     group.append(button);
   }
   bar.append(element("span", "", "Colour by"), group);
   const mark = () => [...group.children].forEach((one, i) => one.setAttribute("aria-pressed", String(ways[i][0] === view.by)));
-  return { bar: ways.length ? bar : null, mark };
+  choices.add(mark);
+  mark();
+  return bar;
 }
 
 function symbol([hue, shape]) {
@@ -321,7 +325,6 @@ function legendOf(cells, show) {
 
 // Draw in `holder`, the place for the picture of one query; what is around the canvas is made once.
 function picture(holder, cells) {
-  const { bar, mark } = switches(cells);
   const canvas = element("canvas");
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `Cells of ${holder.dataset.name} on the reference's, which are grey`);
@@ -330,14 +333,13 @@ function picture(holder, cells) {
   const show = (only) => {
     scale = draw(canvas, cells, { only });
   };
-  holder.replaceChildren(...(bar ? [bar] : []), canvas, legend);
+  holder.replaceChildren(switches(cells), canvas, legend);
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
     if (scale) tell(event, under(cells, scale, event.clientX - box.left - 1, event.clientY - box.top - 1));
   });
   canvas.addEventListener("pointerleave", () => tell(null, null));
   return () => {
-    mark();
     const next = legendOf(cells, show);
     legend.replaceWith(next);
     legend = next;

@@ -60,6 +60,7 @@ for (const [number, section] of sections) {
 }
 
 function fillTiles() {
+  if (reference) control("pictures").append(switches(null));
   for (const row of rows) {
     const { number, state } = row.dataset;
     const tile = element("a", `tile ${row.className}`);
@@ -70,7 +71,7 @@ function fillTiles() {
       watch(canvas, () => draw(canvas, cellsAt(number), { small: true }));
       tile.append(canvas);
     } else {
-      tile.append(element("div", "no-cells", state === "done" ? "no picture" : state));
+      tile.append(element("div", "no-cells", row.querySelector(".reason")?.textContent ?? "no picture"));
     }
     const beyond = row.querySelector("td.beyond span");
     tile.append(element("b", "", name), element("span", "", beyond ? `${beyond.textContent} beyond` : state));
