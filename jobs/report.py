@@ -27,7 +27,7 @@ from scarcade.jobs.report_data import details, island, looks_of, row, shared
 from scarcade.jobs.report_words import percent, short
 from scarcade.jobs.results import Record
 
-SCRIPTS = ("report_picture.js", "report_table.js")
+SCRIPTS = ("report_cells.js", "report_picture.js", "report_table.js")  # one script in the page, in this order
 OPEN = 3  # a report of so few queries shows them all at once
 
 
@@ -68,8 +68,8 @@ def _page(job: Job, records: Sequence[Record], took: float) -> Any:
     rows = [row(number, record) for number, record in enumerate(records)]
     return environment.get_template("report.html").stream(
         policy=policy(style, script),
-        style=Markup(style),  # noqa: S704  (our own file)
-        script=Markup(script),  # noqa: S704
+        style=Markup(style),
+        script=Markup(script),
         summary=summary(rows, took),
         reference=about(job.reference),
         settings=settings(job.config),
@@ -138,5 +138,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         for name, value in tree.items()
         for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)])
     ]
-
-

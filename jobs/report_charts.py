@@ -53,18 +53,18 @@ def curves(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def bars(
-    composition: Mapping[str, int], beyond: Mapping[str, int], most: int = 20
+    composition: Mapping[str, int], beyond: Mapping[str, int], most: int = 15
 ) -> list[tuple[str | None, int, int, float, float]]:
     """(label, cells, cells beyond the reference, length of the bar within and beyond it in %), the largest first.
 
-    More than `most` are summed up in a last one whose label is None; its number of labels is `len(composition) - most + 1`.
+    More than `most` are summed up in a last one without a label and without a bar, which would dwarf the others.
     """
-    ordered: list[tuple[str | None, int, int]] = [
-        (label, n, beyond.get(label, 0)) for label, n in sorted(composition.items(), key=lambda item: (-item[1], item[0]))
-    ]
-    top = max((n for _, n, _ in ordered), default=1)
-    if len(ordered) > most:
-        rest = ordered[most - 1 :]
-        ordered = [*ordered[: most - 1], (None, sum(n for _, n, _ in rest), sum(far for _, _, far in rest))]
-    top = max([top, *(n for _, n, _ in ordered)])
-    return [(label, n, far, 100 * (n - far) / top, 100 * far / top) for label, n, far in ordered]
+    ordered = sorted(composition.items(), key=lambda item: (-item[1], item[0]))
+    shown, rest = (ordered, []) if len(ordered) <= most else (ordered[: most - 1], ordered[most - 1 :])
+    found: list[tuple[str | None, int, int, float, float]] = []
+    for label, n in shown:
+        far, scale = beyond.get(label, 0), 100 / shown[0][1]
+        found.append((label, n, far, scale * (n - far), scale * far))
+    if rest:
+        found.append((None, sum(n for _, n in rest), sum(beyond.get(label, 0) for label, _ in rest), 0.0, 0.0))
+    return found

@@ -24,14 +24,14 @@ Looks = Mapping[str, Sequence[tuple[int, int]]]
 def island(value: Any) -> Markup:
     """`value` as JSON that can stand in a <script> element: nothing in it ends the element or opens a comment."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def row(number: int, record: Record) -> dict[str, Any]:
     """The line of a query in the overview; `number` is its place among all. What is not known is None."""
     labels: Mapping[str, Any] = record.get("labels") or {}
     scored = next((name for name, found in labels.items() if found.get("accuracy") is not None), None)
-    first = next(iter(labels.values()), {})
+    first: Mapping[str, Any] = next(iter(labels.values()), {})
     n, found, wanted = record.get("n_cells"), record.get("genes_found"), record.get("genes_wanted")
     return {
         "number": number,

@@ -1,4 +1,4 @@
-"""What the report says of a query in plain words: how far it lies from the reference, and text that is safe to look at."""
+"""What the report says of a query in plain words: how far it lies from the reference; and text safe to look at."""
 
 import unicodedata
 from typing import Any

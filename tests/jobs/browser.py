@@ -92,9 +92,7 @@ class Page:
             time.sleep(0.02)
 
     def size(self, width: int, height: int) -> None:
-        self.tell(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        self.tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def dark(self, on: bool) -> None:
         value = "dark" if on else "light"
@@ -136,9 +134,8 @@ class Page:
             self.complaints.append(f"issue: {json.dumps(told['issue'])[:400]}")
         elif event == "Page.javascriptDialogOpening":
             self.complaints.append(f"dialog: {told['message']}")
-        elif event == "Network.requestWillBeSent":
-            if told["request"]["url"] != "about:blank":
-                self.requests.append(told["request"]["url"])
+        elif event == "Network.requestWillBeSent" and told["request"]["url"] != "about:blank":
+            self.requests.append(told["request"]["url"])
 
 
 @contextmanager

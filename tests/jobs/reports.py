@@ -53,7 +53,7 @@ def hostile_report(atlas: Atlas, folder: Path) -> Path:
 
 def job_of(model: Path, out: Path) -> Job:
     """As `map_queries` makes it."""
-    config = MapConfig(optim={"epochs": 3})  # type: ignore[arg-type]
+    config = MapConfig(optim={"epochs": 3})
     reference = load_reference(model, TransferConfig())
     assert reference.latent is not None
     return Job(reference, config, Results(out), project(reference.latent.mean, "pca"))

@@ -117,7 +117,10 @@ def test_far_queries_come_first_in_words(mapped: tuple[Job, Record]) -> None:
     far = {**record, "name": "skin", "beyond": 0.62, "n_cells": 1000}
     text = seen(write_report(job, [record, far], 1.0))
     assert "One query holds what the reference does not skin 62 % of its cells lie beyond the reference" in text
-    assert "62 % of its cells lie farther out than 95 % of the reference's own: it holds what the reference does not." in text
+    assert (
+        "62 % of its cells lie farther out than 95 % of the reference's own: it holds what the reference does not."
+        in text
+    )
 
 
 def test_a_report_of_failures_alone_is_a_report(mapped: tuple[Job, Record]) -> None:

@@ -34,7 +34,7 @@ SPOT = """(canvas => {
     if (near(i)) return [box.left + 1 + x, box.top + 1 + y];
   }
 })(document.querySelector(".picture canvas"))"""
-NAMES = "[...document.querySelectorAll('#queries tbody tr')].filter(r => !r.hidden).map(r => r.querySelector('bdi').textContent)"
+NAMES = "[...document.querySelectorAll('#queries tbody tr:not([hidden]) bdi')].map(one => one.textContent)"
 
 
 @pytest.fixture(scope="module")
