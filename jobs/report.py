@@ -9,6 +9,7 @@ the other: a report of many needs the memory of one, and a few milliseconds for 
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from scarcade.engine.errors import StorageError
 from scarcade.jobs.console import seconds
 from scarcade.jobs.one_query import Reference
 from scarcade.jobs.query_task import Job, MapConfig
-from scarcade.jobs.report_charts import HEIGHT, WIDTH
+from scarcade.jobs.report_charts import HEIGHT, SHAPES, WIDTH
 from scarcade.jobs.report_data import details, island, looks_of, row, shared
 from scarcade.jobs.report_words import percent, short
 from scarcade.jobs.results import Record
@@ -55,9 +56,9 @@ def _page(job: Job, records: Sequence[Record], took: float) -> Any:
     folder = Path(__file__).parent
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    # Line breaks between tags would be a third of what the browser has to keep of the page.
+    template = re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", (folder / "report.html").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(autoescape=True)
     environment.filters |= {
         "short": short,
         "percent": lambda value: "" if value is None else percent(value),
@@ -66,7 +67,7 @@ def _page(job: Job, records: Sequence[Record], took: float) -> Any:
     }
     looks = looks_of(job.reference)
     rows = [row(number, record) for number, record in enumerate(records)]
-    return environment.get_template("report.html").stream(
+    return environment.from_string(template).stream(
         policy=policy(style, script),
         style=Markup(style),
         script=Markup(script),
@@ -78,6 +79,7 @@ def _page(job: Job, records: Sequence[Record], took: float) -> Any:
         details=lambda number: details(job, records[number], looks),
         open=len(records) <= OPEN,
         chart=(WIDTH, HEIGHT),
+        shapes=SHAPES,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )

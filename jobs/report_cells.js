@@ -5,7 +5,8 @@
 
 const shared = JSON.parse(document.getElementById("shared").textContent);
 const tip = document.getElementById("tip");
-const shapes = Array.from(document.querySelectorAll(".shapes path"), (path) => new Path2D(path.getAttribute("d")));
+const outlines = document.querySelectorAll(".shapes path");
+const shapes = Array.from(outlines, (path) => new Path2D(path.getAttribute("d")));
 const UNIT = 65535;
 const view = { by: shared.columns.length ? 0 : "distance" }; // a label column's number, "uncertainty" or "distance"
 

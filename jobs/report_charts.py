@@ -8,6 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH, HEIGHT = 240, 84  # of a chart, in the units of its viewBox
+SHAPES = (  # of marks, about the middle, one unit wide to each side: circle, triangle, square, diamond, cross
+    "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z",
+    "M0-1.25L1.15 .85H-1.15z",
+    "M-.9-.9H.9V.9H-.9z",
+    "M0-1.35L1.15 0L0 1.35L-1.15 0z",
+    "M-.45-1.2H.45V-.45H1.2V.45H.45V1.2H-.45V.45H-1.2V-.45H-.45z",
+)
 POINTS = 80  # of a curve, at most: more are not seen
 
 

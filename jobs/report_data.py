@@ -11,11 +11,11 @@ from scarcade.jobs.one_query import Reference
 from scarcade.jobs.picture import COLUMNS, FARTHEST, in_frame, label_codes, placed_again, words_of
 from scarcade.jobs.projection import Projection
 from scarcade.jobs.query_task import Job
-from scarcade.jobs.report_charts import bars, curves, histogram
+from scarcade.jobs.report_charts import SHAPES, bars, curves, histogram
 from scarcade.jobs.report_words import level, sentence, short
 from scarcade.jobs.results import Record
 
-COLOURS, SHAPES = 12, 5  # of marks in the page: sixty labels look different
+COLOURS = 12  # of marks in the page; with five shapes sixty labels look different
 EDGE = 10  # bars of the histogram of distances (30, up to 3) that lie within the reference
 Looks = Mapping[str, Sequence[tuple[int, int]]]
 """Label column -> (colour, shape) of each label, by code."""
@@ -63,7 +63,7 @@ def looks_of(reference: Reference) -> Looks:
             counts = np.bincount(held[1][held[1] >= 0], minlength=len(column))
         ranks = np.empty(len(column), np.int64)
         ranks[np.argsort(-counts, kind="stable")] = np.arange(len(column))
-        found[column.name] = [(int(r) % COLOURS, int(r) // COLOURS % SHAPES) for r in ranks]
+        found[column.name] = [(int(r) % COLOURS, int(r) // COLOURS % len(SHAPES)) for r in ranks]
     return found
 
 

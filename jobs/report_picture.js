@@ -70,9 +70,7 @@ function symbol([hue, shape]) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", `mark c${hue}`);
   svg.setAttribute("viewBox", "-1.4 -1.4 2.8 2.8");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#shape-${shape}`);
-  svg.append(use);
+  svg.append(outlines[shape].cloneNode());
   return svg;
 }
 
