@@ -90,6 +90,7 @@ def map_queries(
         StorageError: `out` cannot be written.
     """
     direct = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "workers": workers, "threads": threads}
+    began = time.monotonic()
     config = config_of(settings, **direct)
     tasks = tasks_of(queries, batch_key=batch_key, label_keys=label_key, layer=layer)
     loaded = load_reference(reference, config.transfer, seed=config.seed)
@@ -110,9 +111,9 @@ def map_queries(
     finally:  # also when it is stopped: what is done is told
         ordered = [records.get(task.name) or skipped(task, loaded.schema) for task in tasks]
         job.results.write_summary(loaded.fingerprint, ordered)
-    from scarcade.jobs.report import write_report  # matplotlib takes a second to import
+    from scarcade.jobs.report import write_report  # which loads jinja2
 
-    write_report(job.results, loaded, ordered, projection)
+    write_report(job, ordered, time.monotonic() - began)
     return MapResult(job.results.out, loaded.fingerprint, tuple(ordered))
 
 

@@ -5,8 +5,11 @@ frame. Principal components are exact and cost nothing, so they are the default.
 neighbourhoods; compiling it alone takes longer than mapping a small query (25 s on quiet cores, minutes on busy ones).
 """
 
+import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,7 +17,8 @@ import numpy as np
 from scarcade.engine.errors import UsageError
 
 How = Literal["pca", "umap"]
-SAMPLE = 5_000  # reference cells that a UMAP is made from, and that a picture shows
+_ONE = threading.Lock()  # a UMAP is asked by one thread at a time: its compiled code has threads of its own
+SAMPLE = 4_000  # reference cells that a UMAP is made from, and that a picture shows
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class Projection:
     of: Callable[[np.ndarray], np.ndarray]
     sample: np.ndarray  # rows of the reference, int64 (m,)
     points: np.ndarray  # float32 (m, 2): where these rows lie
+
+    @cached_property
+    def frame(self) -> str:
+        """Equal exactly where two projections show the same cell at the same place."""
+        return hashlib.sha256(repr(self.axes).encode() + np.ascontiguousarray(self.points).tobytes()).hexdigest()[:16]
 
 
 def project(latent: np.ndarray, how: How, *, seed: int = 0) -> Projection:
@@ -70,7 +79,7 @@ def _umap(latent: np.ndarray, seed: int) -> tuple[Callable[[np.ndarray], np.ndar
     def of(cells: np.ndarray) -> np.ndarray:
         if not len(cells):
             return np.zeros((0, 2), np.float32)
-        with warnings.catch_warnings():
+        with _ONE, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return np.asarray(fitted.transform(cells), np.float32)
 

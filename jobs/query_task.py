@@ -28,12 +28,12 @@ from scarcade.jobs.one_query import (
     TransferConfig,
     known_accuracy,
 )
+from scarcade.jobs.picture import picture
 from scarcade.jobs.projection import How, Projection
 from scarcade.jobs.queries import Task
 from scarcade.jobs.results import Record, Results, histogram, provenance_of
 
-FORMAT = 1  # of records: a result of another format is mapped again
-SHOWN = 1_500  # cells of a query that its picture shows
+FORMAT = 2  # of records: a result of another format is mapped again
 Told = Callable[[str, Mapping[str, Any]], None]
 """Told (name of a query, a line of its training's metrics or {"state": ...})."""
 
@@ -117,7 +117,7 @@ def committed(
         "labels": _label_facts(reference, query, mapped),
         "history": [_curve_point(line) for line in mapped.history],
         **_distance_facts(mapped.distance),
-        **_picture_facts(mapped.mean[:, :n_shared], mapped.predictions, job.projection, config.seed),
+        **picture(mapped.mean[:, :n_shared], mapped.predictions, mapped.distance, job.projection, config.seed),
         "seconds": round(seconds(), 3),
     }
     job.results.write_record(record)
@@ -161,9 +161,10 @@ def _label_facts(reference: Reference, query: Query, mapped: Mapped) -> dict[str
     accuracy = known_accuracy(reference.schema, query, predictions)
     facts = {}
     for prediction in predictions:
-        counts = np.bincount(prediction.codes, minlength=len(prediction.column))
+        values = prediction.column.values
         facts[prediction.column.name] = {
-            "composition": {v: int(n) for v, n in zip(prediction.column.values, counts, strict=True) if n},
+            "composition": _counted(values, prediction.codes),
+            "beyond": {} if mapped.distance is None else _counted(values, prediction.codes[mapped.distance > 1]),
             "uncertainty": round(float(prediction.uncertainty.mean()), 4) if query.n_cells else None,
             "uncertainty_histogram": histogram(prediction.uncertainty, 20, 1.0),
             **{name: round(value, 4) for name, value in accuracy.get(prediction.column.name, {}).items()},
@@ -174,6 +175,10 @@ def _label_facts(reference: Reference, query: Query, mapped: Mapped) -> dict[str
     return facts
 
 
+def _counted(values: Sequence[str], codes: np.ndarray) -> dict[str, int]:
+    return {v: int(n) for v, n in zip(values, np.bincount(codes, minlength=len(values)), strict=True) if n}
+
+
 def _distance_facts(distance: np.ndarray | None) -> Record:
     """`beyond`: the share of cells that lie farther out than 95 % of the reference's own."""
     if distance is None or not len(distance):
@@ -182,20 +187,6 @@ def _distance_facts(distance: np.ndarray | None) -> Record:
         "beyond": round(float((distance > 1).mean()), 4),
         "distance_median": round(float(np.median(distance)), 4),
         "distance_histogram": histogram(distance, 30, 3.0),
-    }
-
-
-def _picture_facts(mean: np.ndarray, predictions: Sequence[Any], projection: Projection | None, seed: int) -> Record:
-    """A sample of the cells in the frame of the report."""
-    if projection is None or not len(mean):
-        return {}
-    rng = np.random.default_rng([seed, 3])
-    shown = np.sort(rng.choice(len(mean), SHOWN, replace=False)) if len(mean) > SHOWN else np.arange(len(mean))
-    points = projection.of(mean[shown])
-    return {
-        "points": [[round(float(x), 3), round(float(y), 3)] for x, y in points],
-        "axes": list(projection.axes),
-        "shown": predictions[0].codes[shown].tolist() if predictions else [],
     }
 
 

@@ -1,66 +1,49 @@
-"""``report.html`` of a mapping: one page that needs no network and no program, made from the records of the queries.
+"""``report.html`` of a mapping: one file that needs no network, made from the records of the queries.
 
-Every value that comes from a file is escaped; pictures stand in the page as PNG. Queries are rendered one after the
-other, so a report of many needs the memory of one.
+Every value that comes from a file is escaped, in the HTML and in the JSON that the page's script draws from. A content
+security policy allows the one style and the one script of the page, each by its hash, and nothing else: whatever a
+label may hold, it cannot run and nothing is fetched. Tables, bars, histograms and curves are plain HTML and SVG, so a
+page without its script lacks the pictures of cells and the sorting, and nothing more. Queries are rendered one after
+the other: a report of many needs the memory of one, and a few milliseconds for each.
 """
 
 import base64
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from scarcade import __version__
 from scarcade.engine.errors import StorageError
 from scarcade.jobs.console import seconds
 from scarcade.jobs.one_query import Reference
-from scarcade.jobs.projection import Projection
-from scarcade.jobs.results import Record, Results
+from scarcade.jobs.query_task import Job, MapConfig
+from scarcade.jobs.report_charts import HEIGHT, SHAPES, WIDTH
+from scarcade.jobs.report_data import details, island, looks_of, row, shared
+from scarcade.jobs.report_words import percent, short
+from scarcade.jobs.results import Record
 
-INK, FAINT, ACCENT = "#1d2733", "#c9d1da", "#c2410c"
-PALETTE = (
-    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#17becf", "#9c755f", "#edc948", "#d37295", "#2f4b7c",
-    "#86bcb6", "#8cd17d", "#79706e", "#fabfd2", "#499894", "#ffbe7d", "#a0cbe8", "#b6992d", "#d4a6c8", "#ff9d9a",
-)  # fmt: skip
-LIMIT_LABEL = 80  # characters of a label that are shown
+SCRIPTS = ("report_cells.js", "report_picture.js", "report_table.js")  # one script in the page, in this order
+OPEN = 3  # a report of so few queries shows them all at once
 
 
-def write_report(
-    results: Results, reference: Reference, records: Sequence[Record], projection: Projection | None
-) -> Path:
-    """Write ``report.html``.
+def write_report(job: Job, records: Sequence[Record], took: float) -> Path:
+    """Write ``report.html`` of a mapping that took `took` seconds.
 
     Raises:
         StorageError: it cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["short"] = short
-    environment.filters["percent"] = lambda value: "" if value is None else f"{100 * value:.1f} %"
-    environment.filters["seconds"] = lambda value: "" if value is None else seconds(value)
-    environment.filters["thousands"] = lambda value: "" if value is None else f"{value:,}"
-    path = results.out / "report.html"
-    temporary = results.out / ".tmp-report.html"
-    stream = environment.get_template("report.html").stream(
-        summary=summary(records),
-        rows=records,
-        details=details(reference, records, projection),
-        reference=about(reference),
-        labels=[column.name for column in reference.schema.labels],
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
-    )
+    path = job.results.out / "report.html"
+    temporary = job.results.out / ".tmp-report.html"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(stream)
+        # A name may hold half a character (a file name that is not UTF-8); it must not cost the report.
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+            file.writelines(_page(job, records, took))
         temporary.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
@@ -69,28 +52,71 @@ def write_report(
     return path
 
 
-def short(value: Any) -> str:
-    """A label that does not break the page, however long it is; whoever hovers sees no more either."""
-    text = str(value)
-    return text if len(text) <= LIMIT_LABEL else f"{text[: LIMIT_LABEL - 1]}…"
+def _page(job: Job, records: Sequence[Record], took: float) -> Any:
+    folder = Path(__file__).parent
+    style = (folder / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    # Line breaks between tags would be a third of what the browser has to keep of the page.
+    template = re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", (folder / "report.html").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters |= {
+        "short": short,
+        "percent": lambda value: "" if value is None else percent(value),
+        "seconds": lambda value: "" if value is None else seconds(value),
+        "thousands": lambda value: "" if value is None else f"{value:,}",
+    }
+    looks = looks_of(job.reference)
+    rows = [row(number, record) for number, record in enumerate(records)]
+    return environment.from_string(template).stream(
+        policy=policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        summary=summary(rows, took),
+        reference=about(job.reference),
+        settings=settings(job.config),
+        rows=rows,
+        shared=island(shared(job.reference, job.projection, looks)),
+        details=lambda number: details(job, records[number], looks),
+        open=len(records) <= OPEN,
+        chart=(WIDTH, HEIGHT),
+        shapes=SHAPES,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+    )
 
 
-def summary(records: Sequence[Record]) -> dict[str, Any]:
+def policy(style: str, script: str) -> str:
+    """The content security policy of a page with this style and this script."""
+
+    def hashed(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashed(style)}'; script-src 'sha256-{hashed(script)}'; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def summary(rows: Sequence[Mapping[str, Any]], took: float) -> dict[str, Any]:
     """What stands at the top."""
-    states = [record["state"] for record in records]
+    states = [one["state"] for one in rows]
+    far = [(one["number"], one) for one in rows if one["level"] == "far"]
     return {
-        "n": len(records),
-        "done": states.count("done"),
-        "failed": states.count("failed"),
-        "skipped": states.count("skipped"),
-        "cells": sum(record.get("n_cells") or 0 for record in records),
+        "n": len(rows),
+        **{state: states.count(state) for state in ("done", "failed", "skipped")},
+        "cells": sum(one["cells"] or 0 for one in rows),
+        "seconds": took,
+        "measured": any(one["level"] for one in rows),
+        "far": sorted(far, key=lambda item: -item[1]["beyond"]),
+        "lost": [(one["number"], one) for one in rows if one["state"] == "failed"],
     }
 
 
 def about(reference: Reference) -> dict[str, Any]:
-    """The reference in a few words."""
-    schema = reference.schema
+    """The reference in a few words. The model of a run is called after the run."""
+    schema, path = reference.schema, reference.path.absolute()
     return {
+        "name": path.parent.name if path.name == "model" and path.parent.name else path.name,
         "model": reference.model.name,
         "fingerprint": reference.fingerprint,
         "path": str(reference.path),
@@ -102,106 +128,15 @@ def about(reference: Reference) -> dict[str, Any]:
     }
 
 
-def details(reference: Reference, records: Sequence[Record], projection: Projection | None) -> Iterator[dict[str, Any]]:
-    """What the page shows of each query that is done."""
-    values = reference.schema.labels[0].values if reference.schema.labels else ()
-    for number, record in enumerate(records):
-        if record["state"] != "done":
-            continue
-        yield {
-            **record,
-            "anchor": f"query-{number}",
-            "place": place(record, values, projection) if projection is not None and record.get("points") else None,
-            "legend": legend(record, values),
-            "bars": {name: bars(found["composition"]) for name, found in (record.get("labels") or {}).items()},
-            "curves": curves(record),
-        }
+def settings(config: MapConfig) -> list[tuple[str, str, bool]]:
+    """(name, value, whether it differs from the default) of every setting that decides the results."""
+    usual = dict(_flat(MapConfig().decisive()))
+    return [(name, short(value), usual.get(name) != value) for name, value in _flat(config.decisive())]
 
 
-def legend(record: Record, values: Sequence[str]) -> list[tuple[str, str]]:
-    """(label, colour) of the labels that the picture shows."""
-    return [(values[code], PALETTE[code % len(PALETTE)]) for code in sorted(set(record.get("shown") or []))]
-
-
-def bars(composition: Mapping[str, int], most: int = 15) -> list[tuple[str, int, float]]:
-    """(label, cells, share of the largest in %), the largest first; beyond `most` they are summed up."""
-    ordered = sorted(composition.items(), key=lambda item: (-item[1], item[0]))
-    if len(ordered) > most:
-        rest = ordered[most - 1 :]
-        ordered = [*ordered[: most - 1], (f"{len(rest)} more", sum(n for _, n in rest))]
-    top = max((n for _, n in ordered), default=1)
-    return [(label, n, 100 * n / top) for label, n in ordered]
-
-
-def place(record: Record, values: Sequence[str], projection: Projection) -> str:
-    """The reference in grey, the query's cells on it, coloured by their predicted label; PNG in base64."""
-    figure, axes = _canvas(4.6, 4.0)
-    axes.scatter(projection.points[:, 0], projection.points[:, 1], s=3, c=FAINT, linewidths=0, rasterized=True)
-    points = np.asarray(record["points"], float).reshape(-1, 2)
-    codes = record.get("shown") or []
-    colours = [PALETTE[code % len(PALETTE)] for code in codes] if codes else ACCENT
-    axes.scatter(points[:, 0], points[:, 1], s=7, c=colours, linewidths=0, alpha=0.85, rasterized=True)
-    axes.set_xlabel(record.get("axes", projection.axes)[0])
-    axes.set_ylabel(record.get("axes", projection.axes)[1])
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return _png(figure)
-
-
-def curves(record: Record) -> str | None:
-    """Training curve, uncertainty and distance side by side; PNG in base64."""
-    labels = list((record.get("labels") or {}).items())
-    panels = [bool(record.get("history")), bool(labels), "distance_histogram" in record]
-    if not any(panels):
-        return None
-    figure = Figure(figsize=(2.6 * sum(panels), 2.1), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = iter(np.atleast_1d(figure.subplots(1, sum(panels))))
-    if panels[0]:
-        _curve(next(axes), record["history"])
-    if panels[1]:
-        name, found = labels[0]
-        _histogram(next(axes), found["uncertainty_histogram"], 1.0, f"uncertainty of {short(name)[:24]}")
-    if panels[2]:
-        _histogram(next(axes), record["distance_histogram"], 3.0, "distance (1: edge of reference)", mark=1.0)
-    return _png(figure)
-
-
-def _curve(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    for name, colour in (("train/elbo", INK), ("validation/elbo", ACCENT)):
-        points = [(line["epoch"] + 1, line[name]) for line in history if line.get(name) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), color=colour, lw=1.3, label=name)
-    _plain(axes, "negative ELBO by epoch")
-
-
-def _histogram(axes: Axes, counts: Sequence[int], top: float, title: str, mark: float | None = None) -> None:
-    width = top / len(counts)
-    axes.bar(np.arange(len(counts)) * width, counts, width=width, align="edge", color="#64748b")
-    if mark is not None:
-        axes.axvline(mark, color=ACCENT, lw=1)
-    axes.set_yticks([])
-    _plain(axes, title)
-
-
-def _plain(axes: Axes, title: str) -> None:
-    # A title is text and never mathematics: "$" in a label must not be typeset.
-    axes.set_title(title, fontsize=8, color=INK, parse_math=False)
-    axes.tick_params(labelsize=7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for side in axes.spines.values():
-        side.set_color(FAINT)
-    return figure, axes
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode()
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        pair
+        for name, value in tree.items()
+        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)])
+    ]
