@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from scarcade.dataloaders.source import AnnDataFile, expand
-from scarcade.engine.errors import OpenError, UsageError
+from scarcade.dataloaders.content import content_hash
+from scarcade.dataloaders.source import expand
+from scarcade.engine.errors import UsageError
 
 _ENDINGS = (".h5ad", ".zarr")
 LIMIT_NAME = 120  # characters; file systems allow 255 bytes, and endings are added
@@ -43,11 +44,7 @@ class Task:
             OpenError, LimitError: it cannot be read.
         """
         if isinstance(self.source, str | Path):
-            try:
-                with AnnDataFile(self.source) as file:
-                    return file.content_hash()[1]
-            except OSError as error:
-                raise OpenError(f"{self.source}: cannot be read ({error.strerror})") from error
+            return content_hash(Path(self.source))[1]
         return _hash_of(self.source)
 
 
