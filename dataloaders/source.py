@@ -55,9 +55,9 @@ class AnnDataFile:
         OpenError: not there, truncated, not AnnData. LimitError: sizes beyond any real file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, where: str | None = None) -> None:
         self.path = Path(path)
-        self.where = str(path)
+        self.where = where or str(path)  # in messages
         self.name = self.path.stem
         self._closing: Callable[[], None] = lambda: None
         self._matrices: dict[str, Matrix] = {}  # kept open: HDF5 forgets the chunks it decoded with an array's handle
@@ -283,9 +283,9 @@ class InMemory:
 Source = AnnDataFile | InMemory
 
 
-def opened(source: Any, name: str | None = None) -> Source:
-    """A path as an `AnnDataFile`, an AnnData as `InMemory`."""
-    return AnnDataFile(source) if isinstance(source, str | Path) else InMemory(source, name or "query")
+def opened(source: Any, name: str | None = None, where: str | None = None) -> Source:
+    """A path as an `AnnDataFile`, an AnnData as `InMemory`; `where` is what messages call the file."""
+    return AnnDataFile(source, where) if isinstance(source, str | Path) else InMemory(source, name or "query")
 
 
 def expand(files: str | Path | Sequence[str | Path]) -> list[Path]:

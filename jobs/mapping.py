@@ -15,6 +15,7 @@ from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
 from scarcade.engine.world import use_threads
+from scarcade.jobs.fetched import fetched
 from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
@@ -176,13 +177,14 @@ def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say:
     for task in tasks:
         began = time.monotonic()
         try:
-            key = key_of(task, task.content_hash(), job.reference, job.config)
-            done = job.results.record(task.name, key)
-            if done is not None:
-                records[task.name] = done
-                say(task.name, {"state": "done", "reason": "was done already"})
-                continue
-            read_task(job, task)
+            with fetched(task, job.results.out) as here:
+                key = key_of(here, here.content_hash(), job.reference, job.config)
+                done = job.results.record(task.name, key)
+                if done is not None:
+                    records[task.name] = done
+                    say(task.name, {"state": "done", "reason": "was done already"})
+                    continue
+                read_task(job, here)
             keys[task.name] = key
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
             record = records[task.name] = failed(task, job.reference.schema, error, time.monotonic() - began)

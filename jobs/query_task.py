@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from scarcade.engine.errors import ScarcadeError
 from scarcade.engine.launch import Scale
 from scarcade.engine.scores import label_accuracy
 from scarcade.jobs.exits import explained
+from scarcade.jobs.fetched import fetched
 from scarcade.jobs.one_query import (
     Mapped,
     QueryData,
@@ -97,7 +99,9 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
     """Map one query and commit its results; its record, also if it fails."""
     reference, config = job.reference, job.config
     began = time.monotonic()
+    scratch = ExitStack()
     try:
+        task = scratch.enter_context(fetched(task, job.results.out))
         query = read_task(job, task)
         lines: list[Mapping[str, Any]] = []
 
@@ -135,6 +139,8 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
         }
     except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
         record = failed(task, reference.schema, error, time.monotonic() - began)
+    finally:
+        scratch.close()
     job.results.write_record(record)
     return record
 
@@ -155,6 +161,7 @@ def read_task(job: Job, task: Task) -> Query:
         name=task.name,
         min_genes=job.config.min_genes,
         protein_key=job.config.protein_key,
+        where=task.url,
     )
 
 
