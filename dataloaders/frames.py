@@ -1,4 +1,4 @@
-"""obs and var of an .h5ad as tables, for the encodings that nearly every file has: as anndata gives them, in half the time.
+"""obs and var of an .h5ad as tables, for the encodings that nearly every file has: as anndata gives them, but sooner.
 
 anndata asks each element, and each part of it, for its encoding and version before it reads it. A query of 500 cells is
 read twice, and half of its reading was that. What is not one of the plain encodings is left to anndata.

@@ -24,8 +24,8 @@ _GCS_PATIENCE_S = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (  # what trying again does not change, as the libraries of the stores word it
     *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN"),
-    *("MISSING_AUTHENTICATION_TOKEN", "UNRECOGNIZED_CLIENT", "NO_SUCH_BUCKET", "INVALID_SIGNATURE", "PERMISSION_DENIED"),
-    *("HTTP status 403", "HTTP status 401", "does not exist", "Credential", "credentials"),
+    *("MISSING_AUTHENTICATION_TOKEN", "UNRECOGNIZED_CLIENT", "NO_SUCH_BUCKET", "PERMISSION_DENIED", "HTTP status 403"),
+    *("HTTP status 401", "does not exist", "Credential", "credentials"),
 )
 
 

@@ -45,7 +45,8 @@ def fetched(task: Task, out: Path) -> Iterator[Task]:
     except ScarcadeError as error:
         if str(local) not in str(error):
             raise
-        raise type(error)(str(error).replace(str(local), shown(url))) from error  # the copy's name tells nobody anything
+        # the copy's name tells nobody anything
+        raise type(error)(str(error).replace(str(local), shown(url))) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

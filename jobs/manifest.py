@@ -93,9 +93,8 @@ def _row(path: Path, line: int, columns: Sequence[str], cells: Sequence[str]) ->
         raise UsageError(f"{path}, line {line}: has no path")
     place = given["path"] if is_url(given["path"]) else str(path.parent / Path(given["path"]).expanduser())
     labels = tuple(label for part in given.get("label_key", "").split(";") if (label := part.strip()))
-    return Row(
-        line, place, given.get("name") or None, given.get("batch_key") or None, labels or None, given.get("layer") or None
-    )
+    name, batch_key, layer = (given.get(column) or None for column in ("name", "batch_key", "layer"))
+    return Row(line, place, name, batch_key, labels or None, layer)
 
 
 def _distinct(path: Path, rows: Sequence[Row]) -> None:

@@ -134,10 +134,8 @@ def _found(given: Any, options: Options) -> Iterator[_Found]:
 
 
 def _of_row(row: Row, options: Options) -> Iterator[_Found]:
-    """The query of a row, or the queries of its folder or pattern; what is not there is a query too, which will fail."""
-    own = Options(
-        row.batch_key or options.batch_key, row.label_keys or options.label_keys, row.layer or options.layer
-    )
+    """The query of a row, or those of its folder or pattern; what is not there is a query too, which will fail."""
+    own = Options(row.batch_key or options.batch_key, row.label_keys or options.label_keys, row.layer or options.layer)
     if is_url(row.path) or Path(row.path).is_file():
         inside: list[Any] = [row.path if is_url(row.path) else Path(row.path)]
     else:
@@ -146,7 +144,9 @@ def _of_row(row: Row, options: Options) -> Iterator[_Found]:
         except OpenError:
             inside = [Path(row.path)]
     if len(inside) > 1 and row.name is not None:
-        raise UsageError(f"line {row.line}: {row.path} stands for {len(inside)} files, which cannot all be {row.name!r}")
+        raise UsageError(
+            f"line {row.line} of the table: {row.path} stands for {len(inside)} files, which cannot all be {row.name!r}"
+        )
     for source in inside:
         name = stem(source) if isinstance(source, str) else _stem(source)
         yield _Found(row.name or name, row.name is not None, source, own)

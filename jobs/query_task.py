@@ -35,6 +35,7 @@ from scarcade.jobs.one_query import (
 from scarcade.jobs.projection import How, Projection
 from scarcade.jobs.queries import Task
 from scarcade.jobs.results import Record, Results, histogram, provenance_of
+from scarcade.jobs.written import Format
 
 FORMAT = 1  # of records: a result of another format is mapped again
 SHOWN = 1_500  # cells of a query that its picture shows
@@ -61,12 +62,13 @@ class MapConfig(Section):
     scale: Scale = Scale()
     min_genes: float = Field(0.5, ge=0, le=1, description="Share of the reference's genes that a query must have.")
     unlabelled: tuple[str, ...] = Field((), description="Labels of the queries that mean no label.")
+    results: Format = Field("h5ad", description="How results are written: h5ad or zarr.")
     protein_key: str | None = Field(None, description="Entry of obsm with the queries' proteins; default: found out.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on."""
-        return self.model_dump(mode="json", exclude={"scale", "report"})
+        return self.model_dump(mode="json", exclude={"scale", "report", "results"})
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
             **_facts(task, query, reference),
             "state": "done",
             "reason": None,
+            "result": job.results.result(task.name).name,
             "key": key,
             "seconds_training": round(trained, 3),
             "new": {name: list(values) for name, values in mapped.new.items()},

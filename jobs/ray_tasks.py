@@ -82,7 +82,7 @@ def _map_in_worker(task: Task, key: str, threads: int, shared: Shared) -> Record
     use_threads(threads)
     config = checked(MapConfig, shared.config)
     reference = _reference(shared.reference, config.transfer.model_dump_json(), config.seed)
-    job = Job(reference, config, Results(shared.out), shared.projection)
+    job = Job(reference, config, Results(shared.out, config.results), shared.projection)
     return map_task(job, task, key, lambda name, line: None)
 
 

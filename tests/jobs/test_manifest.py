@@ -1,13 +1,26 @@
 """Tables of queries."""
 
+import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import anndata as ad
 import pytest
 
 from scarcade.engine.errors import OpenError, UsageError
+from scarcade.jobs.cli import main
 from scarcade.jobs.manifest import is_manifest, rows_of
 from scarcade.jobs.queries import tasks_of
+from tests.jobs.conftest import Atlas
 from tests.jobs.test_queries import touch
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def table(folder: Path, text: str, name: str = "queries.csv") -> Path:
@@ -93,6 +106,22 @@ def test_a_table_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:
         rows_of(tmp_path / "binary.csv")
     with pytest.raises(UsageError, match="no query"):
         tasks_of(table(tmp_path, "path,name\n"))
+
+
+def test_a_row_whose_file_is_missing_fails_alone(
+    atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path, f"path,name,batch_key\n{atlas.query},mine,batch\nnone.h5ad,,\n{atlas.query},whole,\n")
+    argv = ["map", atlas.model, path, "--out", tmp_path / "out", "--epochs", 1, "--results", "zarr"]
+    assert main([str(part) for part in [*argv, "--merge", tmp_path / "all.zarr"]]) == 3
+    assert "none.h5ad: there is no such file" in capsys.readouterr().err
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())["queries"]}
+    assert {name: row["state"] for name, row in rows.items()} == {"mine": "done", "none": "failed", "whole": "done"}
+    found = ad.read_zarr(tmp_path / "all.zarr")
+    assert set(found.obs["batch"][found.obs["query"] == "mine"]) == {atlas.new_batch}
+    assert set(found.obs["batch"][found.obs["query"] == "whole"]) == {"whole"}
+    assert main(["map", str(atlas.model), str(tmp_path / "none.h5ad"), "--out", str(tmp_path / "other")]) == 4
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_table_is_known_by_its_ending() -> None:
