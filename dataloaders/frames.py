@@ -39,7 +39,7 @@ def _column(node: Any) -> Any:
     codes, categories = _values(node["codes"]), _values(node["categories"])
     if codes is None or categories is None:
         return None
-    return pd.Categorical.from_codes(codes, categories=categories, ordered=bool(node.attrs["ordered"]))
+    return pd.Categorical.from_codes(codes, categories=pd.Index(categories), ordered=bool(node.attrs["ordered"]))
 
 
 def _values(node: Any) -> np.ndarray | None:

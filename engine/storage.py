@@ -143,7 +143,7 @@ class Mirror:
 
     def is_there(self) -> bool:
         """Whether the URL itself is a file, a folder or a bucket."""
-        return self._tried(lambda: self.filesystem.get_file_info(self.root).type != self._info[1].NotFound, "")
+        return self._tried(lambda: bool(self.filesystem.get_file_info(self.root).type != self._info[1].NotFound), "")
 
     def remove(self, name: str) -> None:
         """Remove a folder, its manifest first, so that half of it is never taken for the whole."""

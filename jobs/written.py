@@ -95,7 +95,7 @@ def _write_h5ad(path: Path, source: Path | None, given: Any, elements: Mapping[s
         if source is not None and source.is_file():
             shutil.copyfile(source, temporary)
         else:
-            (ad.read_zarr(source) if source is not None else given).write_h5ad(temporary)
+            (ad.read_zarr(source) if source is not None else _without_obs(given)).write_h5ad(temporary)
         with h5py.File(temporary, "r+") as file:
             _put(file, elements)
         sync(temporary)
@@ -114,11 +114,26 @@ def _write_zarr(path: Path, source: Path | None, given: Any, elements: Mapping[s
             shutil.copytree(source, work, dirs_exist_ok=True, copy_function=shutil.copyfile)
             (work / MANIFEST).unlink(missing_ok=True)
         else:
-            adata = ad.read_h5ad(source) if source is not None else given
-            adata.write_zarr(work, convert_strings_to_categoricals=False)  # which would change a user's object
+            (ad.read_h5ad(source) if source is not None else _without_obs(given)).write_zarr(work)
         root = zarr.open_group(work, mode="r+", use_consolidated=False)
         _put(root, elements)
         zarr.consolidate_metadata(root.store)  # what the copy says of itself is old
+
+
+def _without_obs(given: Any) -> Any:
+    """A user's object without what is replaced in its result: writing it would change, or trip over, columns of obs."""
+    import anndata as ad
+
+    raw = given.raw
+    return ad.AnnData(
+        X=given.X,
+        obs=pd.DataFrame(index=given.obs_names),
+        var=given.var.copy(),
+        uns=dict(given.uns),
+        layers=dict(given.layers),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
+        **{name: dict(getattr(given, name)) for name in ("obsm", "varm", "obsp", "varp")},
+    )
 
 
 def _put(root: Any, elements: Mapping[str, Any]) -> None:
