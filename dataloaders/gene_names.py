@@ -7,6 +7,7 @@ Matching is by name, never by place, and only where it is unambiguous: since 202
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,9 @@ _SHOWN = 10
 
 def unversioned(names: Sequence[str]) -> list[str]:
     """ENSG00000000012.3 -> ENSG00000000012; other names (also AC012345.6) as they are."""
-    return [match.group(1) if (match := _VERSIONED.match(name)) else name for name in names]
+    if not any("." in name for name in names):
+        return list(names)
+    return [match.group(1) if "." in name and (match := _VERSIONED.match(name)) else name for name in names]
 
 
 def looks_like(names: Sequence[str]) -> str:
@@ -119,7 +122,7 @@ def align(names: GeneNames | Sequence[str], wanted: Sequence[str], *, where: str
     """
     genes = names if isinstance(names, GeneNames) else GeneNames(tuple(unversioned(list(map(str, names)))))
     refuse_duplicates(genes.index, where)
-    places = pd.Index(unversioned(list(wanted)))
+    places = _index_of(tuple(wanted))
     if not places.is_unique:
         raise GenesError(f"the wanted genes are not unique without version suffixes: {list(wanted)[:_SHOWN]}")
     best, how, ambiguous = np.full(len(genes.index), -1, np.int32), "", 0
@@ -143,6 +146,12 @@ def align(names: GeneNames | Sequence[str], wanted: Sequence[str], *, where: str
         )
     note = f"; {ambiguous} names that stand for several genes were left out" if ambiguous else ""
     return Alignment(best, found, missing, f"matched by {how}{note}")
+
+
+@lru_cache(maxsize=4)
+def _index_of(wanted: tuple[str, ...]) -> "pd.Index[str]":
+    """A reference's genes are looked up for every query: their table of hashes is made once."""
+    return pd.Index(unversioned(wanted))
 
 
 def _advice(genes: GeneNames, wanted: list[str]) -> str:

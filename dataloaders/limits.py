@@ -67,8 +67,8 @@ def check_h5(file: h5py.File) -> None:
         LimitError: as `check_array`. OpenError: it points to other files.
     """
 
-    def link(name: str, link: Any) -> str | None:  # (h5py does not carry errors out of this callback)
-        return f"{name} points into another file ({link.filename})" if isinstance(link, h5py.ExternalLink) else None
+    def outer(name: bytes, link: Any) -> bytes | None:  # (h5py does not carry errors out of this callback)
+        return name if link.type == h5py.h5l.TYPE_EXTERNAL else None
 
     def member(name: str, value: Any) -> None:
         if not isinstance(value, h5py.Dataset):
@@ -79,9 +79,11 @@ def check_h5(file: h5py.File) -> None:
         if value.shape is not None:
             check_array(where, value.shape, value.chunks, value.dtype.itemsize, value.id.get_storage_size())
 
-    outside = file.visititems_links(link)
+    outside = file.id.links.visit(outer, info=True)
     if outside is not None:
-        raise OpenError(f"{file.filename}: {outside}; that is not followed")
+        name = outside.decode(errors="replace")
+        target = file.get(outside, getlink=True).filename
+        raise OpenError(f"{file.filename}: {name} points into another file ({target}); that is not followed")
     file.visititems(member)
 
 

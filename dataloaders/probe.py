@@ -100,7 +100,8 @@ def _look(path: str) -> None:
             part = max(1, _WHOLE // width)
             if width <= _WHOLE:
                 value[:part]
-                value[max(0, value.shape[0] - part) :]
+                if value.shape[0] > part:
+                    value[max(part, value.shape[0] - part) :]
 
     with h5py.File(path, "r") as file:
         attributes(file)

@@ -122,19 +122,21 @@ def read_query(
     min_genes: float = 0.5,
     allow_noninteger: bool = False,
     protein_key: str | None = None,
+    where: str | None = None,
 ) -> Query:
     """The cells of an .h5ad, a .zarr or an AnnData as a reference's model wants them.
 
     `label_keys` name the query's columns for the reference's label columns (default: the same names, where there
     are any). Fewer than `min_genes` of the reference's genes is an error, fewer than 0.8 a warning. `protein_key` is
     the obsm entry with the counts of proteins, for a reference that has some (default: found by its usual names).
+    `where` is what the file is called in messages (default: its path).
 
     Raises:
         OpenError, LimitError, CsrError, CountsError: the file cannot be used. GenesError: too few genes in common.
         CategoryError: a batch or covariate that is missing. UsageError: too many label keys.
     """
     told: list[str] = []
-    with opened(source, name) as file:
+    with opened(source, name, where) as file:
         obs = file.obs()
         chosen = choose_layer(file, layer, integer=not allow_noninteger)
         var = file.var(chosen.name)

@@ -16,16 +16,19 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 import pandas as pd
-import xxhash
 
 from scarcade.dataloaders import limits
+from scarcade.dataloaders.content import Stamp, content_hash, stamp
 from scarcade.dataloaders.counts import Csr, Place, check_indptr, checked, dense_to_csr
+from scarcade.dataloaders.frames import plain_frame
 from scarcade.dataloaders.probe import probe
 from scarcade.engine.errors import CsrError, LimitError, MissingChunkError, OpenError, ScarcadeError
 
 BLOCK = 1 << 22  # values of a block: 16 MB of indices, 16 to 32 MB of values
 _POINTERS = 1 << 16  # cells whose row pointers are read at once
 _MAX_NAME = 1024  # bytes of a cell's name
+_REMEMBERED = 10_000  # files
+_sound: dict[Stamp, None] = {}  # .h5ad files that this process looked through and found in order; the oldest first
 T = TypeVar("T")
 
 
@@ -52,11 +55,12 @@ class AnnDataFile:
         OpenError: not there, truncated, not AnnData. LimitError: sizes beyond any real file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, where: str | None = None) -> None:
         self.path = Path(path)
-        self.where = str(path)
+        self.where = where or str(path)  # in messages
         self.name = self.path.stem
         self._closing: Callable[[], None] = lambda: None
+        self._matrices: dict[str, Matrix] = {}  # kept open: HDF5 forgets the chunks it decoded with an array's handle
         if not self.path.exists():
             raise OpenError(f"{path}: there is no such file or folder")
         if self.path.is_dir():
@@ -72,7 +76,11 @@ class AnnDataFile:
             raise
 
     def _open_h5(self) -> h5py.File:
-        wrong = probe(self.path)
+        if not self.path.is_file():
+            raise OpenError(f"{self.where}: is neither a file nor a folder")
+        now = stamp(self.path)  # before it is looked through: what is written meanwhile makes it another file
+        known = now in _sound
+        wrong = None if known else probe(self.path)
         if wrong is not None:
             raise OpenError(f"{self.where}: is damaged in a way on which the HDF5 library {wrong}; copy it again")
         try:
@@ -82,7 +90,11 @@ class AnnDataFile:
                 raise OpenError(f"{self.where}: the file is truncated; copy or download it again") from error
             raise OpenError(f"{self.where}: is not a readable .h5ad file ({error})") from error
         self._closing = file.close
-        limits.check_h5(file)
+        if not known:  # a query is validated, and read again when its turn comes
+            limits.check_h5(file)
+            _sound[now] = None
+            if len(_sound) > _REMEMBERED:
+                del _sound[next(iter(_sound))]
         return file
 
     def _open_zarr(self) -> Any:
@@ -146,7 +158,9 @@ class AnnDataFile:
 
     def frame(self, key: str) -> pd.DataFrame:
         """`obs`, `var` or `raw/var` as a table with text as its index."""
-        value = self.element(key)
+        value = _attempt(f"{self.where}: {key}", lambda: plain_frame(self.root[key]))
+        if value is None:
+            value = self.element(key)
         if isinstance(value, np.ndarray) and value.dtype.names:  # files of anndata before 0.7
             value = pd.DataFrame.from_records(value)
             first = "index" if "index" in value.columns else value.columns[0]
@@ -178,12 +192,15 @@ class AnnDataFile:
         """
         if layer not in self.layers():
             raise OpenError(f"{self.where}: has no layer {layer!r}; it has {', '.join(self.layers()) or 'none'}")
+        if layer in self._matrices:
+            return self._matrices[layer]
         key = {"X": "X", "raw.X": "raw/X" if "raw" in self.root else "raw.X"}.get(layer, f"layers/{layer}")
         where = f"{self.where}: layer {layer!r}"
         found = _attempt(where, lambda: self.stored_matrix(key, where))
         n_obs = self.n_cells
         if found.shape[0] != n_obs:
             raise OpenError(f"{where}: has {found.shape[0]} cells where obs has {n_obs}")
+        self._matrices[layer] = found
         return found
 
     @property
@@ -214,17 +231,8 @@ class AnnDataFile:
         return Matrix(where, layout, (shape[0], shape[1]), node["data"], node["indices"], node["indptr"])
 
     def content_hash(self) -> tuple[int, str]:
-        """(bytes, xxh3-128 over the file, or over the names and contents of the folder's files)."""
-        digest, n = xxhash.xxh3_128(), 0
-        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
-        for file in files:
-            if len(files) > 1:
-                digest.update(file.relative_to(self.path).as_posix().encode() + b"\0")
-            with open(file, "rb") as opened:
-                while piece := opened.read(1 << 22):
-                    digest.update(piece)
-                    n += len(piece)
-        return n, digest.hexdigest()
+        """As `content.content_hash`."""
+        return content_hash(self.path)
 
 
 class InMemory:
@@ -275,9 +283,9 @@ class InMemory:
 Source = AnnDataFile | InMemory
 
 
-def opened(source: Any, name: str | None = None) -> Source:
-    """A path as an `AnnDataFile`, an AnnData as `InMemory`."""
-    return AnnDataFile(source) if isinstance(source, str | Path) else InMemory(source, name or "query")
+def opened(source: Any, name: str | None = None, where: str | None = None) -> Source:
+    """A path as an `AnnDataFile`, an AnnData as `InMemory`; `where` is what messages call the file."""
+    return AnnDataFile(source, where) if isinstance(source, str | Path) else InMemory(source, name or "query")
 
 
 def expand(files: str | Path | Sequence[str | Path]) -> list[Path]:

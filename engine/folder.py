@@ -7,6 +7,7 @@ its size and sha256, so that a missing, cut or flipped file is found before it i
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from scarcade.engine.errors import CorruptError, OpenError, StorageError
 MANIFEST = "MANIFEST.json"
 MANIFEST_LIMIT = 256 << 20  # bytes; a manifest beyond it is refused unread
 _TEMPORARY = ".tmp-"
+_MOVED_ASIDE = re.compile(r"-old-[a-z0-9_]{8}$")  # as `tempfile` names it; a target may itself be called x-old-y
 
 
 def sha256(path: Path) -> str:
@@ -151,7 +153,7 @@ def sweep(parent: Path) -> None:
     A folder that was moved aside by a replacement that never finished is put back first.
     """
     for left in sorted(Path(parent).glob(f"{_TEMPORARY}*")):
-        for moved in left.iterdir() if left.is_dir() and "-old-" in left.name else ():
+        for moved in left.iterdir() if left.is_dir() and _MOVED_ASIDE.search(left.name) else ():
             home = Path(parent) / moved.name
             if not home.exists():
                 os.replace(moved, home)

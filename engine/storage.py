@@ -1,21 +1,32 @@
-"""A run folder at a URL: folders are written on the local disk and copied there, the manifest last.
+"""Files and folders at a URL: folders are written on the local disk and copied there, the manifest last.
 
 An object store has no rename, so the commit of a folder is its MANIFEST.json: a folder without one, or with
 files that differ from it, was never finished. Any URL that Ray and pyarrow take is fine (``s3://bucket/runs``,
 ``gs://``, ``file://``).
 """
 
+import errno
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scarcade.engine.errors import OpenError, StorageError
 from scarcade.engine.folder import MANIFEST
 
 T = TypeVar("T")
 _TRIES = 4
+_AT_ONCE = 8  # files of a folder that are fetched at the same time
+_GCS_PATIENCE_S = 5
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (  # what trying again does not change, as the libraries of the stores word it
+    *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN"),
+    *("MISSING_AUTHENTICATION_TOKEN", "UNRECOGNIZED_CLIENT", "NO_SUCH_BUCKET", "PERMISSION_DENIED", "HTTP status 403"),
+    *("HTTP status 401", "does not exist", "Credential", "credentials"),
+)
 
 
 def is_url(place: str | Path) -> bool:
@@ -23,21 +34,39 @@ def is_url(place: str | Path) -> bool:
     return "://" in str(place)
 
 
+def parted(url: str) -> tuple[str, str]:
+    """(URL of the folder, name in it) of a file or folder at `url`; the query of the URL stays with the folder's."""
+    parts = urlsplit(url)
+    folder, _, name = parts.path.rstrip("/").rpartition("/")
+    return urlunsplit(parts._replace(path=folder or "/" * (not parts.netloc))), unquote(name)
+
+
+def shown(url: str) -> str:
+    """`url` for people and records: without a key or password before the @ of its host."""
+    parts = urlsplit(url)
+    secret, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"***@{host}")) if at and secret else url
+
+
 class Mirror:
     """Files and folders below one URL.
 
     Raises (every method):
-        StorageError: the store did not answer after several tries.
+        StorageError: the store did not answer after several tries, or refuses.
     """
 
-    def __init__(self, url: str) -> None:
-        from pyarrow import fs
+    def __init__(self, url: str, *, tries: int = _TRIES) -> None:
+        from pyarrow import ArrowException, fs
 
-        self.url = url.rstrip("/")
+        self.url, self._tries = shown(url.rstrip("/")), tries
+        if url.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in url:  # whose default is a quarter hour
+            url += f"{'&' if '?' in url else '?'}retry_limit_seconds={_GCS_PATIENCE_S}"
         try:
-            self.filesystem, self.root = fs.FileSystem.from_uri(self.url)
+            self.filesystem, self.root = fs.FileSystem.from_uri(url.rstrip("/"))
         except (OSError, ValueError) as error:
-            raise OpenError(f"{url}: not a URL of a store that can be reached ({error})") from error
+            known = "known are s3://, gs://, abfs://CONTAINER@ACCOUNT.dfs.core.windows.net, hdfs:// and file://"
+            raise OpenError(f"{self.url}: not a URL of a store that can be reached ({error}); {known}") from error
+        self._failures = OSError, ArrowException
         self._info = fs.FileSelector, fs.FileType
 
     def push(self, folder: Path, name: str) -> None:
@@ -58,9 +87,18 @@ class Mirror:
         self._tried(copy, name)
 
     def pull(self, name: str, target: Path) -> None:
-        """Copy the folder ``<url>/<name>`` to `target`, which must not be there."""
-        for inner in self._tried(lambda: self._files(name), name):
-            self.pull_file(f"{name}/{inner}", target / inner)
+        """Copy the folder ``<url>/<name>`` to `target`, which must not be there.
+
+        Raises:
+            OpenError: a file's name in the store leads out of the folder.
+        """
+        inside = self._tried(lambda: self._files(name), name)
+        for inner in inside:
+            if ".." in PurePosixPath(inner).parts or inner.startswith("/"):
+                raise OpenError(f"{self.url}/{name}: its file {inner!r} lies outside of the folder")
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # an object store answers many as fast as one
+            for _ in pool.map(lambda inner: self.pull_file(f"{name}/{inner}", target / inner), inside):
+                pass
 
     def pull_file(self, name: str, target: Path) -> bool:
         """Copy one file to `target`; False if the store has none of that name."""
@@ -72,9 +110,22 @@ class Mirror:
             target.parent.mkdir(parents=True, exist_ok=True)
             with self.filesystem.open_input_stream(f"{self.root}/{name}") as source, open(target, "wb") as out:
                 shutil.copyfileobj(source, out, 8 << 20)
+            if found.size is not None and target.stat().st_size != found.size:
+                raise OSError(f"{target.stat().st_size} of {found.size} bytes came")
             return True
 
         return self._tried(copy, name)
+
+    def entries(self, below: str = "") -> list[tuple[str, bool]]:
+        """(name, whether it is a file) of what lies directly below ``<url>/<below>``, sorted."""
+
+        def found() -> list[tuple[str, bool]]:
+            selector, _ = self._info
+            place = f"{self.root}/{below}".rstrip("/")
+            infos = self.filesystem.get_file_info(selector(place, allow_not_found=True))
+            return sorted((info.base_name, bool(info.is_file)) for info in infos)
+
+        return self._tried(found, below)
 
     def names(self, below: str) -> list[str]:
         """Names of the folders directly below ``<url>/<below>``, sorted."""
@@ -89,6 +140,10 @@ class Mirror:
     def exists(self, name: str) -> bool:
         """Whether ``<url>/<name>`` is a file."""
         return self._tried(lambda: bool(self.filesystem.get_file_info(f"{self.root}/{name}").is_file), name)
+
+    def is_there(self) -> bool:
+        """Whether the URL itself is a file, a folder or a bucket."""
+        return self._tried(lambda: bool(self.filesystem.get_file_info(self.root).type != self._info[1].NotFound), "")
 
     def remove(self, name: str) -> None:
         """Remove a folder, its manifest first, so that half of it is never taken for the whole."""
@@ -120,11 +175,18 @@ class Mirror:
     def _tried(self, action: Callable[[], T], name: str) -> T:
         """`action`, again after a pause if the store fails."""
         problem: Any = None
-        for attempt in range(_TRIES):
+        for attempt in range(self._tries):
             if attempt:
                 time.sleep(0.5 * 2**attempt)
             try:
                 return action()
-            except OSError as error:
+            except self._failures as error:
                 problem = error
-        raise StorageError(f"{self.url}/{name}: the store did not answer after {_TRIES} tries ({problem})")
+                if getattr(error, "errno", None) in _FULL:
+                    raise StorageError(f"{self.url}/{name}: the disk is full; free some space") from error
+                if any(word in str(error) for word in _REFUSED):
+                    raise StorageError(
+                        f"{self.url}/{name}: the store refuses ({error}); check the name of the bucket and the "
+                        "credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or those of your store)"
+                    ) from error
+        raise StorageError(f"{self.url}/{name}: the store did not answer after {self._tries} tries ({problem})")

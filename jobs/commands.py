@@ -7,7 +7,7 @@ Results go to stdout, progress and notes to stderr. Every command imports what i
 import math
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App
 
@@ -28,6 +28,7 @@ from scarcade.jobs.options import (
     Json,
     Layer,
     Out,
+    Queries,
     Seed,
     Threads,
     Unlabelled,
@@ -185,10 +186,12 @@ def train(
 
 @app.command(name="map")
 def map_(
-    model: Annotated[Path, told("Folder of the reference model, as in runs/NAME/model.")],
-    queries: Files,
+    model: Annotated[str, told("Folder (or URL) of the reference model, as in runs/NAME/model.")],
+    queries: Queries,
     *,
     out: Annotated[Path, told("Folder of the results.")],
+    results: Annotated[Literal["h5ad", "zarr"] | None, told("How results are written (default: h5ad).")] = None,
+    merge: Annotated[Path | None, told("A .zarr to write reference and queries to together.")] = None,
     batch_key: FileBatch = None,
     label_key: Annotated[tuple[str, ...], repeated("Known labels, for scoring; in the reference's order")] = (),
     layer: Layer = None,
@@ -209,6 +212,8 @@ def map_(
     settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
     if min_genes is not None:
         settings["min_genes"] = min_genes
+    if results is not None:
+        settings["results"] = results
     if protein_key is not None:
         settings["protein_key"] = protein_key
     if unlabelled:
@@ -218,6 +223,7 @@ def map_(
             model,
             queries,
             out,
+            merge=merge,
             batch_key=batch_key,
             label_key=label_key,
             layer=layer,
@@ -227,6 +233,8 @@ def map_(
         )
     print(mapping_table(result.queries))
     print(result.out / "report.html")
+    if result.merged is not None:
+        print(result.merged)
     result.raise_if_failed()
 
 

@@ -89,7 +89,7 @@ def _kind(path: Path) -> str:
     if not path.is_dir():
         raise OpenError(f"{path}: there is no such file or folder")
     if (path / "uns" / "scarcade").is_dir():
-        return "store"
+        return "zarr" if (path / "uns" / "scarcade" / "mapping").exists() else "store"  # or the result of a mapping
     for name, kind in (
         *(("model.json", "model"), ("delta.json", "delta"), ("config.toml", "run"), ("checkpoints", "run")),
         *(("zarr.json", "zarr"), (".zgroup", "zarr")),
@@ -190,9 +190,13 @@ def _cells(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[s
     from scarcade.dataloaders.layers import choose_layer, looks
     from scarcade.dataloaders.source import AnnDataFile, blocks
 
+    if (path / MANIFEST).is_file():
+        found += problems(path)
     with AnnDataFile(path) as file:
         obs = file.obs()
         out: dict[str, Any] = {"n_cells": len(obs)}
+        if "uns/scarcade/mapping" in file.root:
+            out["mapped"] = _provenance(file.element("uns/scarcade/mapping"))
         out["layers"] = looks(file)
         columns: dict[str, Any] = {}
         for name in obs.columns:
@@ -221,6 +225,12 @@ def _cells(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[s
             largest = max(largest, int(block.data.max(initial=0)))
         out |= {"n_counts": stored, "counts_per_cell": round(total / max(len(obs), 1), 1), "largest_count": largest}
     return out
+
+
+def _provenance(text: Any) -> dict[str, Any]:
+    """What the result of a mapping says of itself."""
+    raw = json.loads(str(text))
+    return {name: raw.get(name) for name in ("reference", "model", "query", "batches", "genes_found", "genes_wanted")}
 
 
 def _against(

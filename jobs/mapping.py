@@ -15,7 +15,9 @@ from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
 from scarcade.engine.world import cores, use_threads
+from scarcade.jobs.fetched import fetched
 from scarcade.jobs.lanes import map_in_lanes
+from scarcade.jobs.merged import check_merge, write_merged
 from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
@@ -33,6 +35,7 @@ class MapResult:
     out: Path
     reference: str
     queries: tuple[Record, ...]
+    merged: Path | None = None  # what `merge` wrote
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -57,8 +60,9 @@ class MapResult:
 def map_queries(
     reference: str | Path,
     queries: Any,
-    out: str | Path,
+    out: str | Path = "mapped",
     *,
+    merge: str | Path | None = None,
     batch_key: str | None = None,
     label_key: Sequence[str] | None = None,
     layer: str | None = None,
@@ -73,7 +77,10 @@ def map_queries(
     """Map `queries` onto the model in the folder `reference`, and write results, summary and report to `out`.
 
     Args:
-        queries: paths, folders, globs or AnnData objects; one, several, or a mapping from names to them.
+        reference: folder or URL of the model.
+        queries: paths, folders, globs, URLs, tables (.csv, .tsv) or AnnData objects; one, several, or a mapping from
+            names to them.
+        merge: a .zarr to write reference and queries to together (see `jobs.merged`).
         batch_key: column of obs with the batch of each cell; without it a query is one batch, named after its file.
         label_key: columns of the queries with labels that are known, in the order of the reference's label columns
             (default: columns of the same names). They are for scoring; training does not see them.
@@ -96,11 +103,13 @@ def map_queries(
     loaded = load_reference(reference, config.transfer, seed=config.seed)
     config = config_of(_for_model(settings, loaded.model), **direct)
     _check(config, loaded.model)
+    if merge is not None:
+        check_merge(Path(merge), loaded, [task.name for task in tasks])
     _prepare(Path(out))
     projection = None
     if loaded.latent is not None and len(loaded.latent):
         projection = project(loaded.latent.mean, config.report.picture, seed=config.seed)
-    job = Job(loaded, config, Results(Path(out)), projection)
+    job = Job(loaded, config, Results(Path(out), config.results), projection)
     say = told or (lambda name, line: None)
     records: dict[str, Record] = {}
     try:
@@ -114,7 +123,10 @@ def map_queries(
     from scarcade.jobs.report import write_report  # which loads jinja2
 
     write_report(job, ordered, time.monotonic() - began)
-    return MapResult(job.results.out, loaded.fingerprint, tuple(ordered))
+    together = None
+    if merge is not None and any(record["state"] == "done" for record in ordered):
+        together = write_merged(Path(merge), loaded, job.results, ordered)
+    return MapResult(job.results.out, loaded.fingerprint, tuple(ordered), together)
 
 
 def _for_model(settings: Mapping[str, Any], model: AtlasModel) -> dict[str, Any]:
@@ -178,13 +190,14 @@ def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say:
     for task in tasks:
         began = time.monotonic()
         try:
-            key = key_of(task, task.content_hash(), job.reference, job.config)
-            done = job.results.record(task.name, key)
-            if done is not None:
-                records[task.name] = done
-                say(task.name, {"state": "done", "reason": "was done already"})
-                continue
-            read_task(job, task)
+            with fetched(task, job.results.out) as here:
+                key = key_of(here, here.content_hash(), job.reference, job.config)
+                done = job.results.record(task.name, key)
+                if done is not None:
+                    records[task.name] = done
+                    say(task.name, {"state": "done", "reason": "was done already"})
+                    continue
+                read_task(job, here)
             keys[task.name] = key
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
             record = records[task.name] = failed(task, job.reference.schema, error, time.monotonic() - began)

@@ -27,6 +27,7 @@ from scarcade.engine.pack import Member
 from scarcade.engine.scores import label_accuracy
 from scarcade.engine.state import FitResult
 from scarcade.engine.world import World
+from scarcade.jobs.cached_model import local_model
 from scarcade.jobs.cells import batch_columns
 from scarcade.jobs.embed import latent_of
 from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
@@ -95,12 +96,12 @@ class Reference:
 
 
 def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -> Reference:
-    """The model in the folder `path`, and what its ``latent.zarr`` says of its cells.
+    """The model in the folder (or at the URL) `path`, and what its ``latent.zarr`` says of its cells.
 
     Raises:
         OpenError, CorruptError, ModelFileError: the folder is no intact model; the latent is not that of the model.
     """
-    path = Path(path)
+    path = local_model(path)
     model = read(path)
     if not (path / LATENT).is_dir():
         return Reference(path, model, None, None)

@@ -75,6 +75,9 @@ def repeated(text: str) -> Parameter:
 COMMON, NO_SECTIONS = Common(), Sections()
 Given = Annotated[Sections, Parameter(parse=False)]
 Files = Annotated[list[str], repeated(".h5ad or .zarr files, folders of them, or globs")]
+Queries = Annotated[
+    list[str], repeated(".h5ad or .zarr files, folders of them, globs, URLs, or tables of queries (.csv, .tsv)")
+]
 Out = Annotated[Path, told("Where the result goes; written under another name, then renamed.")]
 Seed = Annotated[int, told("Seed of everything random.")]
 BatchKey = Annotated[str | None, told("Column of obs with the batch (condition) of each cell.")]

@@ -9,10 +9,12 @@ it was.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from scarcade.dataloaders.schema import Query
 from scarcade.engine.pack import Member, Pack
+from scarcade.jobs.fetched import fetched
 from scarcade.jobs.one_query import Prepared, finished, member_of, prepared, train_alone
 from scarcade.jobs.queries import Task
 from scarcade.jobs.query_task import Job, Told, committed, failed, read_task
@@ -78,8 +80,11 @@ def _next(waiting: deque[Task]) -> Task | None:
 class _Passage:
     """A query that is aboard."""
 
-    def __init__(self, task: Task, one: Prepared, member: Member, seconds: float) -> None:
-        self.task, self.one, self.member = task, one, member
+    def __init__(
+        self, task: Task, here: Task, one: Prepared, member: Member, seconds: float, scratch: ExitStack
+    ) -> None:
+        self.task, self.here, self.one, self.member = task, here, one, member  # here: as it lies on this machine
+        self.scratch = scratch
         self.seconds, self.seconds_training = seconds, 0.0  # its share of a step's time by its cells
 
 
@@ -101,18 +106,22 @@ class _Voyage:
     def begin(self, task: Task) -> Record | None:
         """Read a query and take it aboard; its record, if it is over already."""
         config, began = self._job.config, time.monotonic()
+        scratch = ExitStack()
         try:
-            query = read_task(self._job, task)
+            here = scratch.enter_context(fetched(task, self._job.results.out))
+            query = read_task(self._job, here)
             one = prepared(self._job.reference, query, config.surgery, seed=config.seed)
             told = self._told(task)
             member = member_of(one, data=config.data, surgery=config.surgery, seed=config.seed, progress=told)
             if member is None:
-                return self._alone(task, query, one, began)
+                with scratch:
+                    return self._alone(here, query, one, began)
             if self._pack is None:
                 self._pack = Pack(Packed(self._job.reference.model, one.grown), config.optim)
             self._pack.board(member)
-            self.aboard[member] = _Passage(task, one, member, time.monotonic() - began)
+            self.aboard[member] = _Passage(task, here, one, member, time.monotonic() - began, scratch)
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
+            scratch.close()
             return self.fail(task, error, time.monotonic() - began)
         return None
 
@@ -170,7 +179,7 @@ class _Voyage:
             mapped = finished(self._job.reference, one, data=data, history=state.history, steps=state.step)
             return committed(
                 self._job,
-                task,
+                passage.here,
                 self._keys[task.name],
                 one.query,
                 mapped,
@@ -179,6 +188,8 @@ class _Voyage:
             )
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
             return self.fail(task, error, passage.seconds + time.monotonic() - began)
+        finally:
+            passage.scratch.close()
 
     def fail(self, task: Task, error: Exception, seconds: float) -> Record:
         """The record of a query that could not be mapped, which is written."""
@@ -189,7 +200,8 @@ class _Voyage:
     def abandon(self) -> list[Task]:
         """Put everyone off as if they had never come aboard; their tasks."""
         tasks = [passage.task for passage in self.aboard.values()]
-        for member in self.aboard:
+        for member, passage in self.aboard.items():
             member.close()
+            passage.scratch.close()
         self.aboard, self._pack = {}, None
         return tasks

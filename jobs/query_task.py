@@ -32,6 +32,7 @@ from scarcade.jobs.picture import picture
 from scarcade.jobs.projection import How, Projection
 from scarcade.jobs.queries import Task
 from scarcade.jobs.results import Record, Results, histogram, provenance_of
+from scarcade.jobs.written import Format
 
 FORMAT = 2  # of records: a result of another format is mapped again
 Told = Callable[[str, Mapping[str, Any]], None]
@@ -57,12 +58,13 @@ class MapConfig(Section):
     scale: Scale = Scale()
     min_genes: float = Field(0.5, ge=0, le=1, description="Share of the reference's genes that a query must have.")
     unlabelled: tuple[str, ...] = Field((), description="Labels of the queries that mean no label.")
+    results: Format = Field("h5ad", description="How results are written: h5ad or zarr.")
     protein_key: str | None = Field(None, description="Entry of obsm with the queries' proteins; default: found out.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on."""
-        return self.model_dump(mode="json", exclude={"scale", "report"})
+        return self.model_dump(mode="json", exclude={"scale", "report", "results"})
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def committed(
         **_facts(task, query, reference),
         "state": "done",
         "reason": None,
+        "result": job.results.result(task.name).name,
         "key": key,
         "seconds_training": round(seconds_training, 3),
         "new": {name: list(values) for name, values in mapped.new.items()},
@@ -140,6 +143,7 @@ def read_task(job: Job, task: Task) -> Query:
         name=task.name,
         min_genes=job.config.min_genes,
         protein_key=job.config.protein_key,
+        where=task.url,
     )
 
 

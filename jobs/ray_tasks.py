@@ -83,7 +83,7 @@ def _map_in_worker(task: Task, key: str, threads: int, shared: Shared) -> Record
     use_threads(threads)
     config = checked(MapConfig, shared.config)
     reference = _reference(shared.reference, config.transfer.model_dump_json(), config.seed)
-    job = Job(reference, config, Results(shared.out), shared.projection)
+    job = Job(reference, config, Results(shared.out, config.results), shared.projection)
     ((_, record),) = map_tasks(job, [task], {task.name: key}, lambda name, line: None)
     return record
 

@@ -1,4 +1,4 @@
-"""What a mapping leaves behind for each query: NAME.h5ad, NAME.delta/ and a record; and the summary over all.
+"""What a mapping leaves behind for each query: NAME.h5ad (or .zarr), NAME.delta/ and a record; the summary over all.
 
 Each is written under another name and renamed, the record last: a query is done exactly if its record is there with
 the key of the same query, reference and settings. So the same command again maps what is not done, after any kill.
@@ -7,26 +7,22 @@ the key of the same query, reference and settings. So the same command again map
 import csv
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from scarcade import __version__
-from scarcade.dataloaders.schema import Query, text_of
-from scarcade.engine.errors import StorageError
-from scarcade.engine.folder import sync, write_bytes, write_json
+from scarcade.dataloaders.schema import Query
+from scarcade.engine.folder import write_bytes, write_json
 from scarcade.jobs.one_query import Mapped, Reference
 from scarcade.jobs.queries import Task
+from scarcade.jobs.written import Format, is_whole, write_result
 from scarcade.models.saved import save_delta
 
 RECORDS = ".records"
-DISTANCE = "reference_distance"
 SUMMARY_FIELDS = ("name", "path", "state", "reason", "n_cells", "genes_found", "genes_wanted", "seconds")
 Record = dict[str, Any]
 
@@ -36,6 +32,11 @@ class Results:
     """The folder of the results."""
 
     out: Path
+    format: Format = "h5ad"
+
+    def result(self, name: str) -> Path:
+        """Where the result of the query `name` stands."""
+        return self.out / f"{name}.{self.format}"
 
     def record(self, name: str, key: str | None = None) -> Record | None:
         """The record of the query `name`; with `key`, only if it is of that key and its results are there."""
@@ -50,7 +51,7 @@ class Results:
         return record
 
     def _there(self, name: str) -> bool:
-        return (self.out / f"{name}.h5ad").is_file() and (self.out / f"{name}.delta" / "MANIFEST.json").is_file()
+        return is_whole(self.result(name)) and (self.out / f"{name}.delta" / "MANIFEST.json").is_file()
 
     def write_record(self, record: Record) -> None:
         """Put the record of a query in its place."""
@@ -64,7 +65,7 @@ class Results:
     def write(
         self, task: Task, query: Query, reference: Reference, mapped: Mapped, provenance: Mapping[str, Any]
     ) -> None:
-        """NAME.delta/ and NAME.h5ad, each complete or not at all.
+        """NAME.delta/ and the result, each complete or not at all.
 
         Raises:
             StorageError: the disk is full, or the folder cannot be written.
@@ -77,75 +78,13 @@ class Results:
             training={"steps": mapped.steps, "history": mapped.history[-1:], **provenance},
             replace=True,
         )
-        path = self.out / f"{task.name}.h5ad"
-        temporary = self.out / f".tmp-{task.name}-{os.getpid()}.h5ad"
-        try:
-            write_h5ad(temporary, task, query, mapped, provenance)
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(self.out)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_result(self.result(task.name), task, query, mapped, provenance)
 
     def write_summary(self, reference: str, records: Sequence[Record]) -> None:
         """summary.json and summary.csv."""
         rows = [_row(record) for record in records]
         write_json(self.out / "summary.json", {"reference": reference, "queries": rows})
         write_bytes(self.out / "summary.csv", csv_of(rows).encode())
-
-
-def write_h5ad(path: Path, task: Task, query: Query, mapped: Mapped, provenance: Mapping[str, Any]) -> None:
-    """The query's file with what was found: obsm, obs and uns["scarcade"] are added, everything else stays."""
-    import anndata as ad
-    import h5py
-
-    obs = annotated(query, mapped)
-    source = Path(task.source) if isinstance(task.source, str | Path) else None
-    if source is not None and source.is_file():
-        shutil.copyfile(source, path)
-    else:
-        adata = ad.read_zarr(source) if source is not None else task.source
-        adata.write_h5ad(path)
-    with h5py.File(path, "r+") as file:
-        del file["obs"]
-        ad.io.write_elem(file, "obs", obs)
-        for name in ("obsm", "uns"):
-            if name not in file:
-                ad.io.write_elem(file, name, {})
-        for name, value in (
-            (mapped.model.obsm_key, mapped.mean),
-            (f"{mapped.model.obsm_key}_variance", mapped.variance),
-        ):
-            ad.io.write_elem(file["obsm"], name, value)
-        if mapped.classified is not None:
-            one = mapped.classified
-            table = pd.DataFrame(one.probabilities, index=obs.index, columns=list(one.column.values))
-            ad.io.write_elem(file["obsm"], f"{one.column.name}_{one.by}", table)
-        ad.io.write_elem(file["uns"], "scarcade", {"mapping": json.dumps(dict(provenance), sort_keys=True)})
-
-
-def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
-    """The query's obs with ``<label>_pred`` and ``<label>_uncertainty`` of every label, and ``reference_distance``.
-
-    Where the model has a classifier, what it says of the primary label is in ``<label>_<model>``.
-    """
-    obs = query.obs.copy()
-    for name in obs.select_dtypes(include=[object]).columns:
-        if obs[name].isna().any():  # text with gaps cannot be written, categories with gaps can
-            obs[name] = pd.Categorical(text_of(obs[name]))
-    for prediction in mapped.predictions:
-        values = pd.Categorical.from_codes(prediction.codes, categories=pd.Index(prediction.column.values))
-        obs[f"{prediction.column.name}_pred"] = values
-        obs[f"{prediction.column.name}_uncertainty"] = prediction.uncertainty
-    if mapped.classified is not None:
-        one = mapped.classified
-        values = pd.Categorical.from_codes(one.codes, categories=pd.Index(one.column.values))
-        obs[f"{one.column.name}_{one.by}"] = values
-    if mapped.distance is not None:
-        obs[DISTANCE] = mapped.distance
-    return obs
 
 
 def provenance_of(
@@ -194,6 +133,7 @@ def _row(record: Record) -> dict[str, Any]:
     """The line of a query in the summary: the fixed fields first, then what is known besides."""
     row = {name: record.get(name) for name in SUMMARY_FIELDS}
     for name, value in (
+        ("result", record.get("result")),
         ("beyond_reference", record.get("beyond")),
         ("seconds_training", record.get("seconds_training")),
     ):

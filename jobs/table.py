@@ -1,8 +1,8 @@
 """Tables of cells on their way to disk: dense arrays beside codes of obs, as AnnData, in memory of one chunk.
 
 What is written is a zarr v3 AnnData group that `anndata.read_zarr` opens: arrays in obsm, layers or X, obs with
-categorical columns, var with the genes where an array has a column for each. Every byte stands under a checksum, and
-the folder is committed by one rename.
+categorical columns and columns of numbers, var with the genes where an array has a column for each. Every byte stands
+under a checksum, and the folder is committed by one rename.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +26,7 @@ class TableWriter:
     Args:
         arrays: where they go: "X", "layers/NAME" (a column for each of `genes`) or "obsm/NAME".
         columns: the columns of obs and their categories; `append` gives their codes in this order.
+        numbers: names of further columns of obs, which hold numbers; `append` gives them in this order.
         uns: JSON values; each is kept as text under its name.
         extra: what its manifest is to say besides.
 
@@ -40,6 +41,7 @@ class TableWriter:
         *,
         arrays: Sequence[str],
         columns: Sequence[Categories],
+        numbers: Sequence[str] = (),
         genes: Sequence[str] = (),
         uns: Mapping[str, Any],
         extra: Mapping[str, Any],
@@ -47,11 +49,12 @@ class TableWriter:
     ) -> None:
         self.path = Path(path)
         self.n_cells = 0
-        for name in (*(array.rpartition("/")[2] for array in arrays), *(column.name for column in columns)):
+        places = (array.rpartition("/")[2] for array in arrays)
+        for name in (*places, *(column.name for column in columns), *numbers):
             if not name or name.startswith((".", "_")) or "/" in name or "\0" in name:
                 raise CategoryError(f"{path}: {name!r} is not a name that a column can have")
         self._wanted, self._columns, self._genes = tuple(arrays), tuple(columns), tuple(genes)
-        self._uns, self._replace = dict(uns), replace
+        self._number_names, self._uns, self._replace = tuple(numbers), dict(uns), replace
         self._extra: dict[str, Any] = dict(extra)
         self._arrays: dict[str, ArrayWriter] = {}
 
@@ -65,12 +68,17 @@ class TableWriter:
             ArrayWriter(self._folder / "obs" / column.name / "codes", smallest_codes(len(column)))
             for column in self._columns
         ]
+        self._numbers = [ArrayWriter(self._folder / "obs" / name, np.float32) for name in self._number_names]
         return self
 
     def append(
-        self, arrays: Mapping[str, np.ndarray], codes: Sequence[np.ndarray], names: Iterable[str] | None = None
+        self,
+        arrays: Mapping[str, np.ndarray],
+        codes: Sequence[np.ndarray],
+        names: Iterable[str] | None = None,
+        numbers: Sequence[np.ndarray] = (),
     ) -> None:
-        """Add n cells: each array (n, width), codes (n,) of each column; without names they are numbered."""
+        """Add n cells: each array (n, width), codes and numbers (n,) of each column; without names, numbered."""
         (n,) = {len(values) for values in arrays.values()}
         for name in self._wanted:
             values = np.ascontiguousarray(arrays[name], np.float32)
@@ -81,6 +89,8 @@ class TableWriter:
             self._arrays[name].append(values)
         for writer, values in zip(self._codes, codes, strict=True):
             writer.append(values.astype(writer.dtype, copy=False))
+        for writer, values in zip(self._numbers, numbers, strict=True):
+            writer.append(values.astype(np.float32, copy=False))
         self._names.append(names if names is not None else map(str, range(self.n_cells, self.n_cells + n)))
         self.n_cells += n
 
@@ -93,8 +103,9 @@ class TableWriter:
                 name: np.zeros((0, len(self._genes) if not name.startswith("obsm/") else 1), np.float32)
                 for name in self._wanted
             }
-            self.append(nothing, [np.zeros(0, np.int8) for _ in self._columns], [])
-        for array in (*self._arrays.values(), *self._codes):
+            no_numbers = [np.zeros(0, np.float32) for _ in self._numbers]
+            self.append(nothing, [np.zeros(0, np.int8) for _ in self._columns], [], no_numbers)
+        for array in (*self._arrays.values(), *self._codes, *self._numbers):
             array.close()
         self._names.close()
         for column in self._columns:
@@ -104,7 +115,8 @@ class TableWriter:
             categories.close()
             write_group(folder, "categorical", "0.2.0", ordered=False)
         order = [column.name for column in self._columns]
-        write_group(self._folder / "obs", "dataframe", "0.2.0", _index="_index", **{"column-order": order})
+        described = {"_index": "_index", "column-order": [*order, *self._number_names]}
+        write_group(self._folder / "obs", "dataframe", "0.2.0", **described)
         for name in ("obsm", "layers"):
             write_group(self._folder / name, "dict", "0.1.0")
         self._extra.update(n_cells=self.n_cells, columns=order)

@@ -192,6 +192,37 @@ def test_a_batch_of_the_reference_is_used_as_it_is(atlas: Atlas, tmp_path: Path)
     assert any("'batch0'" in note for note in record["warnings"])
 
 
+def test_known_and_new_batches_stand_in_one_query(atlas: Atlas, tmp_path: Path) -> None:
+    new, known = ad.read_h5ad(atlas.query)[:80].copy(), atlas.store.to_anndata(["batch0"])[:40].copy()
+    for cells in (new, known):
+        cells.obs["batch"] = cells.obs["batch"].astype(str)
+    both = ad.concat([new, known], index_unique="-")
+    (record,) = map_queries(atlas.model, {"both": both}, tmp_path, batch_key="batch", **QUICK).queries
+    assert (record["state"], record["new"], record["n_batches"]) == ("done", {"batch": [atlas.new_batch]}, 2)
+    assert record["history"]
+    assert any("'batch0'" in note for note in record["warnings"])
+    grown = read_delta(tmp_path / "both.delta", read(atlas.model))
+    assert grown.schema.batch.values == (*read(atlas.model).schema.batch.values, atlas.new_batch)
+
+
+def test_labels_of_some_cells_are_scored_and_the_others_left_out(atlas: Atlas, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.query)
+    truth = cells.obs["label"].astype(str).to_numpy(object)
+    part = np.arange(cells.n_obs) % 3
+    cells.obs["label"] = [label if p == 0 else [None, "not known"][p - 1] for label, p in zip(truth, part, strict=True)]
+    record, plain = map_queries(
+        atlas.model,
+        {"part": cells, "none": cells[part == 1].copy()},
+        tmp_path,
+        unlabelled=["not known"],
+        **QUICK,
+    ).queries
+    assert record["labels"]["label"]["n_cells"] == (part == 0).sum()
+    assert record["labels"]["label"]["n_unknown"] == 0
+    assert "accuracy" not in plain["labels"]["label"]
+    assert sum(plain["labels"]["label"]["composition"].values()) == (part == 1).sum()
+
+
 def test_an_anndata_in_memory_is_a_query_and_stays_as_it_was(atlas: Atlas, tmp_path: Path) -> None:
     cells = ad.read_h5ad(atlas.query)
     columns = list(cells.obs.columns)
