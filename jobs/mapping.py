@@ -196,7 +196,8 @@ def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told)
     if tasks and job.config.scale.workers > 0:
         from scarcade.jobs.ray_tasks import map_on_ray
 
-        yield from map_on_ray(job, tasks, keys)
+        size = min(8, -(-len(tasks) // (4 * job.config.scale.workers)))
+        yield from map_on_ray(job, [tasks[i : i + size] for i in range(0, len(tasks), size)], keys)
         return
     with threads_of(job.config.scale.threads):
         for task in tasks:

@@ -1,0 +1,70 @@
+"""What a Ray worker does with a pack of queries: map them, commit each, tell of each."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from scarcade.engine.config import checked
+from scarcade.engine.errors import ClusterError
+from scarcade.engine.memory import hold_to
+from scarcade.engine.world import use_threads
+from scarcade.jobs.last_words import speaking
+from scarcade.jobs.queries import Task
+from scarcade.jobs.query_task import Job, MapConfig, Told, map_task
+from scarcade.jobs.results import Record, Results
+from scarcade.jobs.shared_reference import unpacked
+
+
+def map_pack(
+    tasks: Sequence[Task], keys: Mapping[str, str], ident: str, shared: Mapping[str, Any]
+) -> Iterator[tuple[str, Record]]:
+    """(name, record) of each query of a pack as it is done.
+
+    Args:
+        ident: names this attempt. shared: {"shared": what `map_on_ray` put into the object store}.
+
+    Raises:
+        ClusterError: the folder of the results is not that of the driver.
+    """
+    values = _fetched(shared["shared"])
+    path, token = values["meeting"]
+    _check_meeting(Path(path), token)
+    with speaking(Path(values["out"]), ident):
+        yield from _map_each(_job(shared["shared"]), tasks, keys, lambda name, line: None)
+
+
+def _map_each(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told) -> Iterator[tuple[str, Record]]:
+    for task in tasks:
+        yield task.name, map_task(job, task, keys[task.name], say)
+
+
+@lru_cache(maxsize=1)
+def _fetched(shared: Any) -> Mapping[str, Any]:
+    """What all packs of a mapping share, once a process."""
+    import ray
+
+    values: Mapping[str, Any] = ray.get(shared)
+    use_threads(values["threads"])
+    return values
+
+
+@lru_cache(maxsize=1)
+def _job(shared: Any) -> Job:
+    values = _fetched(shared)
+    config = checked(MapConfig, values["config"])
+    hold_to(config.scale.memory)  # before anything large is made: what is there counts
+    return Job(unpacked(values["reference"]), config, Results(Path(values["out"])), values["projection"])
+
+
+def _check_meeting(path: Path, token: str) -> None:
+    try:
+        found = path.read_text()
+    except OSError as error:
+        found = error.strerror or "unreadable"
+    if found != token:
+        raise ClusterError(
+            f"--out {path.parent.parent}: the worker on {os.uname().nodename} does not see the folder that this command "
+            "writes to; on a cluster it must lie on storage that all nodes share"
+        )
