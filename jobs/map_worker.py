@@ -65,6 +65,6 @@ def _check_meeting(path: Path, token: str) -> None:
         found = error.strerror or "unreadable"
     if found != token:
         raise ClusterError(
-            f"--out {path.parent.parent}: the worker on {os.uname().nodename} does not see the folder that this command "
-            "writes to; on a cluster it must lie on storage that all nodes share"
+            f"--out {path.parent.parent}: the worker on {os.uname().nodename} does not see the folder that this "
+            "command writes to; on a cluster it must lie on storage that all nodes share"
         )

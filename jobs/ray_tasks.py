@@ -1,4 +1,4 @@
-"""Packs of queries as Ray tasks, a bounded number at a time; whoever goes down with a pack is told from who brought it down.
+"""Packs of queries as Ray tasks, a bounded number at a time; the query that brings a worker down fails alone.
 
 A worker commits what it maps itself and returns small records, so nothing of a query's size passes through the driver.
 What comes of a query does not depend on its pack. So a worker that dies costs little: what it had committed is there,
@@ -6,6 +6,7 @@ and each of its other queries is tried again in a pack of its own. Only one that
 is set aside. A node that dies is nobody's fault and is not counted against a query.
 """
 
+import time
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ class _Running:
 
     pack: Pack
     ident: str
-    left: dict[str, Task] = field(default_factory=dict)  # of which no record has come
+    left: dict[str, Task]  # of which no record has come
+    began: float = field(default_factory=time.monotonic)
 
 
 def map_on_ray(job: Job, packs: Sequence[Sequence[Task]], keys: Mapping[str, str]) -> Iterator[tuple[str, Record]]:
@@ -158,7 +160,7 @@ class _Window:
                 self._waiting.append(Pack((task,), again=record["reason"], fresh=True, lost=pack.lost))
                 return
             if record.get("error") == MemoryLimitError.code:
-                record = self._set_aside(task, MemoryLimitError(self._no_memory(task)))
+                record = self._set_aside(running, task, MemoryLimitError(self._no_memory(task)))
             yield name, record
 
     def _after(self, running: _Running, error: Exception) -> Iterator[tuple[str, Record]]:
@@ -197,7 +199,7 @@ class _Window:
         if 0 <= self._scale.max_failures < lost:
             for task in left:
                 reason = f"its node was lost {lost} times ({_first_line(error)}); --scale.max-failures says how often"
-                yield task.name, self._set_aside(task, ClusterError(reason))
+                yield task.name, self._set_aside(running, task, ClusterError(reason))
             return
         self._waiting.insert(0, replace(running.pack, tasks=left, lost=lost))
 
@@ -210,12 +212,12 @@ class _Window:
             if pack.again is None:
                 self._waiting.append(Pack((task,), again=reason, fresh=fresh, lost=pack.lost))
             elif cause is not None:
-                yield task.name, self._set_aside(task, cause)
+                yield task.name, self._set_aside(running, task, cause)
             elif fresh:
-                yield task.name, self._set_aside(task, MemoryLimitError(self._no_memory(task)))
+                yield task.name, self._set_aside(running, task, MemoryLimitError(self._no_memory(task)))
             else:
                 told = f"{task.path}: its worker was lost twice, the second time with this query alone: {reason}"
-                yield task.name, self._set_aside(task, ClusterError(told))
+                yield task.name, self._set_aside(running, task, ClusterError(told))
 
     def _done_already(self, running: _Running) -> Generator[tuple[str, Record], None, list[Task]]:
         """Yields what was committed though its record did not come; returns the tasks that are left."""
@@ -228,8 +230,8 @@ class _Window:
                 yield name, record
         return left
 
-    def _set_aside(self, task: Task, error: Exception) -> Record:
-        record = failed(task, self._job.reference.schema, error, 0.0)
+    def _set_aside(self, running: _Running, task: Task, error: Exception) -> Record:
+        record = failed(task, self._job.reference.schema, error, time.monotonic() - running.began)
         self._job.results.write_record(record)
         return record
 
