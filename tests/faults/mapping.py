@@ -5,6 +5,7 @@ Run as a program: one JSON object of arguments for `map_queries`.
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -80,25 +81,30 @@ def bad_queries(good: Path, folder: Path, *, greedy_cells: int) -> None:
     few = ad.AnnData(sp.csr_matrix(np.eye(1, cells.n_vars, dtype=np.float32)[np.zeros(greedy_cells, int)]))
     few.var_names = many.var_names
     few.write_h5ad(folder / "greedy.h5ad")
-    cells.write_h5ad(folder / "poison.h5ad")
-    with h5py.File(folder / "poison.h5ad", "r+") as file:  # large, so that whoever reads it is busy for a while
-        file["uns"].create_dataset("padding", shape=(100_000_000,), dtype="u1", fillvalue=0).attrs.update(
-            {"encoding-type": "array", "encoding-version": "0.2.0"}
-        )
-        file["uns/padding"][-1] = 1
+    long_to_read(cells, folder / "poison.h5ad")
+
+
+def long_to_read(cells: ad.AnnData, path: Path) -> Path:
+    """Write a file of few cells that whoever reads it has open for a while."""
+    cells.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        padding = file["uns"].create_dataset("padding", shape=(100_000_000,), dtype="u1", fillvalue=0)
+        padding.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        padding[-1] = 1
+    return path
 
 
 @contextmanager
-def killing_readers_of(path: Path) -> Iterator[list[int]]:
-    """Within the block kill -9 meets every Ray worker that has `path` open; their process ids."""
+def killing_readers_of(path: Path, number: int = signal.SIGKILL, at_most: int = 100) -> Iterator[list[int]]:
+    """Within the block signal `number` meets every Ray worker that has `path` open; their process ids."""
     killed: list[int] = []
     stop = threading.Event()
 
     def hunt() -> None:
         while not stop.wait(0.001):
             for pid in mappers():
-                if pid not in killed and _reads(pid, path):
-                    os.kill(pid, signal.SIGKILL)
+                if len(killed) < at_most and pid not in killed and _reads(pid, path):
+                    os.kill(pid, number)
                     killed.append(pid)
 
     thread = threading.Thread(target=hunt)
@@ -174,6 +180,7 @@ class MappingProcess:
         self._command = [sys.executable, "-m", "tests.faults.mapping", json.dumps(arguments)]
         self.process: subprocess.Popen[bytes] | None = None
         self.errors = out.with_suffix(".stderr")
+        self.peak = out.with_suffix(".peak")  # resident bytes of the driver at their most, once it has ended well
 
     def start(self, **environment: str) -> None:
         here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
@@ -216,6 +223,8 @@ def main(arguments: dict[str, Any]) -> int:
     stop_tidily_on_sigterm()
     try:
         map_queries(**arguments).raise_if_failed()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        Path(arguments["out"]).with_suffix(".peak").write_text(str(peak))
     except BaseException as error:  # noqa: BLE001  (as the command does)
         code, message = explained(error)
         print(message, file=sys.stderr)
