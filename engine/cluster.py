@@ -5,6 +5,7 @@ read, and asks for a token of everybody who speaks to it. It never attaches to a
 on the machine. Nothing of it outlives the driver, even if that is killed (`watchdog`).
 """
 
+import importlib
 import logging
 import os
 import secrets
@@ -229,8 +230,7 @@ class Room:
             ) from error
 
     def _fits(self) -> bool:
-        import ray
-
+        ray: Any = importlib.import_module("ray")
         return any(
             node["Alive"] and all(node["Resources"].get(name, 0.0) >= amount for name, amount in self._needed.items())
             for node in ray.nodes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scarcade.jobs.results import RECORDS
 
-_PREFIX = ".last-words-"
+PREFIX = ".last-words-"
 _SIGNALS = {
     "Segmentation fault": "SIGSEGV (segmentation fault)",
     "Aborted": "SIGABRT (abort, as of compiled code that could not allocate memory)",
@@ -24,7 +24,7 @@ _SIGNALS = {
 
 
 def _path(out: Path, ident: str) -> Path:
-    return out / RECORDS / f"{_PREFIX}{ident}"
+    return out / RECORDS / f"{PREFIX}{ident}"
 
 
 @contextmanager
@@ -52,9 +52,3 @@ def last_words(out: Path, ident: str) -> str:
     if known is not None:
         return f"its process died of {known}"
     return "its process was killed from outside (SIGKILL: by hand, or by the kernel when memory runs out)"
-
-
-def sweep(out: Path) -> None:
-    """Remove what killed drivers left."""
-    for path in (out / RECORDS).glob(f"{_PREFIX}*"):
-        path.unlink(missing_ok=True)

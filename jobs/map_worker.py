@@ -29,8 +29,7 @@ def map_pack(
         ClusterError: the folder of the results is not that of the driver.
     """
     values = _fetched(shared["shared"])
-    path, token = values["meeting"]
-    _check_meeting(Path(path), token)
+    _check_meeting(Path(values["meeting"]))
     with speaking(Path(values["out"]), ident):
         yield from _map_each(_job(shared["shared"]), tasks, keys, lambda name, line: None)
 
@@ -58,13 +57,11 @@ def _job(shared: Any) -> Job:
     return Job(unpacked(values["reference"]), config, Results(Path(values["out"])), values["projection"])
 
 
-def _check_meeting(path: Path, token: str) -> None:
-    try:
-        found = path.read_text()
-    except OSError as error:
-        found = error.strerror or "unreadable"
-    if found != token:
+def _check_meeting(path: Path) -> None:
+    """Whether the file that the driver has just made is here: else nobody would look where the results go."""
+    if not path.is_file():
         raise ClusterError(
             f"--out {path.parent.parent}: the worker on {os.uname().nodename} does not see the folder that this "
-            "command writes to; on a cluster it must lie on storage that all nodes share"
+            "command writes to; on a cluster it must lie on storage that all nodes share, and only one command at a "
+            "time may write to it"
         )

@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ray
+
 from scarcade.engine.cluster import Room, cluster
-from scarcade.engine.errors import ClusterError, MemoryLimitError
+from scarcade.engine.errors import ClusterError, MemoryLimitError, StorageError
 from scarcade.engine.memory import ran_out
 from scarcade.engine.world import cores
-from scarcade.jobs import map_worker
-from scarcade.jobs.last_words import last_words, sweep
+from scarcade.jobs.last_words import PREFIX, last_words
 from scarcade.jobs.map_scale import MapScale
+from scarcade.jobs.map_worker import map_pack
 from scarcade.jobs.queries import Task
 from scarcade.jobs.query_task import Job, failed
 from scarcade.jobs.results import RECORDS, Record
 from scarcade.jobs.shared_reference import n_bytes, packed
 
 _LOOK_S = 5.0  # without news, how often to look whether the cluster is still there
+_MEETING = ".meeting-"
 _STORE_MB = 256  # of the object store of a private session, beside the reference
 
 
@@ -61,8 +64,6 @@ def map_on_ray(job: Job, packs: Sequence[Sequence[Task]], keys: Mapping[str, str
     Raises:
         ClusterError: Ray could not be reached, cannot give what a worker is to have, or is gone.
     """
-    import ray
-
     scale = job.config.scale
     threads = scale.threads or max(1, cores() // scale.workers)
     cpus = scale.cpus_per_worker or threads
@@ -84,15 +85,19 @@ def map_on_ray(job: Job, packs: Sequence[Sequence[Task]], keys: Mapping[str, str
 
 
 @contextmanager
-def _meeting_point(job: Job) -> Iterator[tuple[str, str]]:
-    """A file in the folder of the results and what stands in it: a worker that does not find it writes elsewhere."""
+def _meeting_point(job: Job) -> Iterator[str]:
+    """A file in the folder of the results: a worker that does not see it would write elsewhere."""
     folder = job.results.out.resolve() / RECORDS
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(job.results.out)
-    path, token = folder / ".meeting", uuid.uuid4().hex
-    path.write_text(token)
     try:
-        yield str(path), token
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in (*folder.glob(f"{_MEETING}*"), *folder.glob(f"{PREFIX}*")):  # by drivers that were killed
+            left.unlink(missing_ok=True)
+        path = folder / f"{_MEETING}{uuid.uuid4().hex}"  # a new name, which no node can remember as not being there
+        path.touch()
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        yield str(path)
     finally:
         path.unlink(missing_ok=True)
 
@@ -101,36 +106,42 @@ class _Window:
     """As many packs with Ray as there are workers, and what to do when one comes to grief."""
 
     def __init__(self, job: Job, keys: Mapping[str, str], shared: Any, needed: Mapping[str, float]) -> None:
-        import ray
-
         self._job, self._keys, self._shared = job, keys, shared
         self._scale: MapScale = job.config.scale
         self._room = Room(needed, self._scale.start_seconds)
-        options = {"num_cpus": needed["CPU"], "num_gpus": needed.get("GPU", 0.0), "max_retries": 0}
+        options: dict[str, Any] = {
+            "num_returns": "streaming",
+            "num_cpus": needed["CPU"],
+            "num_gpus": needed.get("GPU", 0.0),
+            "max_retries": 0,
+        }
         if "memory" in needed:
             options["memory"] = int(needed["memory"])
         # Ray does not retry by itself: who kills a worker is to be known, and not to kill a third.
-        self._remote, self._fresh = (
-            ray.remote(num_returns="streaming", max_calls=calls, **options)(map_worker.map_pack) for calls in (0, 1)
-        )
+        self._remote, self._fresh = (ray.remote(max_calls=calls, **options)(map_pack) for calls in (0, 1))
         self._waiting: list[Pack] = []
         self._running: dict[Any, _Running] = {}
 
     def map(self, packs: Sequence[Pack]) -> Iterator[tuple[str, Record]]:
         """(name, record) of each query."""
-        import ray
-
         self._waiting = list(packs)
         self._room.wait()
-        while self._waiting or self._running:
-            while self._waiting and len(self._running) < self._scale.workers:
-                self._submit(self._waiting.pop(0))
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_LOOK_S, fetch_local=False)
-            if not ready:
-                self._room.look()
-                continue
-            self._room.news()
-            yield from self._received(ready[0])
+        try:
+            while self._waiting or self._running:
+                while self._waiting and len(self._running) < self._scale.workers:
+                    self._submit(self._waiting.pop(0))
+                ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_LOOK_S, fetch_local=False)
+                if not ready:
+                    self._room.look()
+                    continue
+                self._room.news()
+                yield from self._received(ready[0])
+        except ClusterError:
+            raise  # there may be no cluster to speak to
+        except BaseException:
+            for stream in self._running:  # the session may be the user's own, and go on
+                ray.cancel(stream, force=True)
+            raise
 
     def _submit(self, pack: Pack) -> None:
         ident = uuid.uuid4().hex
@@ -142,8 +153,6 @@ class _Window:
 
     def _received(self, stream: Any) -> Iterator[tuple[str, Record]]:
         """The next record of a pack, or what became of those that it left behind."""
-        import ray
-
         running = self._running[stream]
         try:
             name, record = ray.get(next(stream))
@@ -165,8 +174,6 @@ class _Window:
 
     def _after(self, running: _Running, error: Exception) -> Iterator[tuple[str, Record]]:
         """A pack's worker, node or program failed: those of its queries that are not done."""
-        import ray
-
         crash = last_words(self._job.results.out, running.ident)
         gone = (
             ray.exceptions.NodeDiedError,
@@ -216,7 +223,7 @@ class _Window:
             elif fresh:
                 yield task.name, self._set_aside(running, task, MemoryLimitError(self._no_memory(task)))
             else:
-                told = f"{task.path}: its worker was lost twice, the second time with this query alone: {reason}"
+                told = f"{task.path}: failed twice, the second time alone in its worker: {reason}"
                 yield task.name, self._set_aside(running, task, ClusterError(told))
 
     def _done_already(self, running: _Running) -> Generator[tuple[str, Record], None, list[Task]]:

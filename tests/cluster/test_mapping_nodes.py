@@ -80,7 +80,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
         assert line, (folder / "stderr").read_text()[-2000:]
         yield Nodes(process, json.loads(line))
     finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in reversed(family):
             one.kill()
         process.communicate()

@@ -21,7 +21,7 @@ REASONS = {
     "nothing": "not a readable .h5ad",
     "pickled": "not a readable .h5ad",
     "greedy": f"needs more than the {LIMIT} of memory.*--scale.memory-per-worker",
-    "poison": "worker was lost twice, the second time with this query alone: .*SIGKILL",
+    "poison": "failed twice, the second time alone in its worker: .*SIGKILL",
     "dangling": "there is no such file",
     "long": "a value of 1,000,000 characters",
 }

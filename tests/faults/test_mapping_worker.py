@@ -53,7 +53,7 @@ def test_a_crash_is_tried_again_alone_and_then_told_by_its_signal(
         assert same(outcome(tmp_path / "here", other.stem), outcome(tmp_path / "out", other.stem))
     else:
         assert (second["state"], second["exit_code"]) == ("failed", 5)
-        assert "with this query alone: its process died of SIGSEGV" in second["reason"]
+        assert "failed twice, the second time alone in its worker: its process died of SIGSEGV" in second["reason"]
         assert second["seconds"] > 0
 
 
