@@ -196,7 +196,7 @@ def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told)
     if tasks and job.config.scale.workers > 0:
         from scarcade.jobs.ray_tasks import map_on_ray
 
-        size = min(8, -(-len(tasks) // (4 * job.config.scale.workers)))
+        size = min(8, -(-len(tasks) // (4 * job.config.scale.workers)))  # four rounds, so that workers end together
         yield from map_on_ray(job, [tasks[i : i + size] for i in range(0, len(tasks), size)], keys)
         return
     with threads_of(job.config.scale.threads):

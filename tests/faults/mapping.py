@@ -5,7 +5,6 @@ Run as a program: one JSON object of arguments for `map_queries`.
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -223,8 +222,9 @@ def main(arguments: dict[str, Any]) -> int:
     stop_tidily_on_sigterm()
     try:
         map_queries(**arguments).raise_if_failed()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-        Path(arguments["out"]).with_suffix(".peak").write_text(str(peak))
+        # (not ru_maxrss, which a child begins with its parent's)
+        (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        Path(arguments["out"]).with_suffix(".peak").write_text(str(int(peak.split()[1]) << 10))
     except BaseException as error:  # noqa: BLE001  (as the command does)
         code, message = explained(error)
         print(message, file=sys.stderr)
