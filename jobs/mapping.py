@@ -20,7 +20,7 @@ from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
-from scarcade.jobs.results import Record, Results
+from scarcade.jobs.results import RECORDS, Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
 
@@ -165,6 +165,7 @@ def _prepare(out: Path) -> None:
     except OSError as error:
         raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
     sweep(out)
+    sweep(out / RECORDS)
 
 
 def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say: Told) -> dict[str, str]:
