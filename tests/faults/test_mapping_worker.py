@@ -36,6 +36,7 @@ def session() -> Iterator[None]:
         yield
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_crash_is_tried_again_alone_and_then_told_by_its_signal(
     times: int, made: tuple[Path, ad.AnnData], session: None, tmp_path: Path
