@@ -16,12 +16,13 @@ from scarcade.dataloaders.gene_names import Alignment, GeneNames, align
 from scarcade.dataloaders.layers import choose_layer
 from scarcade.dataloaders.source import Source, blocks, opened
 from scarcade.engine.contracts import UNLABELLED, Categories, Schema
-from scarcade.engine.errors import CategoryError, GenesError, UsageError
+from scarcade.engine.errors import CategoryError, GenesError, LimitError, UsageError
 
 __all__ = ["Alignment", "DataWarning", "GeneNames", "Query", "align", "read_query", "text_of"]
 
 FILE_COLUMN = "file"  # the obs column that holds the batch where no batch key is given
 _LOOK_ALIKES = {"unknown", "unlabelled", "unlabeled", "n/a", "na", "nan", "none", "null", "unassigned", "?", "-", ""}
+_MAX_VALUE = 1024  # characters
 _MISSING = {"", "nan", "NaN", "None", "<NA>"}
 
 
@@ -56,7 +57,7 @@ def column_of(obs: pd.DataFrame, key: str, where: str, option: str) -> pd.Series
     """An obs column.
 
     Raises:
-        CategoryError: there is none of that name; says which there are.
+        CategoryError: there is none of that name; says which there are. LimitError: a value is too long for a name.
     """
     if key not in obs.columns:
         names = ", ".join(map(str, obs.columns)) or "none"
@@ -64,7 +65,21 @@ def column_of(obs: pd.DataFrame, key: str, where: str, option: str) -> pd.Series
     column = obs[key]
     if not isinstance(column, pd.Series):
         raise CategoryError(f"{where}: has several obs columns {key!r}")
+    _short_enough(column, key, where, option)
     return column
+
+
+def _short_enough(column: pd.Series, key: str, where: str, option: str) -> None:
+    """A value of this column becomes a name: in results, summary, report and the model itself."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.cat.categories.to_series()
+    if pd.api.types.is_numeric_dtype(column.dtype) or not len(column):
+        return
+    longest = int(column.astype(str).str.len().max())
+    if longest > _MAX_VALUE:
+        raise LimitError(
+            f"{where}: obs column {key!r} ({option}) has a value of {longest:,} characters; the limit is {_MAX_VALUE:,}"
+        )
 
 
 def complete_text(obs: pd.DataFrame, key: str, where: str, option: str) -> np.ndarray:

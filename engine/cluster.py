@@ -5,6 +5,7 @@ read, and asks for a token of everybody who speaks to it. It never attaches to a
 on the machine. Nothing of it outlives the driver, even if that is killed (`watchdog`).
 """
 
+import importlib
 import logging
 import os
 import secrets
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,3 +163,75 @@ def _private_folder() -> Iterator[Path]:
         yield folder
     finally:
         dog.communicate()  # the end of its input: it cleans up and ends
+
+
+class Room:
+    """Whether the cluster is there, and has a node that could take a worker.
+
+    Ray itself waits for ever for a node that never comes, and ends the driver with the cluster's last one.
+
+    Args:
+        needed: resources of one worker, as Ray calls them.
+        patience_s: how long to wait for a node that could take one.
+    """
+
+    def __init__(self, needed: Mapping[str, float], patience_s: float) -> None:
+        self._needed, self._patience = dict(needed), patience_s
+        self._since: float | None = None  # when it was first seen that no node could
+
+    def wait(self) -> None:
+        """Return as soon as there is a node that could take a worker.
+
+        Raises:
+            ClusterError: there is none, and none came.
+        """
+        while not self._fits():
+            self.look()
+            time.sleep(0.5)
+        self._since = None
+
+    def look(self) -> None:
+        """Ask now and then while nothing happens.
+
+        Raises:
+            ClusterError: the cluster is gone, or had no node that could take a worker for too long.
+        """
+        self.check_alive()
+        if self._fits():
+            self._since = None
+            return
+        self._since = self._since or time.monotonic()
+        if time.monotonic() - self._since >= self._patience:
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in self._needed.items())
+            raise ClusterError(
+                f"no node of the cluster can give a worker {wanted} (waited {self._patience:g} s); lower --threads, "
+                "--scale.cpus-per-worker or --scale.memory-per-worker, or raise --scale.start-seconds if one is to come"
+            )
+
+    def news(self) -> None:
+        """Something was done, so there is room."""
+        self._since = None
+
+    def check_alive(self) -> None:
+        """Find out whether the cluster's head still listens.
+
+        Raises:
+            ClusterError: it does not.
+        """
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ClusterError(
+                f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
+            ) from error
+
+    def _fits(self) -> bool:
+        ray: Any = importlib.import_module("ray")
+        return any(
+            node["Alive"] and all(node["Resources"].get(name, 0.0) >= amount for name, amount in self._needed.items())
+            for node in ray.nodes()
+        )

@@ -21,6 +21,7 @@
     └── SurroundingsError              5   storage, cluster, disk or memory failed
         ├── StorageError
         ├── ClusterError
+        ├── MemoryLimitError               needs more memory than there is, or than it may have
         ├── CheckpointError
         └── BusyError                      another process writes there now
 
@@ -147,6 +148,12 @@ class ClusterError(SurroundingsError):
     """Ray could not be reached, or could not give what was asked for."""
 
     code = "E_CLUSTER"
+
+
+class MemoryLimitError(SurroundingsError):
+    """More memory is needed than there is, or than a worker may have."""
+
+    code = "E_MEMORY"
 
 
 class CheckpointError(SurroundingsError):

@@ -16,6 +16,7 @@ import signal
 from types import FrameType
 
 from scarcade.engine.errors import ScarcadeError
+from scarcade.engine.memory import ran_out
 
 STOPPED = "stopped; the same command continues where it stood"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota of the disk is used up"}
@@ -43,7 +44,7 @@ def explained(error: BaseException) -> tuple[int, str]:  # noqa: PLR0911  (a tab
         return 143, STOPPED
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or STOPPED
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if ran_out(error):
         return 5, "out of memory: lower --batch-size or the number of --workers, or use a machine with more"
     if isinstance(error, OSError) and error.errno is not None:
         return _explained_os_error(error)

@@ -62,6 +62,7 @@ class LabelTransfer:
             cell never votes, it is not even among the k neighbours of that column.
         k: neighbours that vote. weights: see `neighbour_weights`.
         seed: draws the cells by which the reference's own distances are measured.
+        usual: what they were found to be, where that is known already (`_own_distance`).
 
     Raises:
         NonFiniteError: the reference's latent holds values that are not finite.
@@ -74,9 +75,9 @@ class LabelTransfer:
     seed: int = 0
     block: int = 16_384
     skipped: tuple[str, ...] = ()  # columns in which no reference cell has a label
+    usual: float = 0.0  # 0: to be found
     _all: Neighbours = field(init=False, repr=False)
     _labelled: list[tuple[Categories, Neighbours, np.ndarray]] = field(init=False, repr=False)
-    _usual: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.latent).all():
@@ -95,7 +96,7 @@ class LabelTransfer:
             if key not in shared:
                 shared[key] = self._all if known.all() else Neighbours(self.latent[known])
             self._labelled.append((column, shared[key], np.asarray(codes[known], np.int64)))
-        self._usual = self._own_distance()
+        self.usual = self.usual or self._own_distance()
 
     def _own_distance(self, quantile: float = 0.95, sample: int = 10_000) -> float:
         """Distance (mean to k neighbours) that 95 % of the reference's own cells stay within."""
@@ -144,7 +145,7 @@ class LabelTransfer:
         if not np.isfinite(latent).all():
             raise NonFiniteError("the latent of the query holds values that are not finite")
         distances, _ = self._all.of(latent, self.k, block=self.block)
-        return np.asarray(distances.mean(axis=1) / self._usual, np.float32)
+        return np.asarray(distances.mean(axis=1) / self.usual, np.float32)
 
 
 def codes_of(values: Sequence[str | None], column: Categories) -> np.ndarray:

@@ -23,7 +23,7 @@ from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, read_task, skipped
-from scarcade.jobs.results import Record, Results
+from scarcade.jobs.results import RECORDS, Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
 
@@ -179,6 +179,7 @@ def _prepare(out: Path) -> None:
     except OSError as error:
         raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
     sweep(out)
+    sweep(out / RECORDS)
 
 
 def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say: Told) -> dict[str, str]:
@@ -211,7 +212,8 @@ def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told)
     if tasks and job.config.scale.workers > 0:
         from scarcade.jobs.ray_tasks import map_on_ray
 
-        yield from map_on_ray(job, tasks, keys)
+        size = min(32, -(-len(tasks) // (4 * job.config.scale.workers)))  # four rounds, so that workers end together
+        yield from map_on_ray(job, [tasks[i : i + size] for i in range(0, len(tasks), size)], keys)
         return
     with threads_as_before() as before:
         yield from map_in_lanes(job, tasks, keys, say, threads=job.config.scale.threads or min(before, cores()))

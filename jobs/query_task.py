@@ -15,10 +15,11 @@ from pydantic import Field
 from scarcade.dataloaders.schema import Query, read_query
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Schema
-from scarcade.engine.errors import ScarcadeError
-from scarcade.engine.launch import Scale
+from scarcade.engine.errors import MemoryLimitError, ScarcadeError
+from scarcade.engine.memory import ran_out
 from scarcade.engine.scores import label_accuracy
 from scarcade.jobs.exits import explained
+from scarcade.jobs.map_scale import MapScale, check_memory
 from scarcade.jobs.one_query import (
     Mapped,
     QueryData,
@@ -55,7 +56,7 @@ class MapConfig(Section):
     surgery: QuerySurgery = QuerySurgery()
     transfer: TransferConfig = TransferConfig()
     report: ReportConfig = ReportConfig()
-    scale: Scale = Scale()
+    scale: MapScale = MapScale()
     min_genes: float = Field(0.5, ge=0, le=1, description="Share of the reference's genes that a query must have.")
     unlabelled: tuple[str, ...] = Field((), description="Labels of the queries that mean no label.")
     results: Format = Field("h5ad", description="How results are written: h5ad or zarr.")
@@ -131,8 +132,9 @@ def read_task(job: Job, task: Task) -> Query:
     """The checked cells of a task.
 
     Raises:
-        InputError: they cannot be used, as `read_query`.
+        InputError: they cannot be used, as `read_query`. MemoryLimitError: they are too large for a worker.
     """
+    check_memory(task.source, job.reference.model.reads, job.config.scale)
     return read_query(
         task.source,
         job.reference.model.reads,
@@ -206,7 +208,7 @@ def failed(task: Task, schema: Schema, error: Exception, seconds: float) -> Reco
         "path": task.path,
         "state": "failed",
         "reason": message if isinstance(error, ScarcadeError) else message.splitlines()[0],
-        "error": getattr(error, "code", type(error).__name__),
+        "error": MemoryLimitError.code if ran_out(error) else getattr(error, "code", type(error).__name__),
         "exit_code": code,
         "n_cells": None,
         "genes_found": None,

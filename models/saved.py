@@ -113,24 +113,36 @@ def read(folder: str | Path) -> AtlasModel:
     except ValidationError as error:
         raise ModelFileError(f"{folder}: model.json is not a model's: {_reasons(error)}") from error
     _known(folder, record.format, record.model)
-    kind = MODELS[record.model]
-    try:
-        config = kind.Config.model_validate(record.config)
-    except ValidationError as error:
-        raise ModelFileError(f"{folder}: the architecture in model.json is not valid: {_reasons(error)}") from error
     schema = Schema.from_dict(record.schema_)
     check_schema(schema, str(folder))
+    model = rebuilt(record.model, record.config, schema, tensors, where=str(folder))
+    model.fingerprint = fingerprint
+    model.record = record.model_dump(by_alias=True)
+    return model
+
+
+def rebuilt(
+    name: str, config: Mapping[str, Any], schema: Schema, tensors: Mapping[str, Tensor], *, where: str
+) -> AtlasModel:
+    """The model of the class `name` that takes `tensors` as its weights, in evaluation mode.
+
+    Raises:
+        ModelFileError: the architecture is not valid, or not that of the tensors; `where` is named.
+    """
+    kind = MODELS[name]
+    try:
+        checked = kind.Config.model_validate(config)
+    except ValidationError as error:
+        raise ModelFileError(f"{where}: the architecture in model.json is not valid: {_reasons(error)}") from error
     with torch.device("meta"):  # sizes in a file cost nothing until they are known to agree with its tensors
         try:
-            model = kind(config, schema)
+            model = kind(checked, schema)
         except (UsageError, RuntimeError) as error:
-            raise ModelFileError(f"{folder}: {error}") from error
-    _fits(folder, tensors, model.state_dict())
+            raise ModelFileError(f"{where}: {error}") from error
+    _fits(where, tensors, model.state_dict())
     model.load_state_dict(tensors, strict=True, assign=True)
     model.requires_grad_(True)
     model.eval()
-    model.fingerprint = fingerprint
-    model.record = record.model_dump(by_alias=True)
     return model
 
 
@@ -222,7 +234,7 @@ def _known(folder: Path, version: Any, model: Any) -> None:
         raise ModelFileError(f"{folder}: is a model of the class {model!r}; known are {', '.join(MODELS)}")
 
 
-def _fits(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def _fits(folder: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     if tensors.keys() != wanted.keys():
         missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         raise ModelFileError(f"{folder}: weights do not fit model.json: missing {missing}, not expected {surplus}")
