@@ -205,13 +205,14 @@ def map_query(
     mean, variance, probabilities = _embedded(grown.to(world.device), query, columns, schema, data)
     transfer = reference.transfer
     shared = mean[:, : reference.model.n_latent]  # without terms that surgery added
+    predictions, distance = transfer.of(shared) if transfer else ([], None)
     return Mapped(
         model=grown.to("cpu"),
         mean=mean,
         variance=variance,
         classified=None if probabilities is None else Classified(schema.labels[0], grown.name, probabilities),
-        predictions=transfer.predict(shared) if transfer else [],
-        distance=transfer.distance(shared) if transfer else None,
+        predictions=predictions,
+        distance=distance,
         history=history,
         steps=steps,
         new=new,
