@@ -139,9 +139,7 @@ class LabelTransfer:
         if not np.isfinite(latent).all():
             raise NonFiniteError("the latent of the query holds values that are not finite")
         n, columns = len(latent), self._labelled if labels else []
-        predictions = [
-            Prediction(column, np.empty(n, np.int64), np.empty(n, np.float32)) for column, _, _ in columns
-        ]
+        predictions = [Prediction(column, np.empty(n, np.int64), np.empty(n, np.float32)) for column, _, _ in columns]
         far = np.empty(n if distance else 0, np.float32)
         wanted = {id(neighbours): neighbours for _, neighbours, _ in columns}
         if distance:

@@ -19,7 +19,7 @@ from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
-from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, map_task, read_task, skipped
+from scarcade.jobs.query_task import Job, MapConfig, Told, check_task, failed, key_of, map_task, skipped
 from scarcade.jobs.results import Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
@@ -182,7 +182,7 @@ def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say:
                 records[task.name] = done
                 say(task.name, {"state": "done", "reason": "was done already"})
                 continue
-            read_task(job, task)
+            check_task(job, task)
             keys[task.name] = key
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
             record = records[task.name] = failed(task, job.reference.schema, error, time.monotonic() - began)

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from scarcade.dataloaders.labelled import with_labelled
-from scarcade.dataloaders.loader import LoaderConfig, in_memory
+from scarcade.dataloaders.loader import LoaderConfig, of_source
+from scarcade.dataloaders.query_counts import QuerySource, source_of
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.config import Section
@@ -45,6 +46,11 @@ class QueryData(LoaderConfig):
     """How a query's cells are dealt out."""
 
     validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
+    stream_above: int = Field(
+        1 << 30,
+        ge=0,
+        description="Bytes of a query's counts in memory; one that needs more is streamed, to the same result.",
+    )
 
 
 class TransferConfig(Section):
@@ -184,6 +190,7 @@ def map_query(
     grown = grow(reference.model, schema, seed=seed, config=SurgeryConfig(**_common(surgery)))
     codes = schema.batch.codes()
     columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
+    source = source_of(query.counts, columns, schema, seed=seed, keys=query.keys)  # in memory or streamed: the same
     grew = bool(trainable(grown))
     trains = grew and (reference.model.surgery_notice is None or surgery.train_decoder)
     notes, history, steps = list(_notes(reference, query, new, surgery, grew)), [], 0
@@ -191,7 +198,7 @@ def map_query(
     if query.n_cells and (new or surgery.model) and trains:
 
         def loader(split: Literal["train", "validation"]) -> Loader:
-            cells = in_memory(query.counts, columns, schema, data, seed=seed, split=split)
+            cells = of_source(source, split, data, seed=seed)
             if data.stratify and split == "train":
                 cells = stratified(cells, seed=seed)
             labelled = grown.labelled_beside and surgery.use_labels
@@ -202,7 +209,7 @@ def map_query(
         validation = loader("validation") if held_out else None
         result = fit(grown, train, validation, optim, world=world, seed=seed, progress=progress)
         history, steps = list(result.history), result.steps
-    mean, variance, probabilities = _embedded(grown.to(world.device), query, columns, schema, data)
+    mean, variance, probabilities = _embedded(grown.to(world.device), source, data)
     transfer = reference.transfer
     shared = mean[:, : reference.model.n_latent]  # without terms that surgery added
     predictions, distance = transfer.of(shared) if transfer else ([], None)
@@ -242,16 +249,19 @@ def known_accuracy(reference: Schema, query: Query, predictions: list[Prediction
 
 
 def _embedded(
-    model: AtlasModel, query: Query, columns: Any, schema: Schema, data: LoaderConfig
+    model: AtlasModel, source: QuerySource, data: LoaderConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Mean and variance of every cell, in the query's order, and what the model's classifier says of it."""
-    n, width = query.n_cells, model.n_latent
+    """Mean and variance of every cell, in the query's order, and what the model's classifier says of it.
+
+    Cells are read in the order of their keys, in which they lie on the disk where they are streamed.
+    """
+    n, width = source.n_cells, model.n_latent
     mean, variance = (np.empty((n, width), np.float32) for _ in range(2))
-    probabilities = np.empty((n, schema.n_labels), np.float32) if model.classifies else None
+    probabilities = np.empty((n, source.schema.n_labels), np.float32) if model.classifies else None
     if n:
         config = LoaderConfig(batch_size=max(1024, data.batch_size), validation=0.0, memory=data.memory)
         model.eval()
-        for batch in in_memory(query.counts, columns, schema, config, seed=0, lanes=1, shuffle=False).epoch(0):
+        for batch in of_source(source, "all", config, seed=0, lanes=1, shuffle=False).epoch(0):
             mean[batch.rows], variance[batch.rows] = latent_of(model, batch)
             if probabilities is not None:
                 probabilities[batch.rows] = model.predict_labels(batch.to(model.device)).cpu().numpy()

@@ -8,12 +8,15 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from scarcade.dataloaders.query_counts import Keep, keep_for_mapping, seen
 from scarcade.dataloaders.schema import Query, read_query
+from scarcade.dataloaders.scratch import Scratch
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import ScarcadeError
@@ -64,7 +67,7 @@ class MapConfig(Section):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on."""
-        return self.model_dump(mode="json", exclude={"scale", "report"})
+        return self.model_dump(mode="json", exclude={"scale": True, "report": True, "data": {"stream_above"}})
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
     """Map one query and commit its results; its record, also if it fails."""
     reference, config = job.reference, job.config
     began = time.monotonic()
+    scratch = Scratch(job.results.out, task.name)
     try:
-        query = read_task(job, task)
+        query = read_task(job, task, keep_for_mapping(scratch, limit=config.data.stream_above, seed=config.seed))
         lines: list[Mapping[str, Any]] = []
 
         def progress(line: Mapping[str, Any]) -> None:
@@ -135,12 +139,23 @@ def map_task(job: Job, task: Task, key: str, say: Told) -> Record:
         }
     except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
         record = failed(task, reference.schema, error, time.monotonic() - began)
+    finally:
+        scratch.remove()
     job.results.write_record(record)
     return record
 
 
-def read_task(job: Job, task: Task) -> Query:
-    """The checked cells of a task.
+def check_task(job: Job, task: Task) -> Query:
+    """The cells of a task, checked as `read_task` does, in memory that does not depend on their number.
+
+    Raises:
+        InputError: they cannot be used, as `read_query`.
+    """
+    return read_task(job, task, partial(seen, scratch=Scratch(job.results.out, task.name)))
+
+
+def read_task(job: Job, task: Task, keep: Keep) -> Query:
+    """The checked cells of a task; `keep` says what becomes of their counts.
 
     Raises:
         InputError: they cannot be used, as `read_query`.
@@ -155,6 +170,7 @@ def read_task(job: Job, task: Task) -> Query:
         name=task.name,
         min_genes=job.config.min_genes,
         protein_key=job.config.protein_key,
+        keep=keep,
     )
 
 

@@ -23,6 +23,7 @@ from scarcade.engine.errors import StorageError
 from scarcade.engine.folder import sync, write_bytes, write_json
 from scarcade.jobs.one_query import Mapped, Reference
 from scarcade.jobs.queries import Task
+from scarcade.jobs.zarr_copy import zarr_to_h5ad
 from scarcade.models.saved import save_delta
 
 RECORDS = ".records"
@@ -103,11 +104,12 @@ def write_h5ad(path: Path, task: Task, query: Query, mapped: Mapped, provenance:
 
     obs = annotated(query, mapped)
     source = Path(task.source) if isinstance(task.source, str | Path) else None
-    if source is not None and source.is_file():
+    if source is None:
+        task.source.write_h5ad(path)
+    elif source.is_file():
         shutil.copyfile(source, path)
     else:
-        adata = ad.read_zarr(source) if source is not None else task.source
-        adata.write_h5ad(path)
+        zarr_to_h5ad(source, path)
     with h5py.File(path, "r+") as file:
         del file["obs"]
         ad.io.write_elem(file, "obs", obs)
