@@ -47,7 +47,7 @@ class QueryData(LoaderConfig):
 
     validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
     stream_above: int = Field(
-        1 << 30,
+        1 << 28,
         ge=0,
         description="Bytes of a query's counts in memory; one that needs more is streamed, to the same result.",
     )

@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from scarcade import __version__
-from scarcade.dataloaders.schema import Query, text_of
+from scarcade.dataloaders.schema import Query
 from scarcade.engine.errors import StorageError
 from scarcade.engine.folder import sync, write_bytes, write_json
 from scarcade.jobs.one_query import Mapped, Reference
 from scarcade.jobs.queries import Task
+from scarcade.jobs.storable import storable
 from scarcade.jobs.zarr_copy import zarr_to_h5ad
 from scarcade.models.saved import save_delta
 
@@ -133,10 +134,7 @@ def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
 
     Where the model has a classifier, what it says of the primary label is in ``<label>_<model>``.
     """
-    obs = query.obs.copy()
-    for name in obs.select_dtypes(include=[object]).columns:
-        if obs[name].isna().any():  # text with gaps cannot be written, categories with gaps can
-            obs[name] = pd.Categorical(text_of(obs[name]))
+    obs = storable(query.obs)
     for prediction in mapped.predictions:
         values = pd.Categorical.from_codes(prediction.codes, categories=pd.Index(prediction.column.values))
         obs[f"{prediction.column.name}_pred"] = values

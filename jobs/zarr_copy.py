@@ -9,8 +9,10 @@ from typing import Any
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 
 from scarcade.dataloaders.source import AnnDataFile, piece
+from scarcade.jobs.storable import storable
 
 _PARTS = ("X", "layers", "raw", "obsm", "varm", "obsp", "varp", "uns")
 BLOCK = 16 << 20  # bytes
@@ -26,7 +28,7 @@ def zarr_to_h5ad(source: Path, path: Path, *, block: int = BLOCK) -> None:
     with AnnDataFile(source) as file, h5py.File(path, "w") as out:
         _encoded(out, "anndata")
         for name in ("obs", "var"):
-            ad.io.write_elem(out, name, file.frame(name))
+            ad.io.write_elem(out, name, storable(file.frame(name)))
         for name in _PARTS:
             if name in file.root:
                 _copy(file, name, out, block)
@@ -56,7 +58,8 @@ def _copy(file: AnnDataFile, key: str, out: h5py.Group, block: int) -> None:
         for name in node:
             _copy(file, f"{key}/{name}", out, block)
         return
-    ad.io.write_elem(out, key, file.frame(key) if key == "raw/var" else file.element(key))
+    value = file.frame(key) if key == "raw/var" else file.element(key)
+    ad.io.write_elem(out, key, storable(value) if isinstance(value, pd.DataFrame) else value)
 
 
 def _rows(array: Any, out: h5py.Group, name: str, where: str, block: int, *, signed: bool = False) -> None:

@@ -65,6 +65,19 @@ def test_every_kind_of_element(tmp_path: Path, version: int, block: int) -> None
     same(before.raw.var, after.raw.var)
 
 
+def test_text_with_gaps_and_the_text_of_pandas(tmp_path: Path) -> None:
+    data = adata(30)
+    data.obs["gaps"] = pd.array(["a", None, "b"] * 10, dtype="string")
+    data.var["whole"] = pd.array(["a", "b"] * 10, dtype="string")
+    with ad.settings.override(allow_write_nullable_strings=True):
+        path = written(data, tmp_path / "a.zarr")
+    zarr_to_h5ad(path, tmp_path / "a.h5ad")
+    after = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert after.obs["gaps"].isna().sum() == 10
+    assert after.obs["gaps"].dropna().tolist() == ["a", "b"] * 10
+    assert after.var["whole"].tolist() == ["a", "b"] * 10
+
+
 def test_a_store_of_ours(tmp_path: Path) -> None:
     store = simulate(tmp_path / "s.zarr", cells=300, genes=30, batches=2, labels=2, seed=0)
     zarr_to_h5ad(store.path, tmp_path / "s.h5ad")
