@@ -68,7 +68,7 @@ def _rough(strip: np.ndarray, query: np.ndarray, limit: np.float32, out: np.ndar
     n = np.int32(0)
     for i in range(STRIP):
         n += np.int32(out[np.uintp(i)] <= limit)
-    return n
+    return int(n)
 
 
 @njit(nogil=True, cache=True)

@@ -259,7 +259,10 @@ def _embedded(
     mean, variance = (np.empty((n, width), np.float32) for _ in range(2))
     probabilities = np.empty((n, source.schema.n_labels), np.float32) if model.classifies else None
     if n:
-        config = LoaderConfig(batch_size=max(1024, data.batch_size), validation=0.0, memory=data.memory)
+        size = max(1024, data.batch_size)
+        config = LoaderConfig(
+            batch_size=size, validation=0.0, window=8 * size, memory=data.memory
+        )  # nothing to shuffle
         model.eval()
         for batch in of_source(source, "all", config, seed=0, lanes=1, shuffle=False).epoch(0):
             mean[batch.rows], variance[batch.rows] = latent_of(model, batch)

@@ -49,7 +49,7 @@ def same_batches(held: QuerySource, streamed: QuerySource) -> None:
     assert isinstance(streamed, StoredSource)
     assert (held.n_cells, held.nnz) == (streamed.n_cells, streamed.nnz)
     for split in ("train", "validation", "all"):
-        loaders = [of_source(one, split, CONFIG, seed=3) for one in (held, streamed)]  # type: ignore[arg-type]
+        loaders = [of_source(one, split, CONFIG, seed=3) for one in (held, streamed)]
         for epoch in (0, 1):
             for a, b in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
                 same(a, b)
