@@ -12,11 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from scarcade.dataloaders import kernels
 from scarcade.dataloaders.gene_names import align
 from scarcade.dataloaders.sources import Columns, Runs, StoreSource, check_columns
 from scarcade.dataloaders.store import Store
-from scarcade.dataloaders.superbatch import Superbatch
+from scarcade.dataloaders.superbatch import Superbatch, renamed
 from scarcade.engine.contracts import UNLABELLED, Categories, Schema
 from scarcade.engine.errors import CategoryError, GenesError
 
@@ -108,19 +107,7 @@ class AlignedSource:
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         loaded, places = self._inner.load(runs, order), self._view.genes
-        if places is None:
-            return loaded
-        indices = loaded.indices
-        if np.iinfo(indices.dtype).max < self.schema.n_genes:
-            loaded = Superbatch(
-                indices.astype(np.uint32),
-                loaded.data.copy(),  # the buffers that were lent go back
-                starts=loaded.starts,
-                lengths=loaded.lengths,
-                rows=loaded.rows,
-            )
-        kernels.rename(loaded.indices, loaded.data, loaded.starts, loaded.lengths, places)
-        return loaded
+        return loaded if places is None else renamed(loaded, places, self.schema.n_genes)
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
         places = self._view.proteins

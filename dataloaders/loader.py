@@ -19,12 +19,13 @@ from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch
 from scarcade.dataloaders.sources import Columns, MemorySource, Source, StoreSource
 from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.stored_counts import StoredSource
 from scarcade.dataloaders.superbatch import DenseRing, PackedCounts, Superbatch
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import UNLABELLED, Batch, Position, Schema, Shard
 from scarcade.engine.errors import UsageError
 
-__all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "stream"]
+__all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "of_source", "stream"]
 
 Split = Literal["train", "validation", "all"]
 _BYTES_PER_COUNT = 4  # decoded: gene index and value
@@ -97,6 +98,26 @@ def in_memory(
     if keys is None and not shuffle and split == "all":
         keys = np.arange(np.shape(counts)[0] if not isinstance(counts, tuple) else len(counts[0]) - 1, dtype=np.uint64)
     source = MemorySource(counts, columns, schema, keys, seed)
+    return of_source(source, split, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
+
+
+def of_source(
+    source: MemorySource | StoredSource,
+    split: Split,
+    config: LoaderConfig,
+    *,
+    seed: int,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
+    lanes: int | None = None,
+    shuffle: bool = True,
+) -> "CellLoader":
+    """Batches of a split of a query's cells, held in memory or streamed (`query_counts.source_of`).
+
+    ``shuffle=False, lanes=1`` gives them in the order of their keys.
+
+    Raises:
+        UsageError: as `stream`.
+    """
     held_out = source.n_before(config.validation)
     return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
 

@@ -6,15 +6,19 @@ A query is never guessed into place: its batches, genes and counts are found out
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders.counts import Csr, Place, take_rows
+from scarcade.dataloaders.counts import Csr, Place
 from scarcade.dataloaders.gene_names import Alignment, GeneNames, align
 from scarcade.dataloaders.layers import choose_layer
-from scarcade.dataloaders.source import Source, blocks, opened
+from scarcade.dataloaders.query_counts import Counts, Keep, held
+from scarcade.dataloaders.source import Source, opened
+from scarcade.dataloaders.store import is_store, open_store
+from scarcade.dataloaders.unread_counts import Unread
 from scarcade.engine.contracts import UNLABELLED, Categories, Schema
 from scarcade.engine.errors import CategoryError, GenesError, LimitError, UsageError
 
@@ -104,7 +108,7 @@ class Query:
 
     name: str
     where: str
-    counts: Csr  # genes that the query does not measure are absent, and listed in `alignment.missing`
+    counts: Counts  # genes that the query does not measure are absent, and listed in `alignment.missing`
     obs: pd.DataFrame  # as in the file
     batch_key: str
     batch: np.ndarray  # text (n,)
@@ -119,10 +123,18 @@ class Query:
     proteins: np.ndarray | None = None  # float32 (n, proteins of the reference); None if the query has none
     proteins_measured: np.ndarray | None = None  # bool, of the same shape
     var: pd.DataFrame = field(default_factory=pd.DataFrame)
+    keys: np.ndarray | None = None  # uint64 (n,), ascending: of the cells of a store of ours that are held in memory
 
     @property
     def n_cells(self) -> int:
         return self.counts.n_cells
+
+    @property
+    def csr(self) -> Csr:
+        """The counts of a query that is held in memory."""
+        if not isinstance(self.counts, Csr):
+            raise TypeError(f"{self.where}: its counts are not held in memory")
+        return self.counts
 
 
 def read_query(
@@ -138,6 +150,7 @@ def read_query(
     allow_noninteger: bool = False,
     protein_key: str | None = None,
     where: str | None = None,
+    keep: Keep = held,
 ) -> Query:
     """The cells of an .h5ad, a .zarr or an AnnData as a reference's model wants them.
 
@@ -145,6 +158,7 @@ def read_query(
     are any). Fewer than `min_genes` of the reference's genes is an error, fewer than 0.8 a warning. `protein_key` is
     the obsm entry with the counts of proteins, for a reference that has some (default: found by its usual names).
     `where` is what the file is called in messages (default: its path).
+    `keep` says what becomes of the counts (see `query_counts`).
 
     Raises:
         OpenError, LimitError, CsrError, CountsError: the file cannot be used. GenesError: too few genes in common.
@@ -158,7 +172,11 @@ def read_query(
         genes = GeneNames.of(var, f"{file.where}: layer {chosen.name!r}")
         alignment = align(genes, reference.genes, where=file.where)
         _enough(alignment, reference, file.where, min_genes, told)
-        counts = _all_rows(file, chosen.name, alignment, reference, list(obs.index), genes, not allow_noninteger)
+        matrix = file.matrix(chosen.name)
+        place = Place(matrix.where, list(obs.index), genes.index)
+        ours = Path(source) if chosen.name == "X" and is_store(source) else None
+        integer = not allow_noninteger
+        counts = keep(Unread(matrix, place, alignment.columns, reference.n_genes, integer, ours))
         labels, texts = _labels(obs, reference, label_keys, unlabelled, file.where, told)
         if batch_key is None:
             batch = np.full(len(obs), name or file.name, object)
@@ -185,6 +203,7 @@ def read_query(
             proteins_measured=proteins[1],
             warnings=tuple(told),
             var=var,
+            keys=open_store(ours).keys(0, len(obs)) if ours is not None and isinstance(counts, Csr) else None,
         )
 
 
@@ -234,31 +253,6 @@ def _enough(alignment: Alignment, reference: Schema, where: str, least: float, t
         told.append(text)
         if share < 0.8:
             warnings.warn(text, DataWarning, stacklevel=3)
-
-
-def _all_rows(
-    file: Source,
-    layer: str,
-    alignment: Alignment,
-    reference: Schema,
-    cells: list[str],
-    genes: GeneNames,
-    integer: bool,
-) -> Csr:
-    matrix = file.matrix(layer)
-    parts = []
-    for _, block in blocks(matrix, Place(matrix.where, cells, genes.index), integer=integer):
-        rows = np.arange(block.n_cells)
-        parts.append(take_rows(block, rows, alignment.columns, reference.n_genes))
-    indptr = np.zeros(matrix.shape[0] + 1, np.int64)
-    if parts:
-        np.cumsum(np.concatenate([np.diff(part.indptr) for part in parts]), out=indptr[1:])
-    empty_values = np.empty(0, np.uint32 if integer else np.float32)
-    return Csr(
-        indptr,
-        np.concatenate([part.indices for part in parts] or [np.empty(0, np.int32)]),
-        np.concatenate([part.data for part in parts] or [empty_values]),
-    )
 
 
 def _labels(

@@ -145,7 +145,7 @@ class MemorySource:
             raise CsrError(f"counts in memory: row {row} has columns out of order or beyond {schema.n_genes} genes")
         check_columns(columns, schema, self.n_cells, "columns in memory")
         if keys is None:
-            keys = np.random.Philox(np.random.SeedSequence((seed, self.n_cells))).random_raw(self.n_cells)
+            keys = drawn_keys(self.n_cells, seed)
         if len(keys) != self.n_cells:
             raise CsrError(f"{len(keys)} keys for {self.n_cells} cells in memory")
         self.place = np.argsort(keys, kind="stable")
@@ -187,6 +187,12 @@ class MemorySource:
             return None
         rows = np.concatenate([self.place[start:stop] for start, stop in runs])
         return counts[rows], np.ones((len(rows), counts.shape[1]), bool) if measured is None else measured[rows]
+
+
+def drawn_keys(n_cells: int, seed: int) -> np.ndarray:
+    """Keys uint64 (n,) of cells that have none of their own."""
+    keys: np.ndarray = np.random.Philox(np.random.SeedSequence((seed, n_cells))).random_raw(n_cells)
+    return keys
 
 
 def _csr(counts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ from scarcade.engine.folder import MANIFEST, problems, read_manifest
 if TYPE_CHECKING:
     import anndata as ad
 
-__all__ = ["CellBlock", "Store", "StoreWriter", "open_store"]
+__all__ = ["CellBlock", "Store", "StoreWriter", "is_store", "open_store"]
 
 LIMIT_CELLS, LIMIT_GENES = 1 << 36, 1 << 22
 _COARSE = 1024  # cells between two remembered places in X
@@ -44,6 +44,13 @@ def open_store(path: str | Path) -> "Store":
         those of the manifest. CsrError: row pointers that do not ascend. LimitError: impossible sizes.
     """
     return Store(Path(path))
+
+
+def is_store(data: Any) -> bool:
+    """Whether `data` is the path of a store of ours."""
+    if not isinstance(data, str | Path) or not (Path(data) / MANIFEST).is_file():
+        return False
+    return bool(read_manifest(Path(data)).get("kind") == "store")
 
 
 class Store:

@@ -60,6 +60,20 @@ class Superbatch:
             weakref.finalize(self, release, (indices, data)).atexit = False
 
 
+def renamed(loaded: Superbatch, places: np.ndarray, n_genes: int) -> Superbatch:
+    """`loaded` with gene g as ``places[g]`` of `n_genes` (-1: left out); its buffers are changed where they are."""
+    if np.iinfo(loaded.indices.dtype).max < n_genes:
+        loaded = Superbatch(
+            loaded.indices.astype(np.uint32),
+            loaded.data.copy(),  # the buffers that were lent go back
+            starts=loaded.starts,
+            lengths=loaded.lengths,
+            rows=loaded.rows,
+        )
+    kernels.rename(loaded.indices, loaded.data, loaded.starts, loaded.lengths, places)
+    return loaded
+
+
 class DenseRing:
     """Two float32 buffers used in turn: a fresh one for each batch costs more than filling it."""
 

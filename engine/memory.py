@@ -1,8 +1,9 @@
 """Memory of a process: sizes as people write them, a hard limit, and telling that an error means there was none left.
 
 The limit is the kernel's RLIMIT_DATA, on private memory that can be written. Tried with Ray and torch: numpy, torch
-and Python then raise, the worker lives on, and the next allocation that fits succeeds. RLIMIT_AS does not work (a Ray
-worker maps gigabytes that it never touches), and a thread that looks at the resident size now and then comes too late.
+and Python then raise, the worker lives on, and the next allocation that fits succeeds. RLIMIT_AS counts what is
+mapped, and a Ray worker maps gigabytes that it never touches; a thread that looks at the resident size now and then
+comes too late.
 """
 
 import re

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,11 @@ from scarcade.dataloaders.schema import (
     read_query,
     text_of,
 )
-from scarcade.dataloaders.store import Store, open_store
+from scarcade.dataloaders.store import Store, is_store, open_store
 from scarcade.dataloaders.stratified import DrawnSource
 from scarcade.dataloaders.superbatch import DenseRing, PackedCounts
 from scarcade.engine.contracts import UNLABELLED, Batch, Categories, Loader, Schema
 from scarcade.engine.errors import CategoryError
-from scarcade.engine.folder import MANIFEST, read_manifest
 from scarcade.models.model import AtlasModel
 
 
@@ -218,7 +216,7 @@ def _memory_cells(data: Any, model: AtlasModel, batch_key: str | None, layer: st
     for ours, (seen, _) in zip(reference.labels, labels, strict=True):
         if surplus := seen.values[len(ours) :]:
             notes.append(unknown_labels(query.where, ours.name, surplus))
-    indptr, indices, counts = query.counts.indptr, query.counts.indices, query.counts.data
+    indptr, indices, counts = query.csr
     return MemoryCells(
         where=query.where,
         counts=sparse.csr_matrix((counts, indices, indptr), shape=(query.n_cells, reference.n_genes)),
@@ -267,13 +265,6 @@ def batch_columns(query: Query, codes: np.ndarray, reference: Schema) -> Columns
         proteins=query.proteins,
         proteins_measured=query.proteins_measured,
     )
-
-
-def is_store(data: Any) -> bool:
-    """Whether `data` is the path of a store of ours."""
-    if not isinstance(data, str | Path) or not (Path(data) / MANIFEST).is_file():
-        return False
-    return bool(read_manifest(Path(data)).get("kind") == "store")
 
 
 def _store_cells(store: Store, model: AtlasModel) -> StoreCells:

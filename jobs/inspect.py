@@ -237,6 +237,7 @@ def _against(
     path: Path, model: Path, batch_key: str | None, label_keys: Sequence[str] | None, layer: str | None
 ) -> dict[str, Any]:
     """Whether the cells at `path` can be mapped onto the model, read as `map` would read them."""
+    from scarcade.dataloaders.query_counts import seen
     from scarcade.dataloaders.schema import read_query
     from scarcade.engine.contracts import Schema
     from scarcade.models import MODELS
@@ -252,7 +253,7 @@ def _against(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are in the query, too
         try:
-            query = read_query(path, schema, batch_key=batch_key, label_keys=label_keys, layer=layer)
+            query = read_query(path, schema, batch_key=batch_key, label_keys=label_keys, layer=layer, keep=seen)
         except InputError as error:
             return out | {"mappable": False, "reasons": [f"{error.code}: {error}"]}
     known = set(schema.batch.values)

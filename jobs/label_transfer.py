@@ -15,6 +15,8 @@ from scarcade.engine.errors import CategoryError, NonFiniteError
 from scarcade.engine.neighbours import Neighbours
 
 Weights = Literal["gaussian", "distance"]
+SAMPLE = 2_000, 10_000  # cells, at the least and at the most, by which a reference's own distances are measured
+_PAIRS = 2_000_000_000  # of them and all others, at the most, before fewer are taken: a few seconds of searching
 
 
 def neighbour_weights(distances: np.ndarray, how: Weights) -> np.ndarray:
@@ -98,12 +100,13 @@ class LabelTransfer:
             self._labelled.append((column, shared[key], np.asarray(codes[known], np.int64)))
         self.usual = self.usual or self._own_distance()
 
-    def _own_distance(self, quantile: float = 0.95, sample: int = 10_000) -> float:
+    def _own_distance(self, quantile: float = 0.95) -> float:
         """Distance (mean to k neighbours) that 95 % of the reference's own cells stay within."""
-        if len(self._all) < 2:
+        n = len(self._all)
+        if n < 2:
             return 1.0
         rng = np.random.default_rng([self.seed, 1])
-        n = len(self._all)
+        sample = min(max(_PAIRS // n, SAMPLE[0]), SAMPLE[1])
         among = np.sort(rng.choice(n, sample, replace=False)) if n > sample else np.arange(n)
         distances, _ = self._all.of_each_other(self.k, among)
         usual = float(np.quantile(distances.mean(axis=1), quantile))
@@ -115,37 +118,44 @@ class LabelTransfer:
         Raises:
             NonFiniteError: a query cell has a latent that is not finite.
         """
-        if not np.isfinite(latent).all():
-            raise NonFiniteError("the latent of the query holds values that are not finite")
-        searched: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        predictions = []
-        for column, neighbours, codes in self._labelled:
-            if id(neighbours) not in searched:
-                searched[id(neighbours)] = neighbours.of(latent, self.k, block=self.block)
-            distances, places = searched[id(neighbours)]
-            predicted = np.empty(len(latent), np.int64)
-            uncertainty = np.empty(len(latent), np.float32)
-            for start in range(0, len(latent), self.block):
-                part = slice(start, start + self.block)
-                weights = neighbour_weights(distances[part], self.weights)
-                shares = votes(codes[places[part]], weights, len(column))
-                predicted[part] = shares.argmax(axis=1)
-                uncertainty[part] = np.clip(1 - shares.max(axis=1), 0, 1)
-            predictions.append(Prediction(column, predicted, uncertainty))
-        return predictions
+        return self.of(latent, distance=False)[0]
 
     def distance(self, latent: np.ndarray) -> np.ndarray:
         """How far each cell lies from the reference, float32 (Q,): 1 is the edge of the reference.
 
         The mean distance to the k nearest reference cells (labelled or not), divided by the distance that 95 % of
-        the reference's own cells stay within (the same mean, themselves left out, over at most 10,000 of them). So
+        the reference's own cells stay within (the same mean, themselves left out, over a sample of them). So
         about one in twenty cells of a query like the reference lies above 1; where many do, the query holds what the
         reference does not.
         """
+        return self.of(latent, labels=False)[1]
+
+    def of(
+        self, latent: np.ndarray, *, labels: bool = True, distance: bool = True
+    ) -> tuple[list[Prediction], np.ndarray]:
+        """`predict` and `distance` of the cells `latent` (Q, L) with one search for both, where they need the same.
+
+        Neighbours are held for a block of cells at a time: 50 of a million cells would be 800 MB.
+        """
         if not np.isfinite(latent).all():
             raise NonFiniteError("the latent of the query holds values that are not finite")
-        distances, _ = self._all.of(latent, self.k, block=self.block)
-        return np.asarray(distances.mean(axis=1) / self.usual, np.float32)
+        n, columns = len(latent), self._labelled if labels else []
+        predictions = [Prediction(column, np.empty(n, np.int64), np.empty(n, np.float32)) for column, _, _ in columns]
+        far = np.empty(n if distance else 0, np.float32)
+        wanted = {id(neighbours): neighbours for _, neighbours, _ in columns}
+        if distance:
+            wanted[id(self._all)] = self._all
+        for start in range(0, n, self.block):
+            part = slice(start, start + self.block)
+            found = {key: neighbours.of(latent[part], self.k) for key, neighbours in wanted.items()}
+            for prediction, (column, neighbours, codes) in zip(predictions, columns, strict=True):
+                distances, places = found[id(neighbours)]
+                shares = votes(codes[places], neighbour_weights(distances, self.weights), len(column))
+                prediction.codes[part] = shares.argmax(axis=1)
+                prediction.uncertainty[part] = np.clip(1 - shares.max(axis=1), 0, 1)
+            if distance:
+                far[part] = found[id(self._all)][0].mean(axis=1) / self.usual
+        return predictions, far
 
 
 def codes_of(values: Sequence[str | None], column: Categories) -> np.ndarray:

@@ -22,7 +22,7 @@ from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
-from scarcade.jobs.query_task import Job, MapConfig, Told, failed, key_of, read_task, skipped
+from scarcade.jobs.query_task import Job, MapConfig, Told, check_task, failed, key_of, skipped
 from scarcade.jobs.results import RECORDS, Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
@@ -198,7 +198,7 @@ def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say:
                     records[task.name] = done
                     say(task.name, {"state": "done", "reason": "was done already"})
                     continue
-                read_task(job, here)
+                check_task(job, here)
             keys[task.name] = key
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
             record = records[task.name] = failed(task, job.reference.schema, error, time.monotonic() - began)

@@ -14,8 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from scarcade.dataloaders.counts import Csr
 from scarcade.dataloaders.labelled import with_labelled
-from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory
+from scarcade.dataloaders.loader import CellLoader, LoaderConfig, of_source
+from scarcade.dataloaders.query_counts import QuerySource, source_of
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.config import Section
@@ -52,6 +54,11 @@ class QueryData(LoaderConfig):
     """How a query's cells are dealt out."""
 
     validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
+    stream_above: int = Field(
+        1 << 28,
+        ge=0,
+        description="Bytes of a query's counts in memory; one that needs more is streamed, to the same result.",
+    )
 
 
 class TransferConfig(Section):
@@ -174,14 +181,14 @@ class Prepared:
     query: Query
     schema: Schema
     grown: AtlasModel  # shares every tensor but the new rows with the reference
-    columns: Columns
+    source: QuerySource  # its cells, held in memory or streamed: the same to whoever reads them
     new: dict[str, tuple[str, ...]]
     trains: bool
     notes: tuple[str, ...]
 
     def loader(self, data: LoaderConfig, split: Literal["train", "validation"], seed: int) -> CellLoader:
         """Its cells of a split, as they are dealt out in training; without labelled cells beside them."""
-        cells = in_memory(self.query.counts, self.columns, self.schema, data, seed=seed, split=split)
+        cells = of_source(self.source, split, data, seed=seed)
         return stratified(cells, seed=seed) if data.stratify and split == "train" else cells
 
     def loaders(self, data: LoaderConfig, seed: int) -> tuple[CellLoader, CellLoader | None]:
@@ -208,7 +215,8 @@ def prepared(reference: Reference, query: Query, surgery: QuerySurgery, *, seed:
     moves = grew and (reference.model.surgery_notice is None or surgery.train_decoder)
     notes = tuple(_notes(reference, query, new, surgery, grew))
     trains = bool(query.n_cells and (new or surgery.model) and moves)
-    return Prepared(query, schema, grown, columns, new, trains, notes)
+    source = source_of(query.counts, columns, schema, seed=seed, keys=query.keys)
+    return Prepared(query, schema, grown, source, new, trains, notes)
 
 
 def member_of(
@@ -218,22 +226,27 @@ def member_of(
     beside = one.grown.labelled_beside and surgery.use_labels
     if not one.trains or beside or why_alone(one.grown) is not None:
         return None
-    data = data.model_copy(update={"read_ahead": False})  # its cells are in memory
+    if isinstance(one.query.counts, Csr):
+        data = data.model_copy(update={"read_ahead": False})  # there is nothing to wait for
     train, validation = one.loaders(data, seed)
     return Member(one.query.name, rows_of(one.grown), train, validation, seed, constants_of(one, data), progress)
 
 
 def constants_of(one: Prepared, data: QueryData) -> dict[str, Tensor]:
     """What of every cell stays the same while it is trained; nothing if that is too much to keep."""
-    parts: list[dict[str, Tensor]] = []
-    config = LoaderConfig(batch_size=1024, validation=0.0, memory=data.memory, read_ahead=False)
-    cells = in_memory(one.query.counts, one.columns, one.schema, config, seed=0, lanes=1, shuffle=False)
-    for batch in cells.epoch(0):
+    known: dict[str, Tensor] = {}
+    config = LoaderConfig(batch_size=1024, validation=0.0, window=8192, memory=data.memory, read_ahead=False)
+    for batch in of_source(one.source, "all", config, seed=0, lanes=1, shuffle=False).epoch(0):
         found = one.grown.constants(batch)
-        if sum(value.nbytes for value in found.values()) * one.query.n_cells > data.memory // 4 * len(batch):
+        if not known and sum(value.nbytes for value in found.values()) * one.query.n_cells > data.memory // 4 * len(
+            batch
+        ):
             return {}
-        parts.append(found)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for name, values in found.items():
+            if name not in known:
+                known[name] = values.new_empty(one.query.n_cells, *values.shape[1:])
+            known[name][torch.from_numpy(batch.rows)] = values
+    return known
 
 
 def train_alone(
@@ -297,17 +310,18 @@ def finished(
     Raises:
         NonFiniteError: its latent is not finite.
     """
-    mean, variance, probabilities = _embedded(one.grown, one.query, one.columns, one.schema, data)
+    mean, variance, probabilities = _embedded(one.grown, one.source, data)
     transfer = reference.transfer
     shared = mean[:, : reference.model.n_latent]  # without terms that surgery added
+    predictions, distance = transfer.of(shared) if transfer else ([], None)
     name = one.grown.name
     return Mapped(
         model=one.grown,
         mean=mean,
         variance=variance,
         classified=None if probabilities is None else Classified(one.schema.labels[0], name, probabilities),
-        predictions=transfer.predict(shared) if transfer else [],
-        distance=transfer.distance(shared) if transfer else None,
+        predictions=predictions,
+        distance=distance,
         history=[dict(line) for line in history],
         steps=steps,
         new=one.new,
@@ -337,16 +351,22 @@ def known_accuracy(reference: Schema, query: Query, predictions: list[Prediction
 
 
 def _embedded(
-    model: AtlasModel, query: Query, columns: Any, schema: Schema, data: LoaderConfig
+    model: AtlasModel, source: QuerySource, data: LoaderConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Mean and variance of every cell, in the query's order, and what the model's classifier says of it."""
-    n, width = query.n_cells, model.n_latent
+    """Mean and variance of every cell, in the query's order, and what the model's classifier says of it.
+
+    Cells are read in the order of their keys, in which they lie on the disk where they are streamed.
+    """
+    n, width = source.n_cells, model.n_latent
     mean, variance = (np.empty((n, width), np.float32) for _ in range(2))
-    probabilities = np.empty((n, schema.n_labels), np.float32) if model.classifies else None
+    probabilities = np.empty((n, source.schema.n_labels), np.float32) if model.classifies else None
     if n:
-        config = LoaderConfig(batch_size=max(1024, data.batch_size), validation=0.0, memory=data.memory)
+        size = max(1024, data.batch_size)
+        config = LoaderConfig(
+            batch_size=size, validation=0.0, window=8 * size, memory=data.memory
+        )  # nothing to shuffle
         model.eval()
-        for batch in in_memory(query.counts, columns, schema, config, seed=0, lanes=1, shuffle=False).epoch(0):
+        for batch in of_source(source, "all", config, seed=0, lanes=1, shuffle=False).epoch(0):
             mean[batch.rows], variance[batch.rows] = latent_of(model, batch)
             if probabilities is not None:
                 probabilities[batch.rows] = model.predict_labels(batch.to(model.device)).cpu().numpy()

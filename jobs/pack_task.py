@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from scarcade.dataloaders.query_counts import keep_for_mapping
 from scarcade.dataloaders.schema import Query
+from scarcade.dataloaders.scratch import Scratch
 from scarcade.engine.pack import Member, Pack
 from scarcade.jobs.fetched import fetched
 from scarcade.jobs.one_query import Prepared, finished, member_of, prepared, train_alone
@@ -109,7 +111,10 @@ class _Voyage:
         scratch = ExitStack()
         try:
             here = scratch.enter_context(fetched(task, self._job.results.out))
-            query = read_task(self._job, here)
+            large = Scratch(self._job.results.out, task.name)
+            scratch.callback(large.remove)
+            keep = keep_for_mapping(large, limit=config.data.stream_above, seed=config.seed)
+            query = read_task(self._job, here, keep)
             one = prepared(self._job.reference, query, config.surgery, seed=config.seed)
             told = self._told(task)
             member = member_of(one, data=config.data, surgery=config.surgery, seed=config.seed, progress=told)

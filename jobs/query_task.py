@@ -7,12 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from scarcade.dataloaders.query_counts import Keep, seen
 from scarcade.dataloaders.schema import Query, read_query
+from scarcade.dataloaders.scratch import Scratch
 from scarcade.engine.config import Section
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import MemoryLimitError, ScarcadeError
@@ -65,7 +68,8 @@ class MapConfig(Section):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on."""
-        return self.model_dump(mode="json", exclude={"scale", "report", "results"})
+        beside: dict[str, Any] = {"scale": True, "report": True, "results": True, "data": {"stream_above"}}
+        return self.model_dump(mode="json", exclude=beside)
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,17 @@ def committed(
     return record
 
 
-def read_task(job: Job, task: Task) -> Query:
-    """The checked cells of a task.
+def check_task(job: Job, task: Task) -> Query:
+    """The cells of a task, checked as `read_task` does, in memory that does not depend on their number.
+
+    Raises:
+        InputError: they cannot be used, as `read_query`.
+    """
+    return read_task(job, task, partial(seen, scratch=Scratch(job.results.out, task.name)))
+
+
+def read_task(job: Job, task: Task, keep: Keep) -> Query:
+    """The checked cells of a task; `keep` says what becomes of their counts.
 
     Raises:
         InputError: they cannot be used, as `read_query`. MemoryLimitError: they are too large for a worker.
@@ -146,6 +159,7 @@ def read_task(job: Job, task: Task) -> Query:
         min_genes=job.config.min_genes,
         protein_key=job.config.protein_key,
         where=task.url,
+        keep=keep,
     )
 
 

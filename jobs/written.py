@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from scarcade.dataloaders.schema import Query, text_of
+from scarcade.dataloaders.schema import Query
 from scarcade.engine.errors import StorageError
 from scarcade.engine.folder import MANIFEST, committed, sync
 from scarcade.jobs.one_query import Mapped
 from scarcade.jobs.queries import Task
+from scarcade.jobs.storable import storable
+from scarcade.jobs.zarr_copy import zarr_to_h5ad
 
 Format = Literal["h5ad", "zarr"]
 DISTANCE = "reference_distance"
@@ -69,10 +71,7 @@ def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
 
     Where the model has a classifier, what it says of the primary label is in ``<label>_<model>``.
     """
-    obs = query.obs.copy()
-    for name in obs.select_dtypes(include=[object]).columns:
-        if obs[name].isna().any():  # text with gaps cannot be written, categories with gaps can
-            obs[name] = pd.Categorical(text_of(obs[name]))
+    obs = storable(query.obs)
     for prediction in mapped.predictions:
         values = pd.Categorical.from_codes(prediction.codes, categories=pd.Index(prediction.column.values))
         obs[f"{prediction.column.name}_pred"] = values
@@ -87,15 +86,16 @@ def annotated(query: Query, mapped: Mapped) -> pd.DataFrame:
 
 
 def _write_h5ad(path: Path, source: Path | None, given: Any, elements: Mapping[str, Any]) -> None:
-    import anndata as ad
     import h5py
 
     temporary = path.with_name(f".tmp-{path.stem}-{os.getpid()}.h5ad")
     try:
-        if source is not None and source.is_file():
+        if source is None:
+            _without_obs(given).write_h5ad(temporary)
+        elif source.is_file():
             shutil.copyfile(source, temporary)
         else:
-            (ad.read_zarr(source) if source is not None else _without_obs(given)).write_h5ad(temporary)
+            zarr_to_h5ad(source, temporary)
         with h5py.File(temporary, "r+") as file:
             _put(file, elements)
         sync(temporary)

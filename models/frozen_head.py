@@ -10,6 +10,7 @@ Shapes: B cells, G genes, H hidden units.
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from scarcade.engine.contracts import Counts
 from scarcade.models import frozen_kernel as kernel
 from scarcade.models.layers import Linear
+from scarcade.models.threads import run
 
 BLOCK = 128  # cells of a block: logits of 2,000 genes are 1 MB, half of a core's second cache
 
@@ -77,6 +79,10 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+def _rows(given: tuple[Any, ...], start: int, stop: int) -> None:
+    kernel.rows(start, stop, *given)
+
+
 class _LogP(torch.autograd.Function):
     """(hidden units, head, counts, log library, constants) -> log p; the gradient is made in the forward pass."""
 
@@ -99,19 +105,12 @@ class _LogP(torch.autograd.Function):
                 dropout = torch.addmm(
                     head.dropout.bias, h, head.dropout.weight.T, out=_buffers.rows(1, stop - start, n_genes)
                 )
-            kernel.rows(
-                0,
-                stop - start,
-                indptr[start : stop + 1],
-                genes,
-                values,
-                logits.numpy(),
+            given = (
+                *(indptr[start : stop + 1], genes, values, logits.numpy()),
                 none if dropout is None else dropout.numpy(),
-                library_B[start:stop],
-                constant_B[start:stop].numpy(),
-                theta_G,
-                value_B[start:stop].numpy(),
+                *(library_B[start:stop], constant_B[start:stop].numpy(), theta_G, value_B[start:stop].numpy()),
             )
+            run(stop - start, partial(_rows, given))
             part = torch.mm(logits, head.scale.weight, out=d_h_BH[start:stop])
             if dropout is not None and head.dropout is not None:
                 part.addmm_(dropout, head.dropout.weight)

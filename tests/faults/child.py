@@ -33,7 +33,7 @@ def answer(path: Path) -> dict[str, object]:
         with AnnDataFile(path) as file:
             genes = GeneNames.of(file.var("X"), str(path)).index
         query = read_query(path, Schema(tuple(genes), Categories("batch", ())), batch_key="batch", layer="X")
-        indptr, indices, data = query.counts
+        indptr, indices, data = query.csr
         assert len(indptr) == len(query.obs) + 1
         assert (np.diff(indptr) >= 0).all()
         assert indptr[-1] == len(indices) == len(data)

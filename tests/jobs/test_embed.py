@@ -10,10 +10,10 @@ import torch
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.schema import DataWarning
-from scarcade.dataloaders.store import open_store
+from scarcade.dataloaders.store import is_store, open_store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError
-from scarcade.jobs.cells import cells_of, is_store
+from scarcade.jobs.cells import cells_of
 from scarcade.jobs.cli import main
 from scarcade.jobs.embed import embed, write_latent
 from scarcade.jobs.latent import read_latent

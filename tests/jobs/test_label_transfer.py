@@ -118,3 +118,16 @@ def test_votes_add_up() -> None:
 
 def test_codes_follow_the_references_order() -> None:
     np.testing.assert_array_equal(codes_of(["b", None, "a", "not there"], AB), [1, -1, 0, -1])
+
+
+def test_blocks_and_one_search_for_both_change_nothing() -> None:
+    rng = np.random.default_rng(3)
+    latent, query = (rng.normal(size=(n, 4)).astype(np.float32) for n in (500, 130))
+    codes = rng.integers(-1, 2, 500)
+    columns = [(AB, codes), (Categories("c", ("x", "y")), rng.integers(0, 2, 500))]
+    whole, by_blocks = (LabelTransfer(latent, columns, k=12, block=block) for block in (16_384, 17))
+    predictions, distance = by_blocks.of(query)
+    np.testing.assert_array_equal(distance, whole.distance(query))
+    for one, other in zip(predictions, whole.predict(query), strict=True):
+        np.testing.assert_array_equal(one.codes, other.codes)
+        np.testing.assert_array_equal(one.uncertainty, other.uncertainty)
