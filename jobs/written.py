@@ -125,15 +125,17 @@ def _without_obs(given: Any) -> Any:
     import anndata as ad
 
     raw = given.raw
-    return ad.AnnData(
-        X=given.X,
-        obs=pd.DataFrame(index=given.obs_names),
-        var=given.var.copy(),
-        uns=dict(given.uns),
-        layers=dict(given.layers),
-        raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
-        **{name: dict(getattr(given, name)) for name in ("obsm", "varm", "obsp", "varp")},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* names are not unique")  # as they were in the query
+        return ad.AnnData(
+            X=given.X,
+            obs=pd.DataFrame(index=given.obs_names),
+            var=given.var.copy(),
+            uns=dict(given.uns),
+            layers=dict(given.layers),
+            raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
+            **{name: dict(getattr(given, name)) for name in ("obsm", "varm", "obsp", "varp")},
+        )
 
 
 def _put(root: Any, elements: Mapping[str, Any]) -> None:
