@@ -11,7 +11,7 @@ A cell whose true label no cell of the reference has (CD34 in FACS) is left out 
 Ours: ``scarcade ingest``, ``train --recipe scarches``, and one ``map`` of the folder. Theirs: the same genes,
 architecture, epochs and batch sizes (`peers/mapping_scvi_tools.py`). "same classifier": scikit-learn's k = 50 weighted
 by distance, for both; "map": what ``scarcade map`` writes. Distances are those of ``reference_distance``, in the latent
-of each. AUROC: how well a score of a cell tells cells that the reference does not hold (skin; CD34 in FACS) from others.
+of each. AUROC: how well a score of a cell tells what the reference does not hold (skin; CD34 in FACS).
 """
 
 import argparse
