@@ -10,7 +10,6 @@ prints a line for each, the sum last. The clock begins after the imports. Import
 
 import argparse
 import json
-import resource
 import time
 import warnings
 from pathlib import Path
@@ -91,7 +90,6 @@ def map_(given: argparse.Namespace) -> None:
                 "cpu_s": round(time.process_time() - used, 2),
                 "cells": n_cells,
                 "accuracy": round(float(np.mean(accuracies)), 4) if accuracies else None,
-                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             }
         )
     )
