@@ -14,16 +14,18 @@ from typing import Any
 from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
+from scarcade.engine.lock import sole_writer
 from scarcade.engine.world import cores, use_threads
 from scarcade.jobs.fetched import fetched
 from scarcade.jobs.lanes import map_in_lanes
 from scarcade.jobs.merged import check_merge, write_merged
 from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
+from scarcade.jobs.packs import large_and_small, packs_of
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, check_task, failed, key_of, skipped
-from scarcade.jobs.results import RECORDS, Record, Results
+from scarcade.jobs.results import RECORDS, SUMMARY, Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
 
@@ -94,7 +96,7 @@ def map_queries(
 
     Raises:
         UsageError: settings that cannot be meant. OpenError, ModelFileError: the reference cannot be used.
-        StorageError: `out` cannot be written.
+        StorageError: `out` cannot be written. BusyError: another command is writing to it.
     """
     direct = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "workers": workers, "threads": threads}
     began = time.monotonic()
@@ -105,28 +107,33 @@ def map_queries(
     _check(config, loaded.model)
     if merge is not None:
         check_merge(Path(merge), loaded, [task.name for task in tasks])
-    _prepare(Path(out))
-    projection = None
-    if loaded.latent is not None and len(loaded.latent):
-        projection = project(loaded.latent.mean, config.report.picture, seed=config.seed)
-    job = Job(loaded, config, Results(Path(out), config.results), projection)
-    say = told or (lambda name, line: None)
-    records: dict[str, Record] = {}
-    try:
-        keys = _validated(job, tasks, records, say)
-        for name, record in _mapped(job, [task for task in tasks if task.name in keys], keys, say):
-            records[name] = record
-            say(name, {"state": record["state"], "reason": record.get("reason")})
-    finally:  # also when it is stopped: what is done is told
-        ordered = [records.get(task.name) or skipped(task, loaded.schema) for task in tasks]
-        job.results.write_summary(loaded.fingerprint, ordered)
-    from scarcade.jobs.report import write_report  # which loads jinja2
+    with _sole_user(Path(out)):
+        projection = None
+        if loaded.latent is not None and len(loaded.latent):
+            projection = project(loaded.latent.mean, config.report.picture, seed=config.seed)
+        job = Job(loaded, config, Results(Path(out), config.results), projection)
+        ordered = _all_mapped(job, tasks, told or (lambda name, line: None))
+        from scarcade.jobs.report import write_report  # which loads jinja2
 
-    write_report(job, ordered, time.monotonic() - began)
+        write_report(job, ordered, time.monotonic() - began)
     together = None
     if merge is not None and any(record["state"] == "done" for record in ordered):
         together = write_merged(Path(merge), loaded, job.results, ordered)
     return MapResult(job.results.out, loaded.fingerprint, tuple(ordered), together)
+
+
+def _all_mapped(job: Job, tasks: Sequence[Task], say: Told) -> list[Record]:
+    """The records of all queries, in their order; the summary is written whatever happens."""
+    records: dict[str, Record] = {}
+    try:
+        valid = _validated(job, tasks, records, say)
+        for name, record in _mapped(job, [task for task in tasks if task.name in valid], valid, say):
+            records[name] = record
+            say(name, {"state": record["state"], "reason": record.get("reason")})
+    finally:  # also when it is stopped: what is done is told
+        ordered = [records.get(task.name) or skipped(task, job.reference.schema) for task in tasks]
+        job.results.write_summary(job.reference.fingerprint, ordered)
+    return ordered
 
 
 def _for_model(settings: Mapping[str, Any], model: AtlasModel) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _check(config: MapConfig, model: AtlasModel) -> None:
 
     Raises:
         UsageError: the model learns nothing from labels, or is not to, and settings are about them; it cannot add what
-            `surgery.model` asks for.
+            `surgery.model` asks for. A GPU is asked for.
     """
     if config.data.edit_labels:
         raise UsageError("--data.edit-labels: is for training; in a mapping it is --transfer.edit")
@@ -155,6 +162,8 @@ def _check(config: MapConfig, model: AtlasModel) -> None:
         )
     if config.surgery.use_labels and not model.labelled_beside:
         raise UsageError(f"--surgery.use-labels: {model.name} learns nothing from labels; leave it out")
+    if config.scale.gpus:
+        raise UsageError("--scale.gpus: queries are mapped on processors so far; leave it out")
     if config.surgery.model:
         grow(model, model.schema, seed=config.seed, config=SurgeryConfig(model=config.surgery.model))
 
@@ -173,21 +182,37 @@ def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:
     return checked(MapConfig, tree)
 
 
-def _prepare(out: Path) -> None:
+@contextmanager
+def _sole_user(out: Path) -> Iterator[None]:
+    """Nobody else writes to `out` within the block; what a killed mapping left half-written is gone.
+
+    Raises:
+        BusyError: another command is writing to it. StorageError: it cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
-    sweep(out)
-    sweep(out / RECORDS)
+    with sole_writer(out / SUMMARY):
+        sweep(out)
+        sweep(out / RECORDS)
+        yield
 
 
-def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say: Told) -> dict[str, str]:
-    """Name -> key of the queries that are to be mapped. Those that are done, or cannot be, are put into `records`.
+@dataclass(frozen=True)
+class _Valid:
+    """What validation found out of a query that is to be mapped."""
+
+    key: str
+    n_cells: int
+
+
+def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say: Told) -> dict[str, _Valid]:
+    """The queries that are to be mapped, by name. Those that are done, or cannot be, are put into `records`.
 
     Every query is read and checked before the first is trained: a wrong --batch-key shows at once.
     """
-    keys: dict[str, str] = {}
+    valid: dict[str, _Valid] = {}
     for task in tasks:
         began = time.monotonic()
         try:
@@ -198,25 +223,27 @@ def _validated(job: Job, tasks: Sequence[Task], records: dict[str, Record], say:
                     records[task.name] = done
                     say(task.name, {"state": "done", "reason": "was done already"})
                     continue
-                check_task(job, here)
-            keys[task.name] = key
+                valid[task.name] = _Valid(key, check_task(job, here).n_cells)
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)
             record = records[task.name] = failed(task, job.reference.schema, error, time.monotonic() - began)
             job.results.write_record(record)
             say(task.name, {"state": "failed", "reason": record["reason"]})
-    return keys
+    return valid
 
 
-def _mapped(job: Job, tasks: Sequence[Task], keys: Mapping[str, str], say: Told) -> Iterator[tuple[str, Record]]:
+def _mapped(job: Job, tasks: Sequence[Task], valid: Mapping[str, _Valid], say: Told) -> Iterator[tuple[str, Record]]:
     """(name, record) of each query as it is done; in this process, or in Ray tasks."""
+    keys = {name: one.key for name, one in valid.items()}
+    sizes = {name: one.n_cells for name, one in valid.items()}
     if tasks and job.config.scale.workers > 0:
         from scarcade.jobs.ray_tasks import map_on_ray
 
-        size = min(32, -(-len(tasks) // (4 * job.config.scale.workers)))  # four rounds, so that workers end together
-        yield from map_on_ray(job, [tasks[i : i + size] for i in range(0, len(tasks), size)], keys)
+        yield from map_on_ray(job, packs_of(tasks, sizes, job.config.scale.workers), keys)
         return
     with threads_as_before() as before:
-        yield from map_in_lanes(job, tasks, keys, say, threads=job.config.scale.threads or min(before, cores()))
+        threads = job.config.scale.threads or min(before, cores())
+        for some in large_and_small(tasks, sizes):
+            yield from map_in_lanes(job, some, keys, say, threads=threads)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class QueryData(LoaderConfig):
     """How a query's cells are dealt out."""
 
     validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
+    lanes: int | None = Field(1, ge=1, description="Stretches read in turn; one process reads them all.")
     stream_above: int = Field(
         1 << 28,
         ge=0,

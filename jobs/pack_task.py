@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from scarcade.dataloaders.counts import Csr
 from scarcade.dataloaders.query_counts import keep_for_mapping
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.scratch import Scratch
@@ -87,6 +88,8 @@ class _Passage:
     ) -> None:
         self.task, self.here, self.one, self.member = task, here, one, member  # here: as it lies on this machine
         self.scratch = scratch
+        counts = one.query.counts
+        self.n_bytes = sum(part.nbytes for part in counts) if isinstance(counts, Csr) else 0
         self.seconds, self.seconds_training = seconds, 0.0  # its share of a step's time by its cells
 
 
@@ -100,10 +103,12 @@ class _Voyage:
 
     @property
     def has_room(self) -> bool:
-        """Whether another query of whole batches fits into a step."""
+        """Whether another query of whole batches fits into a step, and into the memory that there is for counts."""
         if self._pack is None or not self.aboard:
             return True
-        return len(self.aboard) < MOST and self._pack.n_cells + self._job.config.data.batch_size <= ABOARD
+        data = self._job.config.data
+        fits = self._pack.n_cells + data.batch_size <= ABOARD
+        return fits and len(self.aboard) < MOST and sum(p.n_bytes for p in self.aboard.values()) < data.memory
 
     def begin(self, task: Task) -> Record | None:
         """Read a query and take it aboard; its record, if it is over already."""

@@ -23,6 +23,7 @@ from scarcade.jobs.written import Format, is_whole, write_result
 from scarcade.models.saved import save_delta
 
 RECORDS = ".records"
+SUMMARY = "summary.json"
 SUMMARY_FIELDS = ("name", "path", "state", "reason", "n_cells", "genes_found", "genes_wanted", "seconds")
 Record = dict[str, Any]
 
@@ -83,7 +84,7 @@ class Results:
     def write_summary(self, reference: str, records: Sequence[Record]) -> None:
         """summary.json and summary.csv."""
         rows = [_row(record) for record in records]
-        write_json(self.out / "summary.json", {"reference": reference, "queries": rows})
+        write_json(self.out / SUMMARY, {"reference": reference, "queries": rows})
         write_bytes(self.out / "summary.csv", csv_of(rows).encode())
 
 

@@ -80,18 +80,29 @@ def _zinb_zeros(factor, e_G, theta_G, inverse_G, there_G, dropout_G, t_G):  # ty
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _counts(places, x_N, factor, e_G, theta_G, base_G, t_G):  # type: ignore[no-untyped-def]
-    """What counts that are not zero add: sets their gradients; returns the sums of log p and of the change."""
-    value, slope = 0.0, 0.0
-    for k in range(len(places)):
+def _counts(places, x_N, factor, e_G, theta_G, t_G, work):  # type: ignore[no-untyped-def]
+    """What counts that are not zero add: sets their gradients; returns the sums of log p and of the change.
+
+    They are gathered first, so that the arithmetic is vector code.
+    """
+    n = len(places)
+    for k in range(n):
         g = places[k]
-        x, rate, base = np.float32(x_N[k]), factor * e_G[g], base_G[g]
-        one_by_sum = np.float32(1.0) / (base + rate)
+        work[0, k] = np.float32(x_N[k])
+        work[1, k] = factor * e_G[g]
+        work[2, k] = theta_G[g]
+        work[3, k] = t_G[g]
+    value, slope = np.float32(0.0), np.float32(0.0)
+    for k in range(n):
+        x, rate, theta = work[0, k], work[1, k], work[2, k]
+        one_by_sum = np.float32(1.0) / (theta + EPS + rate)
         rate_eps = rate + EPS
-        value += np.float64(x * log32(rate_eps * one_by_sum))
-        t = rate * (x / rate_eps - (x + theta_G[g]) * one_by_sum)
-        slope += np.float64(t) - np.float64(t_G[g])
-        t_G[g] = t
+        value += x * log32(rate_eps * one_by_sum)
+        t = x * (rate / rate_eps) - rate * (x + theta) * one_by_sum
+        slope += t - work[3, k]
+        work[3, k] = t
+    for k in range(n):
+        t_G[places[k]] = work[3, k]
     return value, slope
 
 
@@ -113,8 +124,8 @@ def rows(  # type: ignore[no-untyped-def]
     n_genes = logits_BG.shape[1]
     zinb = dropout_BG.shape[0] > 0
     e_G, there_G = np.empty(n_genes, np.float32), np.zeros(n_genes, np.float32)
-    base_G = theta_G + EPS
-    inverse_G = np.float32(1.0) / base_G
+    inverse_G = np.float32(1.0) / (theta_G + EPS)
+    work = np.empty((4, n_genes), np.float32)
     theta_is_finite = _finite(theta_G)
     for b in range(start, stop):
         t_G = logits_BG[b]
@@ -137,6 +148,6 @@ def rows(  # type: ignore[no-untyped-def]
                 there_G[places[k]] = np.float32(0.0)
         else:
             value, slope = _nb_zeros(factor, e_G, theta_G, inverse_G, t_G)
-        more, change = _counts(places, x_N, factor, e_G, theta_G, base_G, t_G)
-        value_B[b] = np.float32(np.float64(value) + more + constant_B[b])
-        _through_softmax(e_G, inverse_total, np.float32(np.float64(slope) + change), t_G)
+        more, change = _counts(places, x_N, factor, e_G, theta_G, t_G, work)
+        value_B[b] = np.float32(np.float64(value) + np.float64(more) + constant_B[b])
+        _through_softmax(e_G, inverse_total, slope + change, t_G)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scarcade.engine.errors import (
+    BusyError,
     InputError,
     ModelFileError,
     OpenError,
@@ -20,6 +21,7 @@ from scarcade.engine.errors import (
     SurroundingsError,
     UsageError,
 )
+from scarcade.engine.lock import sole_writer
 from scarcade.jobs.mapping import MapResult, map_queries
 from scarcade.models.saved import read, read_delta
 from scarcade.models.surgery import reference_hash
@@ -268,6 +270,8 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
         map_queries(atlas.model, atlas.query, tmp_path / "out", data={"samples_per_label": 9})
     with pytest.raises(UsageError, match=r"--surgery\.model\.min-program-genes 3: .*scvi has none"):
         map_queries(atlas.model, atlas.query, tmp_path / "out", surgery={"model": {"min_program_genes": 3}})
+    with pytest.raises(UsageError, match=r"--scale\.gpus"):
+        map_queries(atlas.model, atlas.query, tmp_path / "out", scale={"gpus": True})
     with pytest.raises(OpenError):
         map_queries(tmp_path / "none", atlas.query, tmp_path / "out")
     with pytest.raises(OpenError):
@@ -276,6 +280,12 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="--out"):
         map_queries(atlas.model, atlas.query, tmp_path / "file")
+
+
+def test_a_second_command_does_not_write_to_the_same_folder(atlas: Atlas, tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "summary.json"), pytest.raises(BusyError, match="another process"):
+        map_queries(atlas.model, atlas.query, tmp_path, **QUICK)
+    map_queries(atlas.model, atlas.query, tmp_path, **QUICK).raise_if_failed()
 
 
 def test_text_with_gaps_stays_in_the_result(atlas: Atlas, tmp_path: Path) -> None:

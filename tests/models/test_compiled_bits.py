@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from scarcade.models import likelihood_kernel, mmd_kernel
+from scarcade.models import frozen_kernel, likelihood_kernel, mmd_kernel
 
-KERNELS = (likelihood_kernel, mmd_kernel)
+KERNELS = (likelihood_kernel, frozen_kernel, mmd_kernel)
 CODE = """
 import hashlib, numpy as np
-from scarcade.models import likelihood_kernel as kernel, mmd_kernel
+from scarcade.models import frozen_kernel, likelihood_kernel as kernel, mmd_kernel
 
 draw = np.random.default_rng(0)
 n_cells, n_genes = 32, 301
@@ -36,6 +36,14 @@ for zinb in (True, False):
         d_dropout if zinb else none,
     )
     found += [value, d_logits, d_library, d_theta] + ([d_dropout] if zinb else [])
+    cells, genes = np.nonzero(x)
+    in_place = [logits.copy(), dropout.copy() if zinb else none]
+    value = np.empty(n_cells, np.float32)
+    frozen_kernel.rows(
+        0, n_cells, np.searchsorted(cells, np.arange(n_cells + 1)), genes, x[cells, genes], *in_place, x.sum(1),
+        np.zeros(n_cells), theta[0], value,
+    )
+    found += [value, *in_place]
 total, slope = np.zeros(n_cells), np.zeros((n_cells, n_cells), np.float32)
 z = draw.normal(size=(5, n_cells)).astype(np.float32)
 weight, place = np.ones((2, 2), np.float32), np.zeros(n_cells, np.int64)
@@ -56,7 +64,7 @@ def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> Non
         for _ in range(2)
     ]
     assert list(tmp_path.rglob("*.nbc"))
-    assert len(printed[0]) == 11
+    assert len(printed[0]) == 17
     assert printed[0] == printed[1]
 
 
