@@ -48,8 +48,8 @@ class MapScale(Scale):
         return None if self.memory_per_worker is None else bytes_of(self.memory_per_worker)
 
 
-def check_memory(source: Any, reference: Schema, scale: MapScale) -> None:
-    """Refuse a query that does not fit into a worker, from its metadata.
+def check_memory(source: Any, reference: Schema, scale: MapScale, stream_above: int) -> None:
+    """Refuse a query that does not fit into a worker, from its metadata; what is streamed takes no more than that.
 
     Raises:
         MemoryLimitError: with what it needs. OpenError, LimitError: it cannot be opened.
@@ -57,7 +57,7 @@ def check_memory(source: Any, reference: Schema, scale: MapScale) -> None:
     if scale.memory is None:
         return
     with opened(source) as file:
-        needed, where = need(file, reference), file.where
+        needed, where = need(file, reference, stream_above), file.where
     if needed > scale.memory:
         raise MemoryLimitError(too_large(where, needed, scale))
 
@@ -70,15 +70,18 @@ def too_large(where: str, needed: int, scale: MapScale) -> str:
     )
 
 
-def need(file: Any, reference: Schema) -> int:
+def need(file: Any, reference: Schema, stream_above: int) -> int:
     """Bytes that a worker needs to map this file, at the least: of the reference's genes only, nothing of the training.
+
+    Counts that take more than `stream_above` bytes are streamed.
 
     Raises:
         OpenError, CsrError, LimitError: the file's matrices are not what they should be.
     """
     matrices = [file.matrix(name) for name in file.layers()]
     n_values = min((_n_values(matrix, reference.n_genes) for matrix in matrices), default=0.0)
-    return PROCESS + int(2 * _A_VALUE * n_values) + _A_CELL * int(file.n_cells)  # twice: in parts, and joined
+    counts = 2 * min(int(_A_VALUE * n_values), stream_above)  # twice: in parts, and joined
+    return PROCESS + counts + _A_CELL * int(file.n_cells)
 
 
 def _n_values(matrix: Matrix, n_genes: int) -> float:

@@ -147,7 +147,7 @@ def read_task(job: Job, task: Task, keep: Keep) -> Query:
     Raises:
         InputError: they cannot be used, as `read_query`. MemoryLimitError: they are too large for a worker.
     """
-    check_memory(task.source, job.reference.model.reads, job.config.scale)
+    check_memory(task.source, job.reference.model.reads, job.config.scale, job.config.data.stream_above)
     return read_query(
         task.source,
         job.reference.model.reads,
