@@ -39,8 +39,8 @@ def exact(head: FrozenHead, h: Tensor, x: Tensor, log_library: Tensor, weight: T
     if head.dropout is not None:
         dropout = h @ head.dropout.weight.double().T + head.dropout.bias.double()
     rate = log_library.double().exp()[:, None] * torch.softmax(logits, -1)
-    family = "nb" if dropout is None else "zinb"
-    value = elements(family, x.double(), rate, head.log_theta_G.double(), dropout).sum(-1)
+    theta = head.log_theta_G.double()
+    value = elements("nb" if dropout is None else "zinb", x.double(), rate, theta, dropout).sum(-1)
     torch.autograd.backward([(value * weight).sum()])
     assert h.grad is not None
     return value.detach(), h.grad
