@@ -94,7 +94,7 @@ def test_no_manifest_is_an_error_of_ours(tmp_path: Path) -> None:
 
 def test_sweep_puts_back_what_a_killed_replacement_moved_aside(tmp_path: Path) -> None:
     _write(tmp_path / "x", b"old")
-    aside = tmp_path / ".tmp-x-old-abc"
+    aside = tmp_path / ".tmp-x-old-abcd_123"
     aside.mkdir()
     os.replace(tmp_path / "x", aside / "x")  # the state in which a kill between the two renames leaves it
     (tmp_path / ".tmp-x-def").mkdir()
