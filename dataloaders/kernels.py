@@ -136,6 +136,16 @@ def rename(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: n
 
 
 @njit(nogil=True, cache=True)
+def sort_cells(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+    """Put the counts of each cell into the order of their genes, in place."""
+    for i in range(len(starts)):
+        cell = slice(starts[i], starts[i] + lengths[i])
+        order = np.argsort(indices[cell])
+        indices[cell] = indices[cell][order]
+        data[cell] = data[cell][order]
+
+
+@njit(nogil=True, cache=True)
 def deliver(
     indices: np.ndarray,
     data: np.ndarray,

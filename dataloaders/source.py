@@ -7,7 +7,6 @@ cells that are checked (`counts`) before anything indexes with them; memory does
 import fnmatch
 import glob
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from scarcade.dataloaders.counts import Csr, Place, check_indptr, checked, dense
 from scarcade.dataloaders.frames import plain_frame
 from scarcade.dataloaders.probe import probe
 from scarcade.engine.errors import CsrError, LimitError, MissingChunkError, OpenError, ScarcadeError
+from scarcade.engine.quiet import quiet
 
 BLOCK = 1 << 22  # values of a block: 16 MB of indices, 16 to 32 MB of values
 _POINTERS = 1 << 16  # cells whose row pointers are read at once
@@ -435,8 +435,7 @@ def _present(array: Any, where: str) -> None:
 def _attempt(where: str, read: Callable[[], T]) -> T:
     """The result of `read`; what h5py, zarr, anndata and their codecs raise on broken bytes becomes an OpenError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # anndata's and zarr's advice to those who wrote the file
+        with quiet():  # anndata's and zarr's advice is for those who wrote the file
             return read()
     except ScarcadeError:
         raise

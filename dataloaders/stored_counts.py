@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scarcade.dataloaders import kernels
 from scarcade.dataloaders.shuffle import Dealer, bits_for, buckets
 from scarcade.dataloaders.sources import Columns, Runs, StoreSource, check_columns, drawn_keys
 from scarcade.dataloaders.store import Store, open_store
@@ -116,6 +117,8 @@ class StoredSource:
         loaded = self._inner.load(runs, order)
         if self._counts.genes is not None:
             loaded = renamed(loaded, self._counts.genes, self.schema.n_genes)
+            # as they are in memory: sums over a cell's counts go in this order
+            kernels.sort_cells(loaded.indices, loaded.data, loaded.starts, loaded.lengths)
         if self._counts.cells is not None:
             loaded.rows = self._counts.cells[loaded.rows]
         return loaded

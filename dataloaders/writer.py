@@ -6,7 +6,6 @@ schema, the cells' keys and, for made data, the truth.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, StringWri
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed
+from scarcade.engine.quiet import quiet
 
 FORMAT = 1
 PROTEIN_COUNTS, PROTEIN_MEASURED = "protein_counts", "protein_measured"
@@ -124,13 +124,11 @@ def anndata_folder(
         elements = finish()
         write_group(folder, "anndata", "0.1.0")
         root = zarr.open_group(folder, mode="r+")
-        with ad.settings.override(auto_shard_zarr_v3=False):
+        with quiet(), ad.settings.override(auto_shard_zarr_v3=False):  # settings, too, are of the process
             for place, value in elements.items():
                 group, _, name = place.rpartition("/")
                 ad.io.write_elem(root[group] if group else root, name, value)
-        with warnings.catch_warnings():  # consolidated, so that readers need not list (and wonder at our manifest)
-            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-            zarr.consolidate_metadata(root.store)
+            zarr.consolidate_metadata(root.store)  # so that readers need not list, and wonder at our manifest
 
 
 class StoreWriter:

@@ -63,7 +63,7 @@ class Member:
     state: TrainingState = field(default_factory=lambda: TrainingState(lr=0.0))
     moments: dict[str, Moments] = field(default_factory=dict)
     epochs: int = 0
-    error: NonFiniteError | None = None
+    error: Exception | None = None  # why it is over before its time
     clock: Clock = field(default_factory=lambda: Clock(0.0, 0))
     _batches: Iterator[Batch] | None = None
 

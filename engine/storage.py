@@ -42,10 +42,14 @@ def parted(url: str) -> tuple[str, str]:
 
 
 def shown(url: str) -> str:
-    """`url` for people and records: without a key or password before the @ of its host."""
+    """`url` for people and records: without a key before the @ of its host, or a signature behind its ?."""
     parts = urlsplit(url)
     secret, at, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"***@{host}")) if at and secret else url
+    if at and secret:
+        parts = parts._replace(netloc=f"***@{host}")
+    if parts.query and parts.scheme in ("http", "https"):
+        parts = parts._replace(query="***")
+    return urlunsplit(parts) if parts != urlsplit(url) else url
 
 
 class Mirror:

@@ -48,8 +48,11 @@ class MapScale(Scale):
         return None if self.memory_per_worker is None else bytes_of(self.memory_per_worker)
 
 
-def check_memory(source: Any, reference: Schema, scale: MapScale, stream_above: int) -> None:
+def check_memory(source: Any, reference: Schema, scale: MapScale, *, stream_above: int, beside: int = 0) -> None:
     """Refuse a query that does not fit into a worker, from its metadata; what is streamed takes no more than that.
+
+    Args:
+        beside: bytes that a worker holds whatever the query is.
 
     Raises:
         MemoryLimitError: with what it needs. OpenError, LimitError: it cannot be opened.
@@ -57,7 +60,7 @@ def check_memory(source: Any, reference: Schema, scale: MapScale, stream_above: 
     if scale.memory is None:
         return
     with opened(source) as file:
-        needed, where = need(file, reference, stream_above), file.where
+        needed, where = need(file, reference, stream_above) + beside, file.where
     if needed > scale.memory:
         raise MemoryLimitError(too_large(where, needed, scale))
 

@@ -15,6 +15,7 @@ from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
 from scarcade.engine.lock import sole_writer
+from scarcade.engine.storage import is_url
 from scarcade.engine.world import cores, use_threads
 from scarcade.jobs.fetched import fetched
 from scarcade.jobs.lanes import map_in_lanes
@@ -95,8 +96,8 @@ def map_queries(
         What became of each query. Failures are in it (`MapResult.raise_if_failed`), and raise nothing here.
 
     Raises:
-        UsageError: settings that cannot be meant. OpenError, ModelFileError: the reference cannot be used.
-        StorageError: `out` cannot be written. BusyError: another command is writing to it.
+        UsageError: settings that cannot be meant, or `out` holds the queries. OpenError, ModelFileError: the reference
+            cannot be used. StorageError: `out` cannot be written. BusyError: another command is writing to it.
     """
     direct = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "workers": workers, "threads": threads}
     began = time.monotonic()
@@ -107,6 +108,7 @@ def map_queries(
     _check(config, loaded.model)
     if merge is not None:
         check_merge(Path(merge), loaded, [task.name for task in tasks])
+    _check_out(Path(out), tasks)
     with _sole_user(Path(out)):
         projection = None
         if loaded.latent is not None and len(loaded.latent):
@@ -180,6 +182,20 @@ def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:
         else:
             tree[name] = value
     return checked(MapConfig, tree)
+
+
+def _check_out(out: Path, tasks: Sequence[Task]) -> None:
+    """Refuse a folder in which a result would take the place of a query.
+
+    Raises:
+        UsageError: naming the query.
+    """
+    results = {out.resolve() / f"{task.name}{ending}" for task in tasks for ending in (".h5ad", ".zarr", ".delta")}
+    for task in tasks:
+        if isinstance(task.source, str | Path) and not is_url(task.source) and Path(task.source).resolve() in results:
+            raise UsageError(
+                f"--out {out}: holds the query {task.path}, whose place its result would take; choose another folder"
+            )
 
 
 @contextmanager

@@ -259,6 +259,7 @@ def train_alone(
     seed: int,
     world: World | None = None,
     progress: Report | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> FitResult:
     """Train a query on a copy of its own, by the loop that trains references.
 
@@ -272,7 +273,7 @@ def train_alone(
     ]
     train, validation = loaders
     assert train is not None
-    return fit(one.grown, train, validation, optim, world=world, seed=seed, progress=progress)
+    return fit(one.grown, train, validation, optim, world=world, seed=seed, progress=progress, stop=stop)
 
 
 def map_query(

@@ -7,7 +7,8 @@ on its edge and counted.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,18 @@ def bytes_of(values: np.ndarray, top: float) -> str:
     return base64.b64encode(whole.astype(np.uint8).tobytes()).decode()
 
 
+@contextmanager
+def _opened(result: Path) -> Iterator[Any]:
+    """An .h5ad or a .zarr."""
+    if result.suffix == ".zarr":
+        import zarr
+
+        yield zarr.open_group(result, mode="r", use_consolidated=False)
+    else:
+        with h5py.File(result) as file:
+            yield file
+
+
 def placed_again(
     drawn: dict[str, Any], result: Path, obsm_key: str, n_latent: int, n_cells: int, projection: Projection, seed: int
 ) -> dict[str, Any] | None:
@@ -100,8 +113,8 @@ def placed_again(
     """
     rows = shown_rows(n_cells, seed)
     try:
-        with h5py.File(result) as file:
-            mean = file[f"obsm/{obsm_key}"][rows]
+        with _opened(result) as file:
+            mean = np.asarray(file[f"obsm/{obsm_key}"][:, :n_latent], np.float32)[rows]
     except (OSError, KeyError):
         return None
-    return {**drawn, **placed(np.asarray(mean[:, :n_latent], np.float32), projection)}
+    return {**drawn, **placed(mean, projection)}

@@ -6,18 +6,17 @@ neighbourhoods; compiling it alone takes longer than mapping a small query (25 s
 """
 
 import hashlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from scarcade.engine.errors import UsageError
+from scarcade.engine.quiet import quiet
 
 How = Literal["pca", "umap"]
-_ONE = threading.Lock()  # a UMAP is asked by one thread at a time: its compiled code has threads of its own
 SAMPLE = 4_000  # reference cells that a UMAP is made from, and that a picture shows
 
 
@@ -64,23 +63,24 @@ def _components(latent: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _umap(latent: np.ndarray, seed: int) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    import warnings
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             import umap
     except ImportError as error:
         raise UsageError("--report.picture umap: needs umap-learn: pip install 'scarcade[umap]'") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         fitted = umap.UMAP(random_state=seed, n_jobs=1).fit(latent)
+    return _Umap(fitted), np.asarray(fitted.embedding_, np.float32)
 
-    def of(cells: np.ndarray) -> np.ndarray:
+
+@dataclass(frozen=True)
+class _Umap:
+    """A fitted UMAP as a function; Ray can carry it to its workers."""
+
+    fitted: Any
+
+    def __call__(self, cells: np.ndarray) -> np.ndarray:
         if not len(cells):
             return np.zeros((0, 2), np.float32)
-        with _ONE, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return np.asarray(fitted.transform(cells), np.float32)
-
-    return of, np.asarray(fitted.embedding_, np.float32)
+        with quiet():  # one thread at a time: its compiled code has threads of its own
+            return np.asarray(self.fitted.transform(cells), np.float32)

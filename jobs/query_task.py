@@ -147,7 +147,16 @@ def read_task(job: Job, task: Task, keep: Keep) -> Query:
     Raises:
         InputError: they cannot be used, as `read_query`. MemoryLimitError: they are too large for a worker.
     """
-    check_memory(task.source, job.reference.model.reads, job.config.scale, job.config.data.stream_above)
+    latent = job.reference.latent
+    check_memory(
+        task.source,
+        job.reference.model.reads,
+        job.config.scale,
+        stream_above=job.config.data.stream_above,
+        beside=0
+        if latent is None
+        else 2 * latent.mean.nbytes,  # as it is searched, for all cells and for labelled ones
+    )
     return read_query(
         task.source,
         job.reference.model.reads,

@@ -123,7 +123,7 @@ def drawn(job: Job, record: Record) -> dict[str, Any] | None:
     model = job.reference.model
     return placed_again(
         cells or {"labels": {}, "uncertainty": {}, "distance": None},
-        job.results.out / f"{record['name']}.h5ad",
+        job.results.out / (record.get("result") or f"{record['name']}.h5ad"),
         model.obsm_key,
         model.n_latent,
         record["n_cells"],

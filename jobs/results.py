@@ -19,7 +19,7 @@ from scarcade.dataloaders.schema import Query
 from scarcade.engine.folder import write_bytes, write_json
 from scarcade.jobs.one_query import Mapped, Reference
 from scarcade.jobs.queries import Task
-from scarcade.jobs.written import Format, is_whole, write_result
+from scarcade.jobs.written import Format, is_whole, remove, write_result
 from scarcade.models.saved import save_delta
 
 RECORDS = ".records"
@@ -71,6 +71,7 @@ class Results:
         Raises:
             StorageError: the disk is full, or the folder cannot be written.
         """
+        before = self.record(task.name) or {}
         self.forget(task.name)
         save_delta(
             mapped.model,
@@ -79,7 +80,11 @@ class Results:
             training={"steps": mapped.steps, "history": mapped.history[-1:], **provenance},
             replace=True,
         )
-        write_result(self.result(task.name), task, query, mapped, provenance)
+        path = self.result(task.name)
+        write_result(path, task, query, mapped, provenance)
+        earlier = self.out / f"{task.name}{'.h5ad' if path.suffix == '.zarr' else '.zarr'}"
+        if before.get("result") == earlier.name:  # else it is not ours
+            remove(earlier)
 
     def write_summary(self, reference: str, records: Sequence[Record]) -> None:
         """summary.json and summary.csv."""

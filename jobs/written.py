@@ -2,13 +2,12 @@
 
 The query's own file is copied and added to, so what anndata would not bring through a round trip survives too; only
 where a query and its result are of different formats is it read and written. A result is under its name only when it is
-whole, and then stands in one format: that of an earlier mapping in the other one is removed.
+whole.
 """
 
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 from scarcade.dataloaders.schema import Query
 from scarcade.engine.errors import StorageError
 from scarcade.engine.folder import MANIFEST, committed, sync
+from scarcade.engine.quiet import quiet
 from scarcade.jobs.one_query import Mapped
 from scarcade.jobs.queries import Task
 from scarcade.jobs.storable import storable
@@ -46,11 +46,14 @@ def write_result(path: Path, task: Task, query: Query, mapped: Mapped, provenanc
         (_write_zarr if path.suffix == ".zarr" else _write_h5ad)(path, source, task.source, elements)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
-    other = path.with_name(f"{task.name}.{'h5ad' if path.suffix == '.zarr' else 'zarr'}")
-    if other.is_dir():
-        shutil.rmtree(other, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Take a result away, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        other.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def found(query: Query, mapped: Mapped, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,8 +128,7 @@ def _without_obs(given: Any) -> Any:
     import anndata as ad
 
     raw = given.raw
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* names are not unique")  # as they were in the query
+    with quiet():  # names that are not unique were so in the query
         return ad.AnnData(
             X=given.X,
             obs=pd.DataFrame(index=given.obs_names),
@@ -154,6 +156,5 @@ def _version_3() -> Iterator[None]:
     """zarr as this library writes it elsewhere; without the advice that anndata and zarr have for those who write."""
     import anndata as ad
 
-    with warnings.catch_warnings(), ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
-        warnings.simplefilter("ignore")
+    with quiet(), ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):  # both are of the process
         yield

@@ -139,6 +139,11 @@ class AtlasModel(nn.Module):
         """What to tell before training and before mapping, if surgery cannot move this model's cells."""
         return None
 
+    @property
+    def couples(self) -> str | None:
+        """Why queries cannot train together on this model, though each has rows of its own; None if they can."""
+        return None
+
     def train(self, mode: bool = True) -> Self:
         """In query mode "eval" surgery trains as scvi-tools does: no dropout, running batch statistics."""
         return super().train(mode and self.query_mode != "eval")

@@ -21,8 +21,9 @@ from scarcade.models.surgery import decoder_norm, grow, trainable
 def why_alone(grown: AtlasModel) -> str | None:
     """Why this grown model cannot be trained among those of other queries; None if it can."""
     in_train = grown.query_mode == "train"
+    if (told := grown.couples) is not None:
+        return told
     reasons = {
-        "its adversary and its background of proteins are of all cells together": grown.sees_proteins,
         "terms that surgery adds are trained by all cells": bool(grown.extension),
         "the decoder's batch norm is trained": any(one.requires_grad for one in decoder_norm(grown).values()),
         "batch norm takes the statistics of all cells": in_train and _has_batch_norm(grown),

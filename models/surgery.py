@@ -87,7 +87,7 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
 
     Args:
         share: the copy has the tensors of `model` itself, which are frozen: for many queries of one reference. Where
-            `config` has more trained than rows, it is a copy all the same.
+            `config` has more than rows move, it is a copy all the same.
 
     Raises:
         GenesError, CategoryError: as `additions`, or the model sees proteins and `schema` has others.
@@ -100,7 +100,8 @@ def grow(model: M, schema: Schema, *, seed: int, config: SurgeryConfig | None = 
             f"the query has {len(schema.proteins)} proteins in an order of its own, the reference "
             f"{len(model.schema.proteins)}: align the query to the reference's proteins first"
         )
-    grown = settled(model, share=share and not (config.train_decoder_norm or config.model))
+    more = config.train_decoder_norm or config.model or config.query_mode == "train"  # which moves statistics
+    grown = settled(model, share=share and not more)
     freeze(grown)
     grown.schema = replace(schema, labels=model.schema.labels, proteins=model.schema.proteins)
     for path, module in grown.named_modules():

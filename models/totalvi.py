@@ -330,6 +330,10 @@ class Totalvi(Scvi):
         """log p(x, y) of each cell, (B,)."""
         return protein_outputs.marginal_log_likelihood(self, batch, noise, n_samples)
 
+    @property
+    def couples(self) -> str | None:
+        return "its adversary and its background of proteins are of all cells together"
+
     def after_growth(self) -> None:
         """A reference of one batch has no adversary, and gets none."""
         if self.adversary is None:

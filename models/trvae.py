@@ -143,6 +143,12 @@ class Trvae(AtlasModel):
             return f"--model.mmd-boundary {boundary}: there are {n} batches, so the MMD compares nothing"
         return None
 
+    @property
+    def couples(self) -> str | None:
+        if not self.config.use_mmd or self.config.mmd_boundary is None:
+            return None
+        return "its MMD tells batches apart by their place (--model.mmd-boundary)"
+
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Reconstruction and KL of each cell, and the MMD of the batch as penalty (scArches' trVAE.forward).
 

@@ -79,3 +79,10 @@ def test_deliver(size: int) -> None:
     assert row == 4
     assert out_indices.tolist() == [5, 6, 7, 8, 2, 3, 4, 9, 10]
     assert out_data.tolist() == [50, 60, 70, 80, 20, 30, 40, 90, 100]
+
+
+def test_counts_of_a_cell_are_put_into_the_order_of_their_genes() -> None:
+    indices, data = np.array([5, 1, 3, 9, 2, 7, 0], np.uint16), np.arange(7, dtype=np.uint8)
+    kernels.sort_cells(indices, data, np.array([0, 4, 4]), np.array([3, 0, 2], np.int32))
+    assert indices.tolist() == [1, 3, 5, 9, 2, 7, 0]
+    assert data.tolist() == [1, 2, 0, 3, 4, 5, 6]

@@ -9,7 +9,7 @@ import torch
 from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
 from scarcade.engine.errors import CheckpointError, OpenError
 from scarcade.engine.folder import committed, problems
-from scarcade.engine.storage import Mirror, is_url
+from scarcade.engine.storage import Mirror, is_url, shown
 from tests.s3 import s3_server
 
 
@@ -24,6 +24,19 @@ def test_what_is_a_url() -> None:
     assert not is_url(Path("/tmp/run"))
     with pytest.raises(OpenError, match="nonsense://"):
         Mirror("nonsense://x")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s3://key:secret@bucket/q.h5ad", "s3://***@bucket/q.h5ad"),
+        ("https://lab.org/q.h5ad?X-Amz-Signature=abc&token=def", "https://lab.org/q.h5ad?***"),
+        ("s3://bucket/q.h5ad?region=eu", "s3://bucket/q.h5ad?region=eu"),
+        ("file:///data/q.h5ad", "file:///data/q.h5ad"),
+    ],
+)
+def test_what_opens_a_store_is_told_to_nobody(url: str, told: str) -> None:
+    assert shown(url) == told
 
 
 def test_a_folder_goes_up_and_comes_back(bucket: str, tmp_path: Path) -> None:

@@ -282,6 +282,24 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
         map_queries(atlas.model, atlas.query, tmp_path / "file")
 
 
+@pytest.mark.parametrize("results", ["h5ad", "zarr"])
+def test_results_do_not_take_the_place_of_queries(atlas: Atlas, tmp_path: Path, results: str) -> None:
+    query = tmp_path / "donor.h5ad"
+    shutil.copyfile(atlas.query, query)
+    before = query.read_bytes()
+    with pytest.raises(UsageError, match=r"--out .*: holds the query .*donor\.h5ad"):
+        map_queries(atlas.model, tmp_path, tmp_path, results=results, **QUICK)
+    assert query.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["donor.h5ad"]
+
+
+def test_a_file_of_the_other_format_that_is_not_ours_stays(atlas: Atlas, tmp_path: Path) -> None:
+    (tmp_path / "donor.zarr").mkdir()
+    (tmp_path / "donor.zarr" / "own").write_text("work of years")
+    map_queries(atlas.model, atlas.query, tmp_path, **QUICK).raise_if_failed()
+    assert (tmp_path / "donor.zarr" / "own").read_text() == "work of years"
+
+
 def test_a_second_command_does_not_write_to_the_same_folder(atlas: Atlas, tmp_path: Path) -> None:
     with sole_writer(tmp_path / "summary.json"), pytest.raises(BusyError, match="another process"):
         map_queries(atlas.model, atlas.query, tmp_path, **QUICK)

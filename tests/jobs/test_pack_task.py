@@ -84,6 +84,14 @@ def test_what_is_held_out_is_watched_in_packs_too(atlas: Atlas, reference: Refer
     assert all("validation/elbo" in point for point in records["q3"]["history"])
 
 
+def like(reference: Reference, kind: type[Scvi]) -> Scvi:
+    """The reference's model as one of another class."""
+    model = kind(reference.model.config, reference.schema)
+    model.load_state_dict(reference.model.state_dict())
+    model.fingerprint, model.record = reference.model.fingerprint, reference.model.record
+    return model
+
+
 class Breaks(Scvi):
     """A model that a query with a certain number of cells breaks, and everyone who trains with it."""
 
@@ -96,11 +104,9 @@ class Breaks(Scvi):
 
 
 def test_whose_fault_it_was_that_a_step_failed_is_found_out(atlas: Atlas, reference: Reference, tmp_path: Path) -> None:
-    model = Breaks(reference.model.config, reference.schema)
-    model.load_state_dict(reference.model.state_dict())
-    model.fingerprint, model.record = reference.model.fingerprint, reference.model.record
     queries = several(atlas)
-    records = mapped(job_of(replace(reference, model=model), tmp_path / "all"), queries)
+    broken = replace(reference, model=like(reference, Breaks))
+    records = mapped(job_of(broken, tmp_path / "all"), queries)
     assert {name for name, record in records.items() if record["state"] == "failed"} == {"q4"}
     assert "memory" in records["q4"]["reason"]
     assert records["q4"]["exit_code"] == 5
@@ -108,6 +114,44 @@ def test_whose_fault_it_was_that_a_step_failed_is_found_out(atlas: Atlas, refere
     mapped(job_of(reference, tmp_path / "good"), good)
     for name in good:
         assert_same_results(tmp_path / "all", tmp_path / "good", name, reference)
+
+
+class Crowded(Scvi):
+    """A model whose memory is enough for one query at a time."""
+
+    def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+        if batch.n_global > 140:
+            raise MemoryError
+        return super().losses(batch, step, noise)
+
+
+def test_who_found_no_memory_among_others_is_tried_again_alone(
+    atlas: Atlas, reference: Reference, tmp_path: Path
+) -> None:
+    crowded = replace(reference, model=like(reference, Crowded))
+    records = mapped(job_of(crowded, tmp_path / "all"), several(atlas))
+    assert {record["state"] for record in records.values()} == {"done"}
+    mapped(job_of(reference, tmp_path / "plain"), several(atlas))
+    for name in records:
+        assert_same_results(tmp_path / "all", tmp_path / "plain", name, reference)
+
+
+def test_a_query_whose_constants_are_too_many_to_keep_changes_no_other(
+    atlas: Atlas, reference: Reference, tmp_path: Path
+) -> None:
+    cells = ad.read_h5ad(atlas.query)
+    large = cells[np.arange(3_000) % cells.n_obs].copy()
+    large.obs_names = [f"c{i}" for i in range(large.n_obs)]
+    large.obs["donor"] = "d0"
+    queries = {**several(atlas), "large": large}
+    little = {"memory": 1 << 20}
+    records = mapped(job_of(reference, tmp_path / "all", data=little), queries)
+    assert {record["state"] for record in records.values()} == {"done"}
+    mapped(job_of(reference, tmp_path / "large", data=little), {"large": large})
+    mapped(job_of(reference, tmp_path / "few", data=little), several(atlas))
+    assert_same_results(tmp_path / "all", tmp_path / "large", "large", reference)
+    for name in several(atlas):
+        assert_same_results(tmp_path / "all", tmp_path / "few", name, reference)
 
 
 def test_one_that_is_not_finite_fails_alone(atlas: Atlas, reference: Reference, tmp_path: Path) -> None:

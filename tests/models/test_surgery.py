@@ -232,3 +232,19 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(error, match=said):
             additions(schema, other)
+
+
+@pytest.mark.parametrize(
+    "config", [SurgeryConfig(query_mode="train"), SurgeryConfig(train_decoder_norm=True), SurgeryConfig()]
+)
+def test_only_what_stays_as_it_is_is_shared_with_the_reference(config: SurgeryConfig) -> None:
+    schema = made_schema()
+    reference = Scvi(Scvi.Config(n_hidden=8, encode_covariates=True), schema)
+    grown = grow(reference, replace(schema, batch=schema.batch.extended(["new"])), seed=0, config=config, share=True)
+    ours = dict(reference.state_dict())
+    shared = [name for name, tensor in grown.state_dict().items() if name in ours and tensor is not None]
+    same = {ours[name].data_ptr() == grown.state_dict()[name].data_ptr() for name in shared if ours[name].numel()}
+    assert same == {config == SurgeryConfig()}
+    assert not any(p.requires_grad for name, p in grown.named_parameters() if not name.endswith("new")) or (
+        config.train_decoder_norm
+    )
