@@ -11,6 +11,7 @@ import tempfile
 ALONE = {
     "loader": ["--data"],
     "likelihood": [],
+    "frozen_head": [],
     "training": ["--data"],
     "workers": ["--data"],
     "memory": ["--data", "--train"],
