@@ -218,7 +218,7 @@ def measured(split: Split, name: str) -> dict[str, Any]:
 
 def edited(model: Path, mapped: np.ndarray, seed: int) -> np.ndarray:
     """What `scarcade map` predicts with `--transfer.edit` for query cells whose latent is `mapped`."""
-    from scarcade.jobs.one_query import TransferConfig, load_reference
+    from scarcade.jobs.reference import TransferConfig, load_reference
 
     transfer = load_reference(model, TransferConfig(edit=True), seed=seed).transfer
     assert transfer is not None

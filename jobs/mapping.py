@@ -20,12 +20,12 @@ from scarcade.engine.world import cores, use_threads
 from scarcade.jobs.fetched import fetched
 from scarcade.jobs.lanes import map_in_lanes
 from scarcade.jobs.merged import check_merge, write_merged
-from scarcade.jobs.one_query import load_reference
 from scarcade.jobs.own_settings import own_settings
 from scarcade.jobs.packs import large_and_small, packs_of
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, check_task, failed, key_of, skipped
+from scarcade.jobs.reference import load_reference
 from scarcade.jobs.results import RECORDS, SUMMARY, Record, Results
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow

@@ -20,7 +20,7 @@ from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CorruptError, InputError, UsageError
 from scarcade.engine.folder import read_manifest
 from scarcade.jobs.latent import LATENT, VARIANCE, LatentReader, latent_arrays
-from scarcade.jobs.one_query import Reference
+from scarcade.jobs.reference import Reference
 from scarcade.jobs.results import Record, Results
 from scarcade.jobs.table import TableWriter
 from scarcade.jobs.written import DISTANCE

@@ -6,7 +6,6 @@ a query is a function of (reference, query, settings): it comes out the same in 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,24 +19,20 @@ from scarcade.dataloaders.loader import CellLoader, LoaderConfig, of_source
 from scarcade.dataloaders.query_counts import QuerySource, source_of
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
-from scarcade.engine.config import Section
-from scarcade.engine.contracts import UNLABELLED, Categories, Schema
-from scarcade.engine.errors import ModelFileError
+from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.pack import Member
 from scarcade.engine.scores import label_accuracy
 from scarcade.engine.state import FitResult
 from scarcade.engine.world import World
-from scarcade.jobs.cached_model import local_model
 from scarcade.jobs.cells import batch_columns
 from scarcade.jobs.embed import latent_of
-from scarcade.jobs.label_transfer import LabelTransfer, Prediction, Weights
-from scarcade.jobs.latent import LATENT, Latent, read_latent
-from scarcade.jobs.mislabelled import contradicted
+from scarcade.jobs.label_transfer import Prediction
+from scarcade.jobs.latent import LATENT
+from scarcade.jobs.reference import Reference
 from scarcade.models.model import AtlasModel
 from scarcade.models.packed import rows_of, why_alone
-from scarcade.models.saved import read
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -62,16 +57,6 @@ class QueryData(LoaderConfig):
     )
 
 
-class TransferConfig(Section):
-    """How labels are carried over."""
-
-    k: int = Field(50, ge=1, description="Neighbours in the reference that vote.")
-    weights: Weights = Field("gaussian", description="gaussian: as scArches; distance: as scikit-learn.")
-    edit: bool = Field(
-        False, description="Cells of the reference do not vote if most of their own neighbours share another label."
-    )
-
-
 class QuerySurgery(SurgeryConfig):
     """How the reference is grown and trained."""
 
@@ -82,54 +67,6 @@ class QuerySurgery(SurgeryConfig):
         False,
         description="scanvi: labels of the query's cells take part in its training; then they no longer test it",
     )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A model to map onto, with the latent of its own cells where it carries one."""
-
-    path: Path
-    model: AtlasModel
-    latent: Latent | None
-    transfer: LabelTransfer | None
-    contradicted: Mapping[str, int] = field(default_factory=dict)  # label column -> cells that do not vote (`edit`)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.model.fingerprint or ""
-
-    @property
-    def schema(self) -> Schema:
-        return self.model.schema
-
-
-def load_reference(path: str | Path, config: TransferConfig, *, seed: int = 0) -> Reference:
-    """The model in the folder (or at the URL) `path`, and what its ``latent.zarr`` says of its cells.
-
-    Raises:
-        OpenError, CorruptError, ModelFileError: the folder is no intact model; the latent is not that of the model.
-    """
-    path = local_model(path)
-    model = read(path)
-    if not (path / LATENT).is_dir():
-        return Reference(path, model, None, None)
-    latent = read_latent(path / LATENT)
-    if latent.mean.shape[1] != model.n_latent:
-        raise ModelFileError(
-            f"{path / LATENT}: has {latent.mean.shape[1]} dimensions, the model {model.n_latent}: not its own"
-        )
-    columns, wrong = [], {}
-    for wanted in model.schema.labels:
-        found = latent.column(wanted.name)
-        if found is None or found[0].values != wanted.values:
-            raise ModelFileError(f"{path / LATENT}: its column {wanted.name!r} is not that of the model")
-        codes = np.array(found[1], np.int64)
-        if config.edit:
-            known = np.flatnonzero(codes != UNLABELLED)
-            outvoted = known[contradicted(latent.mean[known], codes[known], seed=seed)]
-            codes[outvoted], wrong[wanted.name] = UNLABELLED, len(outvoted)
-        columns.append((found[0], codes))
-    return Reference(path, model, latent, LabelTransfer(latent.mean, columns, config.k, config.weights, seed), wrong)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ class _Passage:
         self.member = member  # None: it cannot train among others
         self.seconds = self.seconds_training = 0.0  # its share of a step's time by its cells
         counts = one.query.counts
-        self.streamed = one.query.n_cells > 0 and not isinstance(counts, Csr)
-        held = 0 if self.streamed else sum(part.nbytes for part in counts)
+        self.streamed = not isinstance(counts, Csr)
+        held = sum(part.nbytes for part in counts) if isinstance(counts, Csr) else 0
         known = () if member is None else member.known.values()
         self.n_bytes = held + sum(value.nbytes for value in known)
 

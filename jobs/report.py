@@ -21,8 +21,8 @@ from markupsafe import Markup
 from scarcade import __version__
 from scarcade.engine.errors import StorageError
 from scarcade.jobs.console import seconds
-from scarcade.jobs.one_query import Reference
 from scarcade.jobs.query_task import Job, MapConfig
+from scarcade.jobs.reference import Reference
 from scarcade.jobs.report_charts import HEIGHT, SHAPES, WIDTH
 from scarcade.jobs.report_data import details, island, looks_of, row, shared
 from scarcade.jobs.report_words import percent, short

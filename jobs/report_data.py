@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from scarcade.jobs.one_query import Reference
 from scarcade.jobs.picture import COLUMNS, FARTHEST, in_frame, label_codes, placed_again, words_of
 from scarcade.jobs.projection import Projection
 from scarcade.jobs.query_task import Job
+from scarcade.jobs.reference import Reference
 from scarcade.jobs.report_charts import SHAPES, bars, curves, histogram
 from scarcade.jobs.report_words import level, sentence, short
 from scarcade.jobs.results import Record

@@ -17,8 +17,9 @@ import numpy as np
 from scarcade import __version__
 from scarcade.dataloaders.schema import Query
 from scarcade.engine.folder import write_bytes, write_json
-from scarcade.jobs.one_query import Mapped, Reference
+from scarcade.jobs.one_query import Mapped
 from scarcade.jobs.queries import Task
+from scarcade.jobs.reference import Reference
 from scarcade.jobs.written import Format, is_whole, remove, write_result
 from scarcade.models.saved import save_delta
 

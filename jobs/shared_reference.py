@@ -15,7 +15,7 @@ import torch
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.jobs.label_transfer import LabelTransfer
 from scarcade.jobs.latent import Latent
-from scarcade.jobs.one_query import Reference
+from scarcade.jobs.reference import Reference
 from scarcade.models.saved import rebuilt
 
 Packed = dict[str, Any]

@@ -9,9 +9,9 @@ import numpy as np
 
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.jobs.mapping import map_queries
-from scarcade.jobs.one_query import TransferConfig, load_reference
 from scarcade.jobs.projection import project
 from scarcade.jobs.query_task import Job, MapConfig
+from scarcade.jobs.reference import TransferConfig, load_reference
 from scarcade.jobs.report import write_report
 from scarcade.jobs.results import Record, Results
 from tests.jobs.conftest import Atlas, train_on

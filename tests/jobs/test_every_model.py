@@ -15,15 +15,8 @@ from scarcade.dataloaders.store import Store
 from scarcade.engine.config import checked, merged
 from scarcade.engine.contracts import Batch, Shard, Step
 from scarcade.jobs.mapping import map_queries
-from scarcade.jobs.one_query import (
-    QueryData,
-    QueryOptim,
-    QuerySurgery,
-    Reference,
-    TransferConfig,
-    load_reference,
-    map_query,
-)
+from scarcade.jobs.one_query import QueryData, QueryOptim, QuerySurgery, map_query
+from scarcade.jobs.reference import Reference, TransferConfig, load_reference
 from scarcade.jobs.train import train
 from scarcade.jobs.train_config import TrainConfig, resolved
 from scarcade.jobs.train_work import _stream

@@ -12,10 +12,10 @@ import pytest
 from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.jobs.lanes import map_in_lanes
 from scarcade.jobs.mapping import config_of, map_queries, threads_as_before
-from scarcade.jobs.one_query import Reference, load_reference
 from scarcade.jobs.pack_task import map_tasks
 from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job
+from scarcade.jobs.reference import Reference, load_reference
 from scarcade.jobs.results import Record, Results
 from scarcade.models.saved import read_delta
 from scarcade.models.scvi import Scvi

@@ -40,5 +40,5 @@ def test_umap_puts_queries_where_their_like_are() -> None:
     near = found.of((rng.normal(size=(20, 4)) + 12).astype(np.float32)).mean(axis=0)
     one, other = found.points[:200].mean(axis=0), found.points[200:].mean(axis=0)
     assert np.linalg.norm(near - other) < np.linalg.norm(near - one)
-    carried = cloudpickle.loads(cloudpickle.dumps(found))  # as Ray takes it to its workers
+    carried = cloudpickle.loads(cloudpickle.dumps(found))  # type: ignore[no-untyped-call]  # as Ray takes it along
     np.testing.assert_array_equal(carried.of(latent[:5]), found.of(latent[:5]))

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from scarcade.jobs.one_query import TransferConfig, load_reference
+from scarcade.jobs.reference import TransferConfig, load_reference
 from scarcade.jobs.shared_reference import n_bytes, packed, unpacked
 from tests.jobs.conftest import Atlas
 
