@@ -146,8 +146,9 @@ def mapping_table(records: Sequence[Mapping[str, Any]]) -> str:
         accuracy = ", ".join(f"{found['accuracy']:.3f}" for found in labels if "accuracy" in found)
         cells = f"{one['n_cells']:,}" if one.get("n_cells") is not None else ""
         genes = f"{one['genes_found']} of {one['genes_wanted']}" if one.get("genes_found") is not None else ""
-        rows.append((one["name"], one["state"], cells, genes, accuracy, f"{one['seconds']:.1f}"))
-    return table(("query", "state", "cells", "genes", "accuracy", "seconds"), rows)
+        beyond = f"{100 * one['beyond']:.1f} %" if one.get("beyond") is not None else ""
+        rows.append((one["name"], one["state"], cells, genes, beyond, accuracy, f"{one['seconds']:.1f}"))
+    return table(("query", "state", "cells", "genes", "beyond", "accuracy", "seconds"), rows)
 
 
 def note(text: str) -> None:

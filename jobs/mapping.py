@@ -107,8 +107,8 @@ def map_queries(
     config = config_of(_for_model(settings, loaded.model), **direct)
     _check(config, loaded.model)
     if merge is not None:
-        check_merge(Path(merge), loaded, [task.name for task in tasks])
-    _check_out(Path(out), tasks)
+        check_merge(Path(merge), loaded, [task.name for task in tasks], Path(out))
+    _check_out(Path(out), tasks, loaded.path)
     with _sole_user(Path(out)):
         projection = None
         if loaded.latent is not None and len(loaded.latent):
@@ -162,6 +162,11 @@ def _check(config: MapConfig, model: AtlasModel) -> None:
             f"--data.samples-per-label {config.data.samples_per_label}: no label of a query is learnt without "
             "--surgery.use-labels; leave it out"
         )
+    if (config.optim.early_stopping or config.optim.plateau) and not config.data.validation:
+        raise UsageError(
+            "--optim.early-stopping and --optim.plateau watch cells that are held out, and --data.validation is 0: "
+            "give a share of each query's cells, such as 0.1"
+        )
     if config.surgery.use_labels and not model.labelled_beside:
         raise UsageError(f"--surgery.use-labels: {model.name} learns nothing from labels; leave it out")
     if config.scale.gpus:
@@ -184,12 +189,14 @@ def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:
     return checked(MapConfig, tree)
 
 
-def _check_out(out: Path, tasks: Sequence[Task]) -> None:
-    """Refuse a folder in which a result would take the place of a query.
+def _check_out(out: Path, tasks: Sequence[Task], reference: Path) -> None:
+    """Refuse a folder in which a result would take the place of a query, or lie among the files of the reference.
 
     Raises:
         UsageError: naming the query.
     """
+    if out.resolve() == reference.resolve():
+        raise UsageError(f"--out {out}: is the folder of the reference; choose another one")
     results = {out.resolve() / f"{task.name}{ending}" for task in tasks for ending in (".h5ad", ".zarr", ".delta")}
     for task in tasks:
         if isinstance(task.source, str | Path) and not is_url(task.source) and Path(task.source).resolve() in results:
@@ -207,6 +214,8 @@ def _sole_user(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError(f"--out {out}: is a file, and a folder was wanted") from error
     except OSError as error:
         raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
     with sole_writer(out / SUMMARY):

@@ -40,12 +40,16 @@ class _Result:
     batches: tuple[str, ...]
 
 
-def check_merge(path: Path, reference: Reference, names: Sequence[str]) -> None:
+def check_merge(path: Path, reference: Reference, names: Sequence[str], out: Path) -> None:
     """Refuse what cannot be merged, before anything is mapped.
 
     Raises:
-        UsageError: the reference has no latent, a query has its name, or something else is at `path`.
+        UsageError: the reference has no latent, a query has its name, something else is at `path`, or it would take the
+            place of the results in `out`.
     """
+    place, results = path.resolve(), out.resolve()
+    if place == results or place in results.parents or place in {results / f"{name}.zarr" for name in names}:
+        raise UsageError(f"--merge {path}: results of --out {out} are to lie there; choose another name")
     if reference.latent is None:
         raise UsageError(
             f"--merge: {reference.path} has no {LATENT}, so where its cells lie is not known; give a model that "

@@ -321,6 +321,10 @@ def _notes(
     if known:
         shown = ", ".join(map(repr, known[:5])) + (", ..." if len(known) > 5 else "")
         notes.append(f"batch {shown} is the reference's own: its rows were used as they are")
+    if isinstance(query.counts, Csr) and (empty := int(np.count_nonzero(np.diff(query.counts.indptr) == 0))):
+        notes.append(
+            f"{empty} of {query.n_cells} cells have no counts in the reference's genes: their place says nothing"
+        )
     if query.n_cells and not new and not surgery.model:
         notes.append("the query has no new batch: nothing was trained")
     if new and (told := reference.model.surgery_notice):

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from scarcade.dataloaders.schema import Query
-from scarcade.engine.errors import StorageError
-from scarcade.engine.folder import MANIFEST, committed, sync
+from scarcade.engine.errors import ScarcadeError, StorageError
+from scarcade.engine.folder import MANIFEST, committed, read_manifest, sync
 from scarcade.engine.quiet import quiet
 from scarcade.jobs.one_query import Mapped
 from scarcade.jobs.queries import Task
@@ -31,7 +31,12 @@ KIND = "result"  # in the manifest of a .zarr
 
 def is_whole(path: Path) -> bool:
     """Whether a result that was written as a whole is there."""
-    return (path / MANIFEST).is_file() if path.suffix == ".zarr" else path.is_file()
+    if path.suffix != ".zarr":
+        return path.is_file()
+    try:
+        return bool(read_manifest(path).get("kind") == KIND)
+    except ScarcadeError:
+        return False
 
 
 def write_result(path: Path, task: Task, query: Query, mapped: Mapped, provenance: Mapping[str, Any]) -> None:

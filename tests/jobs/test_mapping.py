@@ -10,6 +10,7 @@ import anndata as ad
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from scarcade.engine.errors import (
     BusyError,
@@ -291,6 +292,26 @@ def test_results_do_not_take_the_place_of_queries(atlas: Atlas, tmp_path: Path, 
         map_queries(atlas.model, tmp_path, tmp_path, results=results, **QUICK)
     assert query.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["donor.h5ad"]
+
+
+def test_the_folder_of_the_reference_is_not_for_results(atlas: Atlas) -> None:
+    with pytest.raises(UsageError, match="folder of the reference"):
+        map_queries(atlas.model, atlas.query, atlas.model, **QUICK)
+
+
+def test_early_stopping_wants_cells_to_watch(atlas: Atlas, tmp_path: Path) -> None:
+    for setting in ("early_stopping", "plateau"):
+        with pytest.raises(UsageError, match=r"--data\.validation is 0"):
+            map_queries(atlas.model, atlas.query, tmp_path, optim={setting: True})
+
+
+def test_cells_without_counts_are_told(atlas: Atlas, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.query)[:30].copy()
+    counts = cells.X.toarray()
+    counts[:4] = 0
+    cells.X = sp.csr_matrix(counts)
+    (record,) = map_queries(atlas.model, {"q": cells}, tmp_path, **QUICK).queries
+    assert any("4 of 30 cells have no counts" in line for line in record["warnings"])
 
 
 def test_a_file_of_the_other_format_that_is_not_ours_stays(atlas: Atlas, tmp_path: Path) -> None:

@@ -102,3 +102,29 @@ def test_nothing_is_merged_where_nothing_was_mapped(atlas: Atlas, tmp_path: Path
     result = map_queries(atlas.model, {"bad": bad}, tmp_path / "out", merge=tmp_path / "all.zarr", **QUICK)
     assert result.merged is None
     assert not (tmp_path / "all.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "merge"), [("all.zarr", "all.zarr"), ("all.zarr/sub", "all.zarr"), ("out", "out/q.zarr")]
+)
+def test_what_was_merged_does_not_take_the_place_of_results(out: str, merge: str, atlas: Atlas, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"results of --out .* are to lie there"):
+        map_queries(
+            atlas.model,
+            {"q": ad.read_h5ad(atlas.query)},
+            tmp_path / out,
+            merge=tmp_path / merge,
+            results="zarr",
+            **QUICK,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_merged_is_no_result_of_a_query_of_its_name(atlas: Atlas, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.query)[:40].copy()
+    map_queries(atlas.model, {"q": cells}, tmp_path, merge=tmp_path / "other.zarr", results="zarr", **QUICK)
+    shutil.rmtree(tmp_path / "q.zarr")
+    shutil.copytree(tmp_path / "other.zarr", tmp_path / "q.zarr")
+    (record,) = map_queries(atlas.model, {"q": cells}, tmp_path, results="zarr", **QUICK).queries
+    assert record["state"] == "done"
+    assert ad.read_zarr(tmp_path / "q.zarr").n_obs == 40
