@@ -19,19 +19,12 @@ COLOURS = """(canvas => {
   return new Set(new Uint32Array(data.buffer)).size;
 })(document.querySelector(".picture canvas"))"""
 SPOT = """(canvas => {
-  const probe = document.createElement("canvas").getContext("2d");
-  probe.fillStyle = getComputedStyle(document.body).backgroundColor;
-  probe.fillRect(0, 0, 1, 1);
-  probe.globalAlpha = 0.88;
-  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--c0").trim();
-  probe.fillRect(0, 0, 1, 1);
-  const wanted = probe.getImageData(0, 0, 1, 1).data;
   const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  const near = i => [0, 1, 2].every(k => Math.abs(data[i + k] - wanted[k]) < 4) && data[i + 3] > 200;
   const box = canvas.getBoundingClientRect();
-  for (let i = 0; i < data.length; i += 4) {
+  const coloured = i => data[i + 3] > 200 && Math.max(...data.slice(i, i + 3)) - Math.min(...data.slice(i, i + 3)) > 60;
+  for (let i = 0; i < data.length; i += 4) {  // the reference's cells and all text are grey
     const [x, y] = [i / 4 % canvas.width, Math.floor(i / 4 / canvas.width)];
-    if (near(i)) return [box.left + 1 + x, box.top + 1 + y];
+    if (coloured(i)) return [box.left + 1 + x, box.top + 1 + y];
   }
 })(document.querySelector(".picture canvas"))"""
 NAMES = "[...document.querySelectorAll('#queries tbody tr:not([hidden]) bdi')].map(one => one.textContent)"
