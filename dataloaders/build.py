@@ -191,6 +191,7 @@ class Build:
             proteins=merge.plan_proteins(surveys),
             size_factor=self.config.size_factor,
             counts_from=layers[0] if len(layers) == 1 else ", ".join(layers),
+            unlabelled=self.config.unlabelled,
         )
 
     def _blocks(

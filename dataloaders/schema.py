@@ -158,7 +158,8 @@ def read_query(
     are any). Fewer than `min_genes` of the reference's genes is an error, fewer than 0.8 a warning. `protein_key` is
     the obsm entry with the counts of proteins, for a reference that has some (default: found by its usual names).
     `where` is what the file is called in messages (default: its path).
-    `keep` says what becomes of the counts (see `query_counts`).
+    `keep` says what becomes of the counts (see `query_counts`). Labels that mean none are those of `unlabelled`, and
+    those that the reference's store was ingested with.
 
     Raises:
         OpenError, LimitError, CsrError, CountsError: the file cannot be used. GenesError: too few genes in common.
@@ -177,7 +178,8 @@ def read_query(
         ours = Path(source) if chosen.name == "X" and is_store(source) else None
         integer = not allow_noninteger
         counts = keep(Unread(matrix, place, alignment.columns, reference.n_genes, integer, ours))
-        labels, texts = _labels(obs, reference, label_keys, unlabelled, file.where, told)
+        none = (*unlabelled, *reference.unlabelled)
+        labels, texts = _labels(obs, reference, label_keys, none, file.where, told)
         if batch_key is None:
             batch = np.full(len(obs), name or file.name, object)
         else:
@@ -247,7 +249,7 @@ def _enough(alignment: Alignment, reference: Schema, where: str, least: float, t
     missing = ", ".join(alignment.missing[:5]) + (", ..." if len(alignment.missing) > 5 else "")
     line = f"{where}: {alignment.found} of the reference's {reference.n_genes} genes are there ({share:.0%})"
     if share < least:
-        raise GenesError(f"{line}, fewer than {least:.0%} (--min-genes); missing are {missing}. {alignment.how}")
+        raise GenesError(f"{line}, {alignment.how}: fewer than {least:.0%} (--min-genes). Missing: {missing}")
     if alignment.missing:
         text = f"{line}; the other {len(alignment.missing)} count as zeros, though they were not measured: {missing}"
         told.append(text)

@@ -58,6 +58,7 @@ class Schema:
     proteins: tuple[str, ...] = ()
     size_factor: str | None = None
     counts_from: str = "X"
+    unlabelled: tuple[str, ...] = ()  # label values that were said to mean: no label
 
     @property
     def n_genes(self) -> int:
@@ -69,7 +70,9 @@ class Schema:
         return len(self.labels[0]) if self.labels else 0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values. `unlabelled` is left out where it is empty: older schemas keep their fingerprints."""
+        plain = asdict(self)
+        return plain if self.unlabelled else {name: value for name, value in plain.items() if name != "unlabelled"}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Schema":
@@ -92,6 +95,7 @@ class Schema:
                 proteins=tuple(map(str, raw["proteins"])),
                 size_factor=raw["size_factor"],
                 counts_from=str(raw["counts_from"]),
+                unlabelled=tuple(map(str, raw.get("unlabelled", ()))),
             )
         except (KeyError, TypeError) as error:
             raise ModelFileError(f"the schema is incomplete or malformed: {error!r}") from error

@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,17 @@ def test_labels_known_unknown_and_missing() -> None:
         read_query(data, REFERENCE, label_keys=["theirs"])
     with pytest.raises(UsageError, match="given 2 times"):
         read_query(data, REFERENCE, label_keys=["mine", "mine"])
+
+
+def test_values_that_mean_no_label_are_remembered_from_ingest() -> None:
+    data = adata()
+    data.obs["cell_type"] = ["T", "B", "unsure", "new", "T", "T"] * 10
+    told = replace(REFERENCE, unlabelled=("unsure",))
+    query = read_query(data, told, unlabelled=["new"])
+    assert query.label_text[0][:4].tolist() == ["T", "B", None, None]
+    assert not any("not in the reference" in line for line in query.warnings)
+    assert Schema.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    assert "unlabelled" not in REFERENCE.to_dict()  # so that schemas of before keep their fingerprints
 
 
 def test_what_must_be_there_for_every_cell() -> None:
