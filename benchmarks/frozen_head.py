@@ -39,6 +39,9 @@ class Counts:
     def dense(self, device: torch.device) -> Tensor:
         raise NotImplementedError
 
+    def log1p(self, device: torch.device) -> Tensor:
+        raise NotImplementedError
+
 
 def measured(ways: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
     took: dict[str, list[float]] = {name: [] for name in ways}

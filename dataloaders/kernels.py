@@ -92,6 +92,26 @@ def scatter(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: 
 
 
 @njit(nogil=True, cache=True)
+def scatter_log1p(
+    indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, table: np.ndarray, out: np.ndarray
+) -> None:
+    """As `scatter`, ln(1 + count): whole numbers below ``len(table)`` are looked up there."""
+    n = len(out)
+    for i in range(n):
+        if i + _AHEAD < n:
+            _fetch_cell(indices, data, starts[i + _AHEAD], lengths[i + _AHEAD])
+        row = out[i]
+        columns = indices[starts[i] : starts[i] + lengths[i]]
+        values = data[starts[i] : starts[i] + lengths[i]]
+        row[:] = 0.0
+        for k in range(len(columns)):
+            value = values[np.uintp(k)]
+            place = np.uintp(value) if 0 <= value < len(table) else np.uintp(0)
+            known = table[place] if place == value else np.float32(np.log1p(np.float64(value)))
+            row[columns[np.uintp(k)]] = known
+
+
+@njit(nogil=True, cache=True)
 def _copy(source: np.ndarray, out: np.ndarray) -> None:
     for k in range(len(source)):
         out[np.uintp(k)] = source[np.uintp(k)]  # unsigned, or the check for negative places forbids vectors

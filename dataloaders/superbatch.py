@@ -75,10 +75,10 @@ def renamed(loaded: Superbatch, places: np.ndarray, n_genes: int) -> Superbatch:
 
 
 class DenseRing:
-    """Two float32 buffers used in turn: a fresh one for each batch costs more than filling it."""
+    """Float32 buffers used in turn, two for counts and two for their logs: a fresh one costs more than filling it."""
 
     def __init__(self) -> None:
-        self._buffers: list[tuple[Tensor, np.ndarray] | None] = [None, None]
+        self._buffers: list[tuple[Tensor, np.ndarray] | None] = [None] * 4
         self.turn = 0
 
     def rows(self, slot: int, n: int, n_genes: int) -> tuple[Tensor, np.ndarray]:
@@ -94,6 +94,9 @@ class PackedCounts:
     """Counts of a batch, packed until a device wants them (`scarcade.engine.contracts.Counts`)."""
 
     __slots__ = ("_n_genes", "_ring", "_slot", "_start", "_stop", "_superbatch")
+
+    # (a property of the class, not of a batch: made once)
+    _LOG1P = np.log1p(np.arange(1024)).astype(np.float32)
 
     def __init__(self, superbatch: Superbatch, start: int, stop: int, n_genes: int, ring: DenseRing) -> None:
         self._superbatch = superbatch
@@ -116,6 +119,16 @@ class PackedCounts:
             kernels.scatter(one.indices, one.data, starts, lengths, array)
             return tensor
         return self.unpacked(device)
+
+    def log1p(self, device: torch.device) -> Tensor:
+        """ln(1 + count), float32 (B, G): of the counts that are there, in a buffer of its own beside `dense`."""
+        if device.type != "cpu":
+            return self.unpacked(device).log1p_()
+        one = self._superbatch
+        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
+        tensor, array = self._ring.rows(2 + self._slot, len(starts), self._n_genes)
+        kernels.scatter_log1p(one.indices, one.data, starts, lengths, self._LOG1P, array)
+        return tensor
 
     def unpacked(self, device: torch.device) -> Tensor:
         """float32 (B, G), made dense on `device`: only the counts that are there cross the bus."""

@@ -131,6 +131,10 @@ class Counts(Protocol):
         """float32 (B, G). May be a reused buffer: valid until the loader's next batch but one."""
         ...
 
+    def log1p(self, device: torch.device) -> Tensor:
+        """ln(1 + count), float32 (B, G); may be a reused buffer, as `dense`."""
+        ...
+
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (B+1,), gene index, value): freshly gathered arrays, owned by the caller."""
         ...

@@ -44,6 +44,10 @@ class JoinedCounts:
             return torch.cat([part.dense(device) for part in self._parts])
         return self._buffer.filled(self._parts)
 
+    def log1p(self, device: torch.device) -> Tensor:
+        """ln(1 + count), float32 (B, G)."""
+        return torch.log1p(self.dense(device))
+
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (B + 1,), gene index, value), the caller's own."""
         indptrs, indices, data = zip(*(part.csr() for part in self._parts), strict=True)
@@ -84,6 +88,9 @@ class Repeated:
 
     def dense(self, device: torch.device) -> Tensor:
         return self._counts.dense(device)[:1].repeat(self._n, 1)
+
+    def log1p(self, device: torch.device) -> Tensor:
+        return torch.log1p(self.dense(device))
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indptr, indices, data = self._counts.csr()

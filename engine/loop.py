@@ -26,6 +26,7 @@ from scarcade.engine.optim import (
     moments,
     restore_moments,
 )
+from scarcade.engine.precision import products_in
 from scarcade.engine.readback import Readback
 from scarcade.engine.state import Checkpointing, FitResult, TrainingState
 from scarcade.engine.together import with_others
@@ -106,6 +107,7 @@ class _Run:
         self.contract = cast(Model, model)
         self.n_cells = train.n_cells + (validation.n_cells if validation else 0)
         self.epochs = config.epochs or default_epochs(self.n_cells)
+        self.products = getattr(torch, config.products)
         self.optimiser, self.names = adam(model, config)
         self.parameters: list[nn.Parameter] = self.optimiser.param_groups[0]["params"]
         self.gradients = GradientSum(model, world, signals=3)
@@ -201,7 +203,8 @@ class _Run:
         )
         batch = with_others(batch.to(device), world)
         self.optimiser.zero_grad(set_to_none=True)
-        losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
+        with products_in(self.products):
+            losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
         loss = losses.minimise.sum() / batch.n_global
         if losses.penalty is not None:
             loss = loss + losses.penalty / world.size

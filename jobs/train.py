@@ -32,6 +32,9 @@ from scarcade.models.saved import read
 
 __all__ = ["TrainedRun", "train"]
 
+# What runs of older versions, whose file does not say it, were trained with.
+_OLDER = {"data": LoaderConfig().model_dump(mode="json"), "optim": {"products": "float32"}}
+
 Progress = Callable[[Mapping[str, Any]], None]
 """Given ``{"note": sentence}``, ``{"warning": sentence}``, or a line of metrics with `epochs` and `steps_per_epoch`."""
 
@@ -118,7 +121,7 @@ def train(
         change = update_in(config, store, known)
         with folder.locked():
             folder.sweep()
-            folder.settle(to_toml(config), {"data": LoaderConfig().model_dump(mode="json")})
+            folder.settle(to_toml(config), _OLDER)
             done = _finished(folder, store, config, change)
             if done is None:
                 for sentence in _notices(config, store, change):

@@ -44,6 +44,7 @@ from scarcade.models.scarches_layers import (
     log_normalised,
 )
 from scarcade.models.terms import CONSTRAINED, FREE, Terms
+from scarcade.models.trained_head import Logits, logits_of
 
 EXTENDS = (
     *("n_ext", "new_programs", "use_hsic", "hsic_one_vs_all", "beta"),
@@ -244,7 +245,7 @@ class Expimap(AtlasModel):
         mean_BL, variance_BL = self.encode(x_BG, size_B, batch, noise)
         z_BL = draw(mean_BL, variance_BL, noise)
 
-        reconstruction_B = self.reconstruction(x_BG, size_B, self.decode(z_BL, batch), batch)
+        reconstruction_B = self.reconstruction(x_BG, size_B, self.logits(z_BL, batch), batch)
         kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
@@ -257,20 +258,23 @@ class Expimap(AtlasModel):
     def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
         product_BH = batch.known.get("product")
-        seen_BG = self._seen(x_BG, size_B) if product_BH is None else None
+        seen_BG = self._seen(x_BG, size_B, batch) if product_BH is None else None
         h_BH = self.encoder.trunk(seen_BG, covariate_codes(batch), noise, product_BH)
         parts = [(self.encoder.mean(h_BH), self.encoder.log_variance(h_BH).exp() + 1e-4)]
         parts += [terms.encode(h_BH) for terms in self.kinds_of_terms()]
         mean_BL, variance_BL = (torch.cat(part, -1) for part in zip(*parts, strict=True))
         return mean_BL, variance_BL
 
-    def decode(self, z_BL: Tensor, batch: Batch, *, transform_batch: int | None = None) -> Tensor:
-        """The input of the last layer, (B, G); with `transform_batch` as if every cell were of that batch."""
+    def logits(self, z_BL: Tensor, batch: Batch, *, transform_batch: int | None = None) -> Logits:
+        """The input of the last layer, not computed yet; with `transform_batch` as if every cell were of that batch."""
         codes = covariate_codes(batch)
         if transform_batch is not None:
             codes["batch"] = torch.full_like(batch.batch, transform_batch)
-        decoded_BG: Tensor = self.decoder(z_BL, codes, self.gene_weights())
-        return decoded_BG
+        return logits_of(self.decoder, z_BL, codes, self.gene_weights())
+
+    def decode(self, z_BL: Tensor, batch: Batch, *, transform_batch: int | None = None) -> Tensor:
+        """The input of the last layer, (B, G)."""
+        return self.logits(z_BL, batch, transform_batch=transform_batch).tensor()
 
     def decoded(self, z_BL: Tensor, batch: Batch, transform_batch: int | None = None) -> Tensor:
         """What the last layer gives, (B, G)."""
@@ -283,15 +287,15 @@ class Expimap(AtlasModel):
             parts.append(terms.weight(masked=not self.config.soft_ext_mask).T)
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
-    def reconstruction(self, x_BG: Tensor, size_B: Tensor, eta_BG: Tensor, batch: Batch) -> Tensor:
+    def reconstruction(self, x_BG: Tensor, size_B: Tensor, eta: Logits, batch: Batch) -> Tensor:
         """-log p(x | z), or the squared error, summed over genes, (B,)."""
         if self.theta is None:
-            return (self._last(eta_BG) - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
+            return (self._last(eta.tensor()) - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
         path = self.config.likelihood_path
         if self._last_layer == "softmax":
             theta_KG, code_B = self.theta.table(), batch.batch
-            return -counts_log_likelihood(x_BG, eta_BG, size_B.log(), theta_KG, None, code_B=code_B, path=path)
-        return -log_likelihood("nb", x_BG, self._last(eta_BG), self.theta(batch.batch), path=path)
+            return -counts_log_likelihood(x_BG, eta, size_B.log(), theta_KG, None, code_B=code_B, path=path)
+        return -log_likelihood("nb", x_BG, self._last(eta.tensor()), self.theta(batch.batch), path=path)
 
     @property
     def _last_layer(self) -> str:
@@ -339,12 +343,12 @@ class Expimap(AtlasModel):
     @torch.no_grad()
     def constants(self, batch: Batch) -> dict[str, Tensor]:
         x_BG = batch.counts.dense(self.device)
-        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema))
+        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
         return {"product": self.encoder.trunk.first_product(seen_BG)}
 
-    def _seen(self, x_BG: Tensor, size_B: Tensor) -> Tensor:
+    def _seen(self, x_BG: Tensor, size_B: Tensor, batch: Batch) -> Tensor:
         """What the encoder sees of the counts."""
-        return encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
+        return encoder_input(x_BG, size_B, batch, self.config, mse=self.config.recon_loss == "mse")
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

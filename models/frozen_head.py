@@ -8,7 +8,6 @@ with `FusedLikelihood`: see docs/decisions/008.
 Shapes: B cells, G genes, H hidden units.
 """
 
-import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from scarcade.engine.contracts import Counts
 from scarcade.models import frozen_kernel as kernel
+from scarcade.models.block_buffers import BlockBuffers
 from scarcade.models.layers import Linear
 from scarcade.models.threads import run
 
@@ -63,20 +63,7 @@ def why_not(head: FrozenHead) -> str | None:
     return "the decoder is trained" if any(one.requires_grad for one in trained) else None
 
 
-class _Buffers(threading.local):
-    """Memory for the logits of a block, used again by every call of a thread."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], Tensor] = {}
-
-    def rows(self, which: int, n: int, n_genes: int) -> Tensor:
-        have = self._kept.get((which, n_genes))
-        if have is None or len(have) < n:
-            have = self._kept[which, n_genes] = torch.empty(n, n_genes)
-        return have[:n]
-
-
-_buffers = _Buffers()
+_buffers = BlockBuffers()
 
 
 def _rows(given: tuple[Any, ...], start: int, stop: int) -> None:
@@ -99,11 +86,13 @@ class _LogP(torch.autograd.Function):
         for block in range(n_blocks):
             start, stop = n_cells * block // n_blocks, n_cells * (block + 1) // n_blocks
             h = h_BH[start:stop]
-            logits = torch.addmm(head.scale.bias, h, head.scale.weight.T, out=_buffers.rows(0, stop - start, n_genes))
+            logits = torch.addmm(
+                head.scale.bias, h, head.scale.weight.T, out=_buffers.rows("logits", stop - start, n_genes)
+            )
             dropout = None
             if head.dropout is not None:
                 dropout = torch.addmm(
-                    head.dropout.bias, h, head.dropout.weight.T, out=_buffers.rows(1, stop - start, n_genes)
+                    head.dropout.bias, h, head.dropout.weight.T, out=_buffers.rows("dropout", stop - start, n_genes)
                 )
             given = (
                 *(indptr[start : stop + 1], genes, values, logits.numpy()),

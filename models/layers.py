@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scarcade.engine.contracts import Noise
+from scarcade.engine.precision import products
 
 Codes = Mapping[str, Tensor]
 """Covariate -> int64 (B,) category code of each cell."""
@@ -100,6 +101,17 @@ class Dispersion(ConditionRows):
         return found
 
 
+WIDE = 1 << 16  # weights from which on a product is one over all genes
+
+
+def wide_addmm(rows: Tensor, x_BI: Tensor, weight_HI: Tensor) -> Tensor:
+    """``rows + x W^T`` (B, H), the product in the kind of number that is asked for where it is a large one."""
+    kind = products()
+    if kind == torch.float32 or weight_HI.numel() < WIDE or x_BI.dtype != torch.float32:
+        return torch.addmm(rows, x_BI, weight_HI.T)
+    return rows + F.linear(x_BI.to(kind), weight_HI.to(kind)).float()
+
+
 def linear_with_rows(
     x_BI: Tensor | None,
     weight: Tensor,
@@ -114,7 +126,7 @@ def linear_with_rows(
     """
     if not conditions and product_BH is None:
         assert x_BI is not None
-        return F.linear(x_BI, weight, bias)
+        return F.linear(x_BI, weight, bias) if bias is None else wide_addmm(bias, x_BI, weight)
     if not conditions:
         assert product_BH is not None
         return product_BH if bias is None else product_BH + bias
@@ -129,7 +141,7 @@ def linear_with_rows(
     if product_BH is not None:
         return rows_BH + product_BH
     assert x_BI is not None
-    return torch.addmm(rows_BH, x_BI, weight.T)
+    return wide_addmm(rows_BH, x_BI, weight)
 
 
 class ConditionalLinear(nn.Module):

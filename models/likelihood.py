@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
-from scarcade.models.distributions import Path, log_likelihood
+from scarcade.models.distributions import Family, Path, log_likelihood
 from scarcade.models.threads import run
+from scarcade.models.trained_head import Logits, head_log_likelihood
 
 
 def _compute(
@@ -39,14 +40,14 @@ def _compute(
     value_B, d_library_B = torch.empty_like(log_library_B), torch.empty_like(log_library_B)
     d_logits_BG = torch.empty_like(logits_BG)
     d_theta = torch.zeros(-(-n_cells // kernel.CHUNK), n_genes) if len(theta) == 1 else torch.empty_like(logits_BG)
-    d_dropout_BG = torch.empty(0, 0) if dropout_BG is None else torch.empty_like(dropout_BG)
+    d_dropout_BG = torch.empty(n_cells, 0) if dropout_BG is None else torch.empty_like(dropout_BG)
     given = [
         x_BG.contiguous().numpy(),
         logits_BG.numpy(),
         log_library_B.numpy(),
         theta.numpy(),
         code_B.numpy(),
-        np.empty((0, 0), np.float32) if dropout_BG is None else dropout_BG.numpy(),
+        np.empty((n_cells, 0), np.float32) if dropout_BG is None else dropout_BG.numpy(),
         weight_B.numpy(),
         kernel.LOG_FACTORIAL,
     ]
@@ -108,30 +109,51 @@ class FusedLikelihood(torch.autograd.Function):
         )
 
 
-def why_not(family: str, logits_BG: Tensor, *, softplus: bool) -> str | None:
-    """Why the kernel cannot compute this likelihood; None if it can."""
+def why_not(family: str, like: Tensor, *, softplus: bool) -> str | None:
+    """Why the kernel cannot compute this likelihood of logits that are made of, or are, `like`; None if it can."""
     if family not in ("nb", "zinb"):
         return f"it knows nb and zinb, and not {family}"
     if softplus:
         return "it takes the softmax of the logits, and size factors want their softplus"
-    if logits_BG.device.type != "cpu":
-        return f"it is for CPUs, and the model is on {logits_BG.device}"
-    if logits_BG.dtype != torch.float32:
-        return f"it is for float32, and the logits are {logits_BG.dtype}"
+    if like.device.type != "cpu":
+        return f"it is for CPUs, and the model is on {like.device}"
+    if like.dtype != torch.float32:
+        return f"it is for float32, and the logits are {like.dtype}"
     return None
+
+
+def fused(
+    x_BG: Tensor,
+    logits: Tensor | Logits,
+    log_size_B: Tensor,
+    log_theta: Tensor,
+    dropout: Tensor | Logits | None,
+    code_B: Tensor | None = None,
+) -> Tensor:
+    """log p of each cell by the kernel, together with the last layer where that is given and trained."""
+    if isinstance(logits, Logits) and logits.trained and not isinstance(dropout, Tensor):
+        return head_log_likelihood(x_BG, logits, log_size_B, log_theta, dropout, code_B)
+    dropout_BG = None if dropout is None else _computed(dropout)
+    return FusedLikelihood.apply(x_BG, _computed(logits), log_size_B, log_theta, dropout_BG, code_B)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _computed(logits: Tensor | Logits) -> Tensor:
+    return logits.tensor() if isinstance(logits, Logits) else logits
 
 
 def counts_log_likelihood(
     x_BG: Tensor,
-    logits_BG: Tensor,
+    logits: Tensor | Logits,
     log_size_B: Tensor,
     log_theta: Tensor,
-    dropout_BG: Tensor | None,
+    dropout: Tensor | Logits | None,
     *,
     code_B: Tensor | None = None,
     path: Path = "auto",
 ) -> Tensor:
     """log p of each cell (B,): negative binomial with mean exp(log size) * softmax(logits); zinb with dropout logits.
+
+    Logits and dropout logits are given as they are, or as a last layer that is to be computed.
 
     Args:
         log_theta: (G,) or (B, G); with `code_B` a table (K, G), of which each cell has the row of its code.
@@ -140,14 +162,15 @@ def counts_log_likelihood(
         IndexError: a code that has no row.
         UsageError: `path` is "fused" and the kernel cannot compute it.
     """
+    family: Family = "nb" if dropout is None else "zinb"
     if path in ("auto", "fused"):
-        family = "nb" if dropout_BG is None else "zinb"
-        reason = why_not(family, logits_BG, softplus=False)
+        reason = why_not(family, logits.h_BH if isinstance(logits, Logits) else logits, softplus=False)
         if reason is None:
-            return FusedLikelihood.apply(x_BG, logits_BG, log_size_B, log_theta, dropout_BG, code_B)  # type: ignore[no-any-return, no-untyped-call]
+            return fused(x_BG, logits, log_size_B, log_theta, dropout, code_B)
         if path == "fused":
             raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
     if code_B is not None:
         log_theta = F.embedding(code_B, log_theta)
-    rate_BG = log_size_B.exp()[:, None] * torch.softmax(logits_BG, -1)
-    return log_likelihood("nb" if dropout_BG is None else "zinb", x_BG, rate_BG, log_theta, dropout_BG, path=path)
+    rate_BG = log_size_B.exp()[:, None] * torch.softmax(_computed(logits), -1)
+    dropout_BG = None if dropout is None else _computed(dropout)
+    return log_likelihood(family, x_BG, rate_BG, log_theta, dropout_BG, path=path)

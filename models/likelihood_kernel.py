@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 
 CHUNK = 32  # rows whose gradients by a shared theta are added up together, whatever the number of threads
 SMALL = 1024  # counts below this have their log factorial in a table
+STRIP = 512  # genes that are done together, in the first cache
 FEW = 6  # counts up to this are a product of so many factors; larger ones take the gamma function
 EPS = np.float32(1e-8)
 EXACT = {"contract"}
@@ -54,12 +55,78 @@ bits64 = _bitcast(types.int64, types.float64, ir.IntType(64))
 float64 = _bitcast(types.float64, types.int64, ir.DoubleType())
 
 
+@intrinsic
+def _rounded(context: Any, x: Any) -> Any:
+    """(n, 2**n) as float32 for the whole number n next to x, of -128 < x < 128.
+
+    Written for the compiler, like `_parts`: numba makes 64 bits of the sum of two int32, and vectors of those are
+    twice as wide as the floats beside them.
+    """
+
+    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole, real = ir.IntType(32), ir.FloatType()
+        positive = builder.fptosi(builder.fadd(arguments[0], ir.Constant(real, 128.5)), whole)  # rounds down
+        n = builder.sub(positive, ir.Constant(whole, 128))
+        power = builder.shl(builder.add(n, ir.Constant(whole, 127)), ir.Constant(whole, 23))
+        parts = builder.sitofp(n, real), builder.bitcast(power, real)
+        return c.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(types.float32, 2)(types.float32), made
+
+
+@intrinsic
+def _parts(context: Any, x: Any) -> Any:
+    """(n, m) as float32 with x = m * 2**n and m in [sqrt(1/2), sqrt(2)), of a normal positive x."""
+
+    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole, real = ir.IntType(32), ir.FloatType()
+        root = ir.Constant(whole, SQRT_HALF_32)
+        bits = builder.sub(builder.bitcast(arguments[0], whole), root)
+        n = builder.sitofp(builder.ashr(bits, ir.Constant(whole, 23)), real)
+        fraction = builder.add(builder.and_(bits, ir.Constant(whole, 0x007FFFFF)), root)
+        return c.make_tuple(builder, signature.return_type, (n, builder.bitcast(fraction, real)))
+
+    return types.UniTuple(types.float32, 2)(types.float32), made
+
+
+@intrinsic
+def _float_of(context: Any, x: Any) -> Any:
+    """The float32 of a bfloat16 that comes as int16; a float32 stays as it is."""
+
+    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[0] == types.float32:
+            return arguments[0]
+        whole = ir.IntType(32)
+        high = builder.shl(builder.zext(arguments[0], whole), ir.Constant(whole, 16))
+        return builder.bitcast(high, ir.FloatType())
+
+    return types.float32(x), made
+
+
+@intrinsic
+def _stored(context: Any, x: Any, like: Any) -> Any:
+    """The bfloat16 next to a float32, as int16, if that is what `like` is; else the float32."""
+
+    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[1] == types.float32:
+            return arguments[0]
+        whole = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], whole)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(whole, 16)), ir.Constant(whole, 1))
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(whole, 0x7FFF)))
+        # what is not a number would round to another one
+        nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        kept = builder.select(nan, ir.Constant(whole, 0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(kept, ir.Constant(whole, 16)), ir.IntType(16))
+
+    return like(x, like), made
+
+
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def exp32(x: np.float32) -> np.float32:
     """e**x; 0 below -87 and capped at 88."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    n = np.int32(x * LOG2_E + np.float32(128.5)) - np.int32(128)  # the nearest integer: what is cut off is positive
-    m = np.float32(n)
+    m, power = _rounded(x * LOG2_E)
     r = x - m * LN2_HIGH - m * LN2_LOW
     p = np.float32(1.9875691500e-4)
     p = p * r + np.float32(1.3981999507e-3)
@@ -68,15 +135,14 @@ def exp32(x: np.float32) -> np.float32:
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * (r * r) + r + np.float32(1.0)
-    return p * float32((n + np.int32(127)) << np.int32(23))  # type: ignore[no-any-return]
+    return p * power
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def log32(x: np.float32) -> np.float32:
     """ln x of a normal positive number."""
-    bits = bits32(x) - np.int32(SQRT_HALF_32)
-    n = np.float32(bits >> np.int32(23))
-    m = float32((bits & np.int32(0x007FFFFF)) + np.int32(SQRT_HALF_32)) - np.float32(1.0)  # in [-0.293, 0.414]
+    n, m = _parts(x)
+    m = m - np.float32(1.0)  # in [-0.293, 0.414]
     p = np.float32(7.0376836292e-2)
     p = p * m + np.float32(-1.1514610310e-1)
     p = p * m + np.float32(1.1676998740e-1)
@@ -195,35 +261,46 @@ def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G) -> 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _zinb_as_zero(  # type: ignore[no-untyped-def]
-    x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G
+    x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work_2S
 ) -> np.float64:
     """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
 
     For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_few` and `_many`.
+    In short loops over a strip that stays in the first cache: in a single one each entry waits for the entry before,
+    as the processor does not look far enough ahead.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     total = zero
-    for g in range(len(scale_G)):
-        theta = theta_G[g]
-        base = theta + EPS
-        rate = library * scale_G[g]
-        log_ratio = log1p32(rate / base)
-        share = rate / (base + rate)
-        log_nb = -theta * log_ratio
-        pi = dropout_G[g]
-        e = exp32(-abs(pi))
-        i = one / (one + e)
-        extra = i if pi >= zero else e * i  # sigmoid(pi)
-        d = exp32(-abs(log_nb - pi))
-        j = one / (one + d)
-        from_nb = j if log_nb >= pi else d * j  # probability that a zero comes from the negative binomial
-        is_zero = x_G[g] < EPS
-        # log(e^pi + e^log_nb) - log(1 + e^pi), or -log(1 + e^pi)
-        total += (max(pi, log_nb) if is_zero else zero) - max(pi, zero) + log32((one + d) * i if is_zero else i)
-        t_G[g] = -from_nb * theta * share
-        d_theta_G[g] = from_nb * theta * (theta / base * share - log_ratio)
-        d_dropout_G[g] = (one - extra - from_nb) if is_zero else -extra
-        log_ratio_G[g] = log_ratio
+    for first in range(0, len(scale_G), STRIP):
+        end = min(first + STRIP, len(scale_G))
+        x_S, scale_S, theta_S, dropout_S = x_G[first:end], scale_G[first:end], theta_G[first:end], dropout_G[first:end]
+        t_S, d_theta_S, d_dropout_S = t_G[first:end], d_theta_G[first:end], d_dropout_G[first:end]
+        log_ratio_S, e_S, d_S = log_ratio_G[first:end], work_2S[0], work_2S[1]
+        for s in range(len(x_S)):
+            base = theta_S[s] + EPS
+            rate = library * scale_S[s]
+            log_ratio_S[s] = log1p32(rate / base)
+            t_S[s] = rate / (base + rate)
+        for s in range(len(x_S)):
+            pi = dropout_S[s]
+            e_S[s] = exp32(-abs(pi))
+            d_S[s] = exp32(-abs(-theta_S[s] * log_ratio_S[s] - pi))
+        for s in range(len(x_S)):
+            theta, log_ratio, share, pi = theta_S[s], log_ratio_S[s], t_S[s], dropout_S[s]
+            log_nb = -theta * log_ratio
+            e, d = e_S[s], d_S[s]
+            i = one / (one + e)
+            extra = i if pi >= zero else e * i  # sigmoid(pi)
+            j = one / (one + d)
+            from_nb = j if log_nb >= pi else d * j  # probability that a zero comes from the negative binomial
+            is_zero = x_S[s] < EPS
+            e_S[s] = (one + d) * i if is_zero else i
+            total += (max(pi, log_nb) if is_zero else zero) - max(pi, zero)
+            t_S[s] = -from_nb * theta * share
+            d_theta_S[s] = from_nb * theta * (theta / (theta + EPS) * share - log_ratio)
+            d_dropout_S[s] = (one - extra - from_nb) if is_zero else -extra
+        for s in range(len(x_S)):
+            total += log32(e_S[s])  # with the maxima: log(e^pi + e^log_nb) - log(1 + e^pi), or -log(1 + e^pi)
     return np.float64(total)
 
 
@@ -322,48 +399,119 @@ def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
         to_G[g] += weight * from_G[g]
 
 
+@njit(forceinline=True, error_model="numpy")
+def _row(  # type: ignore[no-untyped-def]
+    x_G, scale_G, log_library, theta_G, dropout_G, table, t_G, d_theta_G, d_dropout_G, log_ratio_G, places_2G, work_2S,
+    work_6G,
+):  # fmt: skip
+    """(log p, d/d log library) of one cell, and its gradients by logits (`t_G`), log theta and dropout logits."""
+    library = np.float32(np.exp(np.float64(log_library)))
+    if len(dropout_G) > 0:
+        value = _zinb_as_zero(
+            x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work_2S
+        )
+    else:
+        value = _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G)
+    few, many = _find(x_G, places_2G[0], places_2G[1])
+    value += _few(places_2G[0, :few], x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work_6G)
+    value += _many(places_2G[1, :many], x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G)
+    return value, _finish(scale_G, t_G)
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def rows(  # type: ignore[no-untyped-def]
     start, stop, x_BG, logits_BG, log_library_B, theta, code_B, dropout_BG, weight_B, table,
     value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG,
 ) -> None:  # fmt: skip
     """Rows [start, stop). `code_B` says which row of theta (K, G) is a cell's. If there is one for all of them,
-    `d_theta` (chunks, G) sums its gradients by weight; else `d_theta` is (B, G). `dropout_BG` is (0, 0) for the plain
+    `d_theta` (chunks, G) sums its gradients by weight; else `d_theta` is (B, G). `dropout_BG` is (B, 0) for the plain
     negative binomial.
     """
     n_genes = x_BG.shape[1]
-    shared, zinb = len(theta) == 1, dropout_BG.shape[0] > 0
-    scale_G = np.empty(n_genes, np.float32)
-    log_ratio_G = np.empty(n_genes, np.float32)
-    few_G, many_G = np.empty(n_genes + 1, np.int32), np.empty(n_genes + 1, np.int32)
+    shared = len(theta) == 1
+    scale_G, log_ratio_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     row_theta_G = np.empty(n_genes, np.float32)
-    work = np.empty((6, n_genes))
+    places_2G = np.empty((2, n_genes + 1), np.int32)
+    work_2S, work_6G = np.empty((2, STRIP), np.float32), np.empty((6, n_genes))
     theta_is_finite = _finite(theta[0]) if shared else True
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
         sound = theta_is_finite and log_library_B[b] < 88 and _finite(logits_BG[b])  # an empty cell has -inf
-        sound = sound and (shared or _finite(theta_G)) and (not zinb or _finite(dropout_BG[b]))
+        sound = sound and (shared or _finite(theta_G)) and _finite(dropout_BG[b])
         if not sound:  # the code below assumes finite numbers, and would make up a fine loss
             value_B[b] = d_library_B[b] = np.nan
-            d_logits_BG[b] = np.nan
+            d_logits_BG[b] = d_dropout_BG[b] = np.nan
             d_theta[b // CHUNK if shared else b] = np.nan
-            if zinb:
-                d_dropout_BG[b] = np.nan
             continue
-        x_G, t_G = x_BG[b], d_logits_BG[b]
-        library = np.float32(np.exp(np.float64(log_library_B[b])))
         d_theta_G = row_theta_G if shared else d_theta[b]
         _softmax(logits_BG[b], scale_G)
-        if zinb:
-            value = _zinb_as_zero(
-                x_G, library, scale_G, theta_G, dropout_BG[b], t_G, d_theta_G, d_dropout_BG[b], log_ratio_G
-            )
-        else:
-            value = _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G)
-        few, many = _find(x_G, few_G, many_G)
-        value += _few(few_G[:few], x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work)
-        value += _many(many_G[:many], x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G)
-        value_B[b] = value
-        d_library_B[b] = _finish(scale_G, t_G)
+        value_B[b], d_library_B[b] = _row(
+            x_BG[b], scale_G, log_library_B[b], theta_G, dropout_BG[b], table, d_logits_BG[b], d_theta_G,
+            d_dropout_BG[b], log_ratio_G, places_2G, work_2S, work_6G,
+        )  # fmt: skip
         if shared:
             _add(weight_B[b], row_theta_G, d_theta[b // CHUNK])
+
+
+@njit(forceinline=True, error_model="numpy")
+def _widen(given_G: np.ndarray, bias_G: np.ndarray, out_G: np.ndarray) -> None:
+    """float32 of bfloat16 (as int16), or of float32, and the bias."""
+    for g in range(len(given_G)):
+        out_G[g] = _float_of(given_G[g]) + bias_G[g]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _narrow(given_G: np.ndarray, out_G: np.ndarray) -> None:
+    """The inverse: rounded to the nearest, if `out_G` is bfloat16."""
+    for g in range(len(given_G)):
+        out_G[g] = _stored(given_G[g], out_G[g])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def head_rows(  # type: ignore[no-untyped-def]
+    start, stop, chunk, x_BG, logits_BG, bias, bias_code_B, log_library_B, theta, code_B, dropout_BG, more, more_code_B,
+    weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
+) -> None:  # fmt: skip
+    """As `rows`, in place: logits and dropout logits come without their biases, which are rows of `bias` and `more`, as
+    float32 or bfloat16 (as int16), and leave as their gradients.
+
+    Rows are those of a block, whose first chunk is `chunk`. Gradients of what all cells share (theta, biases: tables of
+    one row) are summed by weight in (chunks of the batch, G); `d_theta` is (B, G) if there are several.
+    """
+    n_genes, n_more = x_BG.shape[1], dropout_BG.shape[1]
+    shared = len(theta) == 1
+    scale_G, log_ratio_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
+    t_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
+    pi_G, d_pi_G = np.empty(n_more, np.float32), np.empty(n_more, np.float32)
+    places_2G = np.empty((2, n_genes + 1), np.int32)
+    work_2S, work_6G = np.empty((2, STRIP), np.float32), np.empty((6, n_genes))
+    theta_is_finite = _finite(theta[0]) if shared else True
+    for b in range(start, stop):
+        theta_G = theta[code_B[b]]
+        _widen(logits_BG[b], bias[bias_code_B[b]], t_G)
+        if n_more > 0:
+            _widen(dropout_BG[b], more[more_code_B[b]], pi_G)
+        sound = theta_is_finite and log_library_B[b] < 88 and _finite(t_G)  # an empty cell has -inf
+        sound = sound and (shared or _finite(theta_G)) and _finite(pi_G)
+        d_theta_G = row_theta_G if shared else d_theta[b]
+        if sound:
+            _softmax(t_G, scale_G)
+            value_B[b], d_library_B[b] = _row(
+                x_BG[b], scale_G, log_library_B[b], theta_G, pi_G, table, t_G, d_theta_G, d_pi_G, log_ratio_G,
+                places_2G, work_2S, work_6G,
+            )  # fmt: skip
+        else:  # the code above assumes finite numbers, and would make up a fine loss
+            value_B[b] = d_library_B[b] = np.nan
+            t_G[:] = np.nan
+            d_pi_G[:] = np.nan
+            d_theta_G[:] = np.nan
+        _narrow(t_G, logits_BG[b])
+        at = chunk + b // CHUNK
+        if shared:
+            _add(weight_B[b], row_theta_G, d_theta[at])
+        if len(bias) == 1:
+            _add(weight_B[b], t_G, d_bias[at])
+        if n_more > 0:
+            _narrow(d_pi_G, dropout_BG[b])
+            if len(more) == 1:
+                _add(weight_B[b], d_pi_G, d_more[at])

@@ -248,6 +248,7 @@ def log_normalised(x_BG: Tensor, size_B: Tensor, target_sum: float) -> Tensor:
     return torch.log1p(x_BG * scale_B[:, None])
 
 
-def encoder_input(x_BG: Tensor, size_B: Tensor, config: ScarchesConfig, *, mse: bool) -> Tensor:
+def encoder_input(x_BG: Tensor, size_B: Tensor, batch: Batch, config: ScarchesConfig, *, mse: bool) -> Tensor:
     """What the encoder sees of the counts, (B, G): their log1p, normalised first for mse or if it is asked for."""
-    return log_normalised(x_BG, size_B, config.target_sum) if mse or config.normalise_input else torch.log1p(x_BG)
+    normalised = mse or config.normalise_input
+    return log_normalised(x_BG, size_B, config.target_sum) if normalised else batch.counts.log1p(x_BG.device)

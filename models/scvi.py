@@ -26,8 +26,9 @@ from scarcade.models.frozen_head import FrozenHead
 from scarcade.models.frozen_head import why_not as head_is_not_for_it
 from scarcade.models.layers import Codes, Dispersion, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.library import LibraryPrior
-from scarcade.models.likelihood import FusedLikelihood, why_not
+from scarcade.models.likelihood import fused, why_not
 from scarcade.models.model import AtlasModel, Output
+from scarcade.models.trained_head import Logits, logits_of
 
 Where = Literal["encoder", "decoder", "none", "both"]
 _KNOWN = {"product", "log_library", "log_p"}  # of a cell: then its counts need not be made dense
@@ -47,11 +48,19 @@ class Posterior:
 class Decoded:
     """The parameters of the likelihood for B cells."""
 
-    logits_BG: Tensor
+    logits: Logits
     log_library_B1: Tensor
     log_theta: Tensor | None  # (G,) or (B, G)
-    dropout_BG: Tensor | None  # logits of an extra zero
+    dropout: Logits | None  # logits of an extra zero
     softplus: bool  # the scale is softplus of the logits (size factors) and not their softmax
+
+    @property
+    def logits_BG(self) -> Tensor:
+        return self.logits.tensor()
+
+    @property
+    def dropout_BG(self) -> Tensor | None:
+        return None if self.dropout is None else self.dropout.tensor()
 
     @property
     def scale_BG(self) -> Tensor:
@@ -279,7 +288,7 @@ class Scvi(AtlasModel):
 
     def encoder_input(self, x_BG: Tensor, batch: Batch) -> Tensor:
         """What encoders see of the counts, and of the continuous covariates if they are encoded."""
-        x_BI = torch.log1p(x_BG) if self.config.log_variational else x_BG
+        x_BI = batch.counts.log1p(self.device) if self.config.log_variational else x_BG
         if self.config.encode_covariates and batch.continuous is not None:
             x_BI = torch.cat([x_BI, batch.continuous], -1)
         return x_BI
@@ -291,8 +300,9 @@ class Scvi(AtlasModel):
         log_theta = self.theta.of(codes) if isinstance(self.theta, Dispersion) else None
         if log_theta is None and self.theta is not None:
             log_theta = self.theta(h_BH)
-        dropout_BG = None if self.dropout is None else self.dropout(h_BH)
-        return Decoded(self.scale(h_BH), log_library_B1, log_theta, dropout_BG, self.schema.size_factor is not None)
+        dropout = None if self.dropout is None else logits_of(self.dropout, h_BH, codes)
+        softplus = self.schema.size_factor is not None
+        return Decoded(logits_of(self.scale, h_BH, codes), log_library_B1, log_theta, dropout, softplus)
 
     def hidden(self, z_BL: Tensor, batch: Batch, codes: Codes | None = None) -> Tensor:
         """The decoder's last hidden layer, (B, H)."""
@@ -322,10 +332,9 @@ class Scvi(AtlasModel):
         """
         family, path = self.config.gene_likelihood, self.config.likelihood_path
         if path in ("auto", "fused"):
-            reason = why_not(family, p.logits_BG, softplus=p.softplus)
+            reason = why_not(family, p.logits.h_BH, softplus=p.softplus)
             if reason is None and p.log_theta is not None:
-                library_B = p.log_library_B1[:, 0]
-                return FusedLikelihood.apply(x_BG, p.logits_BG, library_B, p.log_theta, p.dropout_BG)  # type: ignore[no-any-return, no-untyped-call]
+                return fused(x_BG, p.logits, p.log_library_B1[:, 0], p.log_theta, p.dropout)
             if path == "fused":
                 raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
         return log_likelihood(family, x_BG, p.rate_BG, p.log_theta, p.dropout_BG, path=path)

@@ -30,6 +30,7 @@ from scarcade.models.library import LibraryPrior
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.protein_background import CELLS, BackgroundPrior, Efficiency, sums
 from scarcade.models.scvi import RECIPES, Decoded, Posterior, Scvi
+from scarcade.models.trained_head import logits_of
 
 LOG_SQRT_2PI = 0.9189385332046727
 MOST_SAMPLED = 1_000_000
@@ -301,7 +302,7 @@ class Totalvi(Scvi):
         def beside_z(trunk: FullyConnected) -> Tensor:
             return torch.cat([trunk(z_BL, codes, noise), z_BL], -1)
 
-        logits_BG = self.scale(beside_z(self.decoder), codes)
+        logits = logits_of(self.scale, beside_z(self.decoder), codes)
         h_BH = beside_z(self.background_decoder)
         back_mean_BP = self.background_mean(h_BH, codes)
         raw_sd_BP = self.background_sd(h_BH, codes)
@@ -318,9 +319,9 @@ class Totalvi(Scvi):
             None if self.efficiency is None else self.efficiency(codes["batch"]),
         )
         assert isinstance(self.theta, Dispersion)
-        dropout_BG = None if self.dropout is None else self.dropout(h_BH, codes)
+        dropout = None if self.dropout is None else logits_of(self.dropout, h_BH, codes)
         softplus = self.schema.size_factor is not None
-        return DecodedBoth(logits_BG, log_library_B1, self.theta.of(codes), dropout_BG, softplus, proteins)
+        return DecodedBoth(logits, log_library_B1, self.theta.of(codes), dropout, softplus, proteins)
 
     @property
     def labels_are_fixed(self) -> bool:

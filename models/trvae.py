@@ -37,17 +37,26 @@ from scarcade.models.scarches_layers import (
     encoder_input,
     log_normalised,
 )
+from scarcade.models.trained_head import Logits, logits_of
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """What the decoder says of B cells."""
 
-    logits_BG: Tensor  # before the softmax; of mse before the ReLU
+    logits: Logits  # before the softmax; of mse before the ReLU
     first_BH: Tensor  # output of the first layer
     log_theta_KG: Tensor | None  # of each batch; not of mse
     batch_B: Tensor  # whose dispersion and rows a cell has
-    dropout_BG: Tensor | None  # logits of an extra zero (zinb)
+    dropout: Logits | None  # logits of an extra zero (zinb)
+
+    @property
+    def logits_BG(self) -> Tensor:
+        return self.logits.tensor()
+
+    @property
+    def dropout_BG(self) -> Tensor | None:
+        return None if self.dropout is None else self.dropout.tensor()
 
     @property
     def scale_BG(self) -> Tensor:
@@ -175,7 +184,7 @@ class Trvae(AtlasModel):
     def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
         product_BH = batch.known.get("product")
-        seen_BG = self._seen(x_BG, size_B) if product_BH is None else None
+        seen_BG = self._seen(x_BG, size_B, batch) if product_BH is None else None
         mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, product_BH)
         return mean_BL, variance_BL
 
@@ -189,8 +198,8 @@ class Trvae(AtlasModel):
         first_BH = self.decoder.after_first(z_BL, codes, noise)
         h_BH = self.decoder.rest(first_BH, noise)
         log_theta_KG = None if self.theta is None else self.theta.table()
-        dropout_BG = None if self.dropout is None else self.dropout(h_BH)
-        return Decoded(self.scale(h_BH), first_BH, log_theta_KG, codes["batch"], dropout_BG)
+        dropout = None if self.dropout is None else logits_of(self.dropout, h_BH, codes)
+        return Decoded(logits_of(self.scale, h_BH, codes), first_BH, log_theta_KG, codes["batch"], dropout)
 
     def reconstruction(self, x_BG: Tensor, size_B: Tensor, p: Decoded) -> Tensor:
         """-log p(x | z), or the squared error, summed over genes, (B,)."""
@@ -198,10 +207,10 @@ class Trvae(AtlasModel):
             return (p.scale_BG - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
         return -counts_log_likelihood(
             x_BG,
-            p.logits_BG,
+            p.logits,
             size_B.log(),
             p.log_theta_KG,
-            p.dropout_BG,
+            p.dropout,
             code_B=p.batch_B,
             path=self.config.likelihood_path,
         )
@@ -209,12 +218,12 @@ class Trvae(AtlasModel):
     @torch.no_grad()
     def constants(self, batch: Batch) -> dict[str, Tensor]:
         x_BG = batch.counts.dense(self.device)
-        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema))
+        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
         return {"product": self.encoder.trunk.first_product(seen_BG)}
 
-    def _seen(self, x_BG: Tensor, size_B: Tensor) -> Tensor:
+    def _seen(self, x_BG: Tensor, size_B: Tensor, batch: Batch) -> Tensor:
         """What the encoder sees of the counts."""
-        return encoder_input(x_BG, size_B, self.config, mse=self.config.recon_loss == "mse")
+        return encoder_input(x_BG, size_B, batch, self.config, mse=self.config.recon_loss == "mse")
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -86,3 +86,19 @@ def test_counts_of_a_cell_are_put_into_the_order_of_their_genes() -> None:
     kernels.sort_cells(indices, data, np.array([0, 4, 4]), np.array([3, 0, 2], np.int32))
     assert indices.tolist() == [1, 3, 5, 9, 2, 7, 0]
     assert data.tolist() == [1, 2, 0, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "float32"])
+def test_logs_of_counts_are_looked_up_or_computed(kind: str) -> None:
+    counts = np.array([1, 2, 200, 3, 5], kind)
+    if kind == "uint32":
+        counts[2] = 70_000  # not in the table
+    if kind == "float32":
+        counts[1] = 2.5
+    table = np.log1p(np.arange(8)).astype(np.float32)
+    out = np.full((2, 6), 7.0, np.float32)
+    starts, lengths = np.array([0, 3]), np.array([3, 2])
+    kernels.scatter_log1p(np.array([0, 2, 5, 1, 3], np.uint16), counts, starts, lengths, table, out)
+    wanted = np.zeros((2, 6))
+    wanted[0, [0, 2, 5]], wanted[1, [1, 3]] = np.log1p(counts[:3].astype(float)), np.log1p(counts[3:].astype(float))
+    np.testing.assert_allclose(out, wanted, rtol=1e-6)

@@ -25,6 +25,9 @@ class ToyCounts:
     def dense(self, device: torch.device) -> Tensor:
         return torch.from_numpy(self.values).to(device)
 
+    def log1p(self, device: torch.device) -> Tensor:
+        return torch.log1p(self.dense(device))
+
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise NotImplementedError
 

@@ -22,6 +22,9 @@ class DenseCounts:
     def dense(self, device: torch.device) -> Tensor:
         return self.x_BG.to(device)
 
+    def log1p(self, device: torch.device) -> Tensor:
+        return torch.log1p(self.dense(device))
+
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, columns = np.nonzero(self.x_BG.numpy())
         indptr = np.searchsorted(rows, np.arange(len(self.x_BG) + 1))

@@ -46,6 +46,9 @@ class Doubles:
         dense: Tensor = self._counts.dense(device)
         return dense.double()
 
+    def log1p(self, device: torch.device) -> Tensor:
+        return torch.log1p(self.dense(device))
+
 
 class DoubleLoader:
     """A loader whose counts are float64."""

@@ -1,0 +1,29 @@
+"""In which kind of number the large products are computed, for the time of a block: float32, or bfloat16 by option.
+
+Only products over all genes ask for it (the first layer of an encoder, the last of a decoder), which are nearly all of
+the arithmetic. What is small, and every sum, softmax and loss, stays in float32, so that an option of the engine does
+not change what a model means.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+_kind: ContextVar[torch.dtype] = ContextVar("products", default=torch.float32)
+
+
+def products() -> torch.dtype:
+    """The kind of number for products over all genes."""
+    return _kind.get()
+
+
+@contextmanager
+def products_in(kind: torch.dtype) -> Iterator[None]:
+    """Within the block, products over all genes are computed in `kind`."""
+    token = _kind.set(kind)
+    try:
+        yield
+    finally:
+        _kind.reset(token)

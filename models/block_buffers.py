@@ -1,0 +1,24 @@
+"""Memory for the rows of a block of cells, used again by every call of a thread.
+
+A (cells x genes) matrix that is made anew in each step is given back to the system and cleared again by it, page by
+page: at 1,024 cells x 2,000 genes that took a sixth of a training step.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+
+
+class BlockBuffers(threading.local):
+    """A buffer for each use, width and kind of number."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+
+    def rows(self, use: str, n: int, width: int, kind: torch.dtype = torch.float32) -> Tensor:
+        """(n, width), with whatever was in it."""
+        have = self._kept.get((use, width, kind))
+        if have is None or len(have) < n:
+            have = self._kept[use, width, kind] = torch.empty(n, width, dtype=kind)
+        return have[:n]

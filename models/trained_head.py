@@ -1,0 +1,264 @@
+"""The last layer of a decoder that is trained, with its likelihood, as one function of the hidden units.
+
+Logits, likelihood and the way back through the weights are done block by block of cells, in memory that stays in the
+cache and is used again: (cells x genes) matrices are neither made anew in each step nor kept for a backward pass. All
+gradients are made in the forward pass, for cells of equal weight, as the engine's mean takes them; for other weights
+the pass is made again. (`frozen_head` is the same for a decoder that is not trained.)
+
+With products in bfloat16 (`engine.precision`) the weights and hidden units are rounded, and so are the gradients of the
+logits; biases, softmax, likelihood and all sums stay in float32.
+
+Shapes: B cells, G genes, H hidden units, K rows of a table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from scarcade.engine.precision import products
+from scarcade.models import likelihood_kernel as kernel
+from scarcade.models.block_buffers import BlockBuffers
+from scarcade.models.layers import Codes, ConditionRows, wide_addmm
+from scarcade.models.threads import run
+
+BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What a last layer gives, not computed yet: ``h W^T + table[code]``; without codes the bias is (1, G)."""
+
+    h_BH: Tensor
+    weight_GH: Tensor
+    table_KG: Tensor
+    code_B: Tensor | None = None
+
+    @property
+    def trained(self) -> bool:
+        return self.weight_GH.requires_grad
+
+    def tensor(self) -> Tensor:
+        """(B, G)."""
+        rows_BG = self.table_KG[0] if self.code_B is None else F.embedding(self.code_B, self.table_KG)
+        return wide_addmm(rows_BG, self.h_BH, self.weight_GH)
+
+
+def logits_of(layer: nn.Module, h_BH: Tensor, codes: Codes, weight_GH: Tensor | None = None) -> Logits:
+    """What `layer` (weight, bias or none, tables of conditions or none) is to give for `h_BH`.
+
+    Args:
+        weight_GH: in place of the layer's own, which may be masked.
+    """
+    given: Any = layer
+    weight_GH = given.weight if weight_GH is None else weight_GH
+    assert weight_GH is not None
+    conditions: dict[str, ConditionRows] = dict(getattr(layer, "conditions", {}).items())
+    if not conditions:
+        bias_G = weight_GH.new_zeros(len(weight_GH)) if given.bias is None else given.bias
+        return Logits(h_BH, weight_GH, bias_G[None])
+    if len(conditions) == 1:
+        ((covariate, rows),) = conditions.items()
+        table_KG, code_B = rows.table(), codes[covariate]
+    else:  # a row for each cell
+        table_KG = torch.stack([rows(codes[covariate]) for covariate, rows in conditions.items()]).sum(0)
+        code_B = torch.arange(len(h_BH), device=h_BH.device)
+    return Logits(h_BH, weight_GH, table_KG if given.bias is None else table_KG + given.bias, code_B)
+
+
+def head_log_likelihood(
+    x_BG: Tensor,
+    logits: Logits,
+    log_library_B: Tensor,
+    log_theta: Tensor,
+    dropout: Logits | None,
+    code_B: Tensor | None = None,
+) -> Tensor:
+    """log p of each cell (B,), as `FusedLikelihood` of the logits' tensors.
+
+    Args:
+        log_theta: (G,), (B, G), or with `code_B` a table (K, G).
+    """
+    more = (None, None, None, None) if dropout is None else _parts(dropout)
+    graded = torch.is_grad_enabled()
+    return _LogP.apply(  # type: ignore[no-any-return, no-untyped-call]
+        x_BG, log_library_B, log_theta, code_B, products(), graded, *_parts(logits), *more
+    )
+
+
+def _parts(logits: Logits) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    return logits.h_BH, logits.weight_GH, logits.table_KG, logits.code_B
+
+
+_buffers = BlockBuffers()
+
+
+class _Product:
+    """One of the products ``h W^T`` block by block, and the gradients that come back through it."""
+
+    def __init__(self, use: str, parts: Sequence[Tensor | None], kind: torch.dtype, graded: bool) -> None:
+        h_BH, weight_GH, table_KG, code_B = parts
+        assert h_BH is not None
+        assert weight_GH is not None
+        assert table_KG is not None
+        self.use, self.kind, self.graded = use, kind, graded
+        self.n_genes = len(weight_GH)
+        self.h_BH, self.weight_GH = h_BH.to(kind), weight_GH.to(kind)
+        self.table, self.code_B = table_KG.contiguous(), code_B
+        n_cells = len(h_BH)
+        self.codes = np.zeros(n_cells, np.int64) if code_B is None else _checked(code_B, len(table_KG))
+        self.one_row = len(table_KG) == 1
+        self.d_h_BH = torch.empty(n_cells, h_BH.shape[1])
+        self.d_weight_GH = torch.zeros(weight_GH.shape) if graded else None
+        self.d_table = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one_row else len(table_KG), self.n_genes)
+
+    def forward(self, rows: slice) -> np.ndarray:
+        """The product of a block, as the kernel takes it, in a buffer where `backward` finds its gradient."""
+        out = _buffers.rows(self.use, rows.stop - rows.start, self.n_genes, self.kind)
+        torch.mm(self.h_BH[rows], self.weight_GH.T, out=out)
+        return (out if self.kind == torch.float32 else out.view(torch.int16)).numpy()
+
+    def backward(self, rows: slice, weight_B: Tensor | None) -> None:
+        if not self.graded:
+            return
+        assert self.d_weight_GH is not None
+        d_BG = _buffers.rows(self.use, rows.stop - rows.start, self.n_genes, self.kind)
+        h_BH = self.h_BH[rows] if weight_B is None else self.h_BH[rows] * weight_B[rows, None].to(self.kind)
+        if self.kind == torch.float32:
+            torch.mm(d_BG, self.weight_GH, out=self.d_h_BH[rows])
+            self.d_weight_GH.addmm_(d_BG.T, h_BH)
+        else:
+            self.d_h_BH[rows] = d_BG @ self.weight_GH
+            self.d_weight_GH += d_BG.T @ h_BH
+        if not self.one_row:
+            assert self.code_B is not None
+            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
+            self.d_table.index_add_(0, self.code_B[rows], d_rows)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """By hidden units (of each cell, without its weight), weights, and table."""
+        return self.d_h_BH, self.d_weight_GH, self.d_table.sum(0, keepdim=True) if self.one_row else self.d_table
+
+
+def _checked(code_B: Tensor, n_rows: int) -> np.ndarray:
+    if len(code_B) and not 0 <= int(code_B.min()) <= int(code_B.max()) < n_rows:
+        raise IndexError(f"codes {int(code_B.min())} to {int(code_B.max())} of a table with {n_rows} rows")
+    return code_B.numpy()
+
+
+def _blocks(n_cells: int, kind: torch.dtype) -> list[slice]:
+    """Blocks of whole chunks, whatever the number of threads."""
+    n_chunks = -(-n_cells // kernel.CHUNK)
+    n_blocks = max(1, n_cells // BLOCK[kind])
+    cuts = [min(n_cells, kernel.CHUNK * (n_chunks * i // n_blocks)) for i in range(n_blocks + 1)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def _rows(chunk: int, given: tuple[Any, ...], found: tuple[Any, ...], start: int, stop: int) -> None:
+    kernel.head_rows(start, stop, chunk, *given, *found)
+
+
+def _compute(
+    x_BG: Tensor,
+    log_library_B: Tensor,
+    log_theta: Tensor,
+    code_B: Tensor | None,
+    both: Sequence[_Product],
+    weight_B: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log p (B,), gradients by log library (B,) and log theta); those of `both` products are with them."""
+    n_cells, n_genes = x_BG.shape
+    theta = torch.exp(log_theta).reshape(-1, n_genes).contiguous()
+    shared = log_theta.dim() == 1
+    if code_B is not None:
+        codes = _checked(code_B, len(theta))
+    else:
+        codes = np.zeros(n_cells, np.int64) if shared else np.arange(n_cells)
+    one = len(theta) == 1
+    value_B, d_library_B = torch.empty(n_cells), torch.empty(n_cells)
+    d_theta = torch.zeros(-(-n_cells // kernel.CHUNK) if one else len(theta), n_genes)
+    each = np.ones(n_cells, np.float32) if weight_B is None else weight_B.numpy()
+    logits, more = both[0], both[1] if len(both) > 1 else None
+    for rows in _blocks(n_cells, logits.kind):
+        n = rows.stop - rows.start
+        first = logits.forward(rows)
+        # without dropout logits a matrix without columns, a table without rows
+        other = np.empty((n, 0), first.dtype) if more is None else more.forward(rows)
+        d_theta_rows = d_theta if one else _buffers.rows("theta", n, n_genes)
+        given = (
+            *(x_BG[rows].numpy(), first, logits.table.numpy(), logits.codes[rows], log_library_B[rows].numpy()),
+            *(theta.numpy(), codes[rows], other),
+            *((logits.table.numpy(), logits.codes[rows]) if more is None else (more.table.numpy(), more.codes[rows])),
+            *(each[rows], kernel.LOG_FACTORIAL),
+        )
+        found = (value_B[rows].numpy(), d_library_B[rows].numpy(), d_theta_rows.numpy(), logits.d_table.numpy())
+        found = (*found, (logits if more is None else more).d_table.numpy())
+        run(n, partial(_rows, rows.start // kernel.CHUNK, given, found))
+        if not one:
+            weighted = d_theta_rows if weight_B is None else d_theta_rows * weight_B[rows, None]
+            d_theta.index_add_(0, torch.from_numpy(codes[rows]), weighted)
+        for product in both:
+            product.backward(rows, weight_B)
+    return value_B, d_library_B, d_theta.sum(0) if one else d_theta
+
+
+class _LogP(torch.autograd.Function):
+    """See `head_log_likelihood`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BG: Tensor,
+        log_library_B: Tensor,
+        log_theta: Tensor,
+        code_B: Tensor | None,
+        kind: torch.dtype,
+        graded: bool,
+        *parts: Tensor | None,
+    ) -> Tensor:
+        given = x_BG.contiguous(), log_library_B.contiguous(), log_theta.contiguous(), code_B
+        value_B, gradients = _pass(given, parts, kind, graded, None)
+        ctx.given, ctx.kind = given, kind
+        ctx.save_for_backward(*parts)
+        ctx.gradients = gradients
+        return value_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight_B: Tensor) -> tuple[Tensor | None, ...]:
+        d_library_B, d_theta, *found = ctx.gradients
+        equal = len(weight_B) == 0 or bool((weight_B == weight_B[0]).all())
+        if equal:
+            scale = weight_B[0] if len(weight_B) else torch.ones(())
+            d_theta = d_theta * scale
+            found = [(d_h, d_weight * scale, d_table * scale) for d_h, d_weight, d_table in found]
+        else:
+            weights = weight_B.contiguous()
+            _, (_, d_theta, *found) = _pass(ctx.given, ctx.saved_tensors, ctx.kind, True, weights)
+        back: list[Tensor | None] = []
+        for d_h_BH, d_weight_GH, d_table in found:
+            back += [d_h_BH * weight_B[:, None], d_weight_GH, d_table, None]
+        back += [None] * (8 - len(back))
+        log_theta = ctx.given[2]
+        return (None, d_library_B * weight_B, d_theta.view_as(log_theta), None, None, None, *back)
+
+
+def _pass(
+    given: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    parts: Sequence[Tensor | None],
+    kind: torch.dtype,
+    graded: bool,
+    weight_B: Tensor | None,
+) -> tuple[Tensor, list[Any]]:
+    both = [_Product("logits", parts[:4], kind, graded)]
+    if parts[4] is not None:
+        both.append(_Product("dropout", parts[4:], kind, graded))
+    value_B, d_library_B, d_theta = _compute(*given, both, weight_B)
+    return value_B, [d_library_B, d_theta, *(product.gradients() for product in both)]

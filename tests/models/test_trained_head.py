@@ -1,0 +1,125 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scarcade.engine.precision import products_in
+from scarcade.models.layers import ConditionalLinear, Linear, seeded
+from scarcade.models.likelihood import FusedLikelihood
+from scarcade.models.trained_head import Logits, head_log_likelihood, logits_of
+
+GENES, HIDDEN = 203, 16
+
+
+class Made:
+    """Cells, a last layer (two of zinb), library and theta, all with gradients."""
+
+    def __init__(self, cells: int, *, zinb: bool, thetas: int, biases: int) -> None:
+        g = torch.Generator().manual_seed(cells)
+
+        def normal(*shape: int, by: float = 1.0) -> Tensor:
+            return (torch.randn(*shape, generator=g) * by).requires_grad_()
+
+        rate = torch.rand(cells, GENES, generator=g) * 2 * (torch.rand(cells, GENES, generator=g) < 0.5)
+        self.x = torch.poisson(rate, generator=g)
+        self.h, self.weight, self.more_weight = normal(cells, HIDDEN), *(normal(GENES, HIDDEN, by=0.3) for _ in "ab")
+        self.table, self.more_table = normal(biases, GENES), normal(biases, GENES)
+        self.theta = normal(GENES) if thetas == 1 else normal(thetas, GENES)
+        self.library = self.x.sum(1).log().requires_grad_()
+        code = torch.randint(0, biases, (cells,), generator=g) if biases > 1 else None
+        self.theta_code = torch.randint(0, thetas, (cells,), generator=g) if thetas > 1 else None
+        self.logits = Logits(self.h, self.weight, self.table, code)
+        self.dropout = Logits(self.h, self.more_weight, self.more_table, code) if zinb else None
+        self.inputs = [self.h, self.weight, self.table, self.theta, self.library]
+        self.inputs += [self.more_weight, self.more_table] if zinb else []
+
+    def plain(self) -> Tensor:
+        dropout = None if self.dropout is None else self.dropout.tensor()
+        found: Tensor = FusedLikelihood.apply(  # type: ignore[no-untyped-call]
+            self.x, self.logits.tensor(), self.library, self.theta, dropout, self.theta_code
+        )
+        return found
+
+    def head(self) -> Tensor:
+        return head_log_likelihood(self.x, self.logits, self.library, self.theta, self.dropout, self.theta_code)
+
+
+@pytest.mark.parametrize("weights", ["mean", "uneven"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("zinb", [True, False])
+@pytest.mark.parametrize("cells", [1, 32, 130, 700])
+def test_it_is_the_layers_and_their_likelihood(cells: int, zinb: bool, shared: bool, weights: str) -> None:
+    made = Made(cells, zinb=zinb, thetas=1 if shared else 3, biases=1 if shared else 4)
+    weight = torch.full((cells,), 1 / cells) if weights == "mean" else torch.linspace(0.1, 2.0, cells)
+    wanted, found = made.plain(), made.head()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    both = [torch.autograd.grad((value * weight).sum(), made.inputs) for value in (wanted, found)]
+    for exact, one in zip(*both, strict=True):
+        torch.testing.assert_close(one, exact, rtol=1e-4, atol=2e-6 * float(exact.abs().max()))
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    made, before = Made(700, zinb=True, thetas=1, biases=1), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            value = made.head()
+            # of the products torch itself decides how they are cut; what we sum is theta and the biases
+            gradients = torch.autograd.grad(value.mean(), [made.theta, made.library, made.table, made.more_table])
+            found.append([value.detach(), *gradients])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_bfloat16_is_near_and_float32_where_it_matters() -> None:
+    made = Made(700, zinb=True, thetas=1, biases=1)
+    wanted = torch.autograd.grad(made.head().mean(), made.inputs)
+    with products_in(torch.bfloat16):
+        value = made.head()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, made.head(), rtol=5e-3, atol=0)
+    for exact, one in zip(wanted, torch.autograd.grad(value.mean(), made.inputs), strict=True):
+        assert one.dtype == torch.float32
+        assert float((one - exact).norm()) < 0.01 * float(exact.norm())
+
+
+@pytest.mark.parametrize("where", ["h", "theta", "table", "more_weight"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_is_not_hidden(where: str, kind: torch.dtype) -> None:
+    made = Made(40, zinb=True, thetas=1, biases=1)
+    with torch.no_grad():
+        getattr(made, where).view(-1)[3] = torch.nan
+    with products_in(kind):
+        value = made.head()
+    assert value.isnan().any()
+    gradients = torch.autograd.grad(value.sum(), made.inputs)
+    assert any(not one.isfinite().all() for one in gradients)
+
+
+def test_without_gradients_the_value_is_the_same() -> None:
+    made = Made(70, zinb=True, thetas=1, biases=1)
+    wanted = made.head().detach()
+    with torch.no_grad():
+        found = made.head()
+    assert not found.requires_grad
+    assert torch.equal(found, wanted)
+
+
+def test_a_code_without_a_row_is_refused() -> None:
+    made = Made(3, zinb=False, thetas=1, biases=2)
+    wrong = Logits(made.h, made.weight, made.table, torch.tensor([0, 1, 2]))
+    with pytest.raises(IndexError, match="table with 2 rows"):
+        head_log_likelihood(made.x, wrong, made.library, made.theta, None)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"batch": 3}, {"batch": 3, "donor": 2}])
+def test_a_layer_that_is_not_computed_yet(sizes: dict[str, int]) -> None:
+    generator = seeded("layer")
+    layer: Any = ConditionalLinear(HIDDEN, GENES, sizes, generator) if sizes else Linear(HIDDEN, GENES, generator)
+    h = torch.randn(7, HIDDEN)
+    codes = {name: torch.arange(7) % n for name, n in sizes.items()}
+    wanted = layer(h, codes) if sizes else layer(h)
+    torch.testing.assert_close(logits_of(layer, h, codes).tensor(), wanted)
