@@ -24,6 +24,7 @@ from scarcade.jobs.submitted_command import JobCommand
 RUN, COMMAND, PACKAGE = "scarcade_run", "scarcade_command", "scarcade_package"
 _ENTRY = "scarcade.jobs.job_entry"
 _RAY = (2, 60)
+_PENDING_S = 30.0  # after so long it is told what a job waits for
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
 
@@ -197,35 +198,44 @@ def follow(api: JobsApi, ident: str, note: Note, *, patience_s: float = 120.0) -
     """Print what a job writes until it ends; the exit code of its command.
 
     Raises:
-        ClusterError: the cluster went away, or the command could not be started.
+        ClusterError: the cluster went away for longer than `patience_s`, or Ray could not run the job.
         KeyboardInterrupt: the user has seen enough; the job goes on.
     """
-    printed, silent_since, pause = 0, None, 0.5
+    try:
+        return _followed(api, ident, note, patience_s)
+    except KeyboardInterrupt as error:
+        at = f"--address {api.url} {ident}"
+        told = f"{ident} goes on; to see it: scarcade jobs logs {at} --follow; to stop it: scarcade jobs stop {at}"
+        raise type(error)(told) from None
+
+
+def _followed(api: JobsApi, ident: str, note: Note, patience_s: float) -> int:
+    printed, waits = 0, time.monotonic() + _PENDING_S
+    answered = time.monotonic()
     while True:
         began = time.monotonic()
         try:
             job = api.job(ident)
-            if job is not None:
-                printed += _print(_text(api, ident)[printed:])
-            silent_since = None
+            answered = time.monotonic()
         except ClusterError as error:
-            silent_since = silent_since or began
-            if began - silent_since > patience_s:
-                raise ClusterError(f"{error}; was waiting for {ident}; submitting it again continues the run") from error
-            time.sleep(5.0)
+            if time.monotonic() - answered > patience_s:
+                raise ClusterError(f"{error}; when it is back, submitting {ident} again continues the run") from error
+            time.sleep(min(5.0, patience_s / 10))
             continue
-        except KeyboardInterrupt as error:
-            raise type(error)(_goes_on(api, ident)) from None
         if job is None:
             raise ClusterError(f"{ident}: the cluster knows it no more; submitting it again continues the run")
+        try:
+            printed += _print(api.logs(ident)[printed:])
+        except ClusterError as error:  # as when the node that it ran on is gone
+            if job.over:
+                note(f"warning: the end of its log cannot be had ({error})")
         if job.over:
             return ended(job, note)
-        try:
-            # a log is sent whole each time: a long one less often
-            pause = min(max(0.5, 10 * (time.monotonic() - began)), 30.0)
-            time.sleep(pause)
-        except KeyboardInterrupt as error:
-            raise type(error)(_goes_on(api, ident)) from None
+        if job.status == "PENDING" and time.monotonic() > waits:
+            note(f"note: {ident} waits: {' '.join(job.message.split())}")
+            waits = float("inf")
+        # a log is sent whole each time: a long one less often
+        time.sleep(min(max(0.5, 10 * (time.monotonic() - began)), 30.0))
 
 
 def stopped(api: JobsApi, ident: str, note: Note) -> None:
@@ -242,7 +252,7 @@ def ended(job: JobInfo, note: Note) -> int:
     """Exit code of a job's command, and a word on how it ended.
 
     Raises:
-        ClusterError: its command could not be started.
+        ClusterError: Ray could not run it.
     """
     if job.status == "SUCCEEDED":
         note(f"note: {job.id} is done")
@@ -251,7 +261,7 @@ def ended(job: JobInfo, note: Note) -> int:
         note(f"note: {job.id} was stopped; submitting it again continues the run")
         return 143
     if job.exit_code is None:
-        raise ClusterError(f"{job.id}: could not be run: {_gist(job.message)}")
+        raise ClusterError(f"{job.id}: Ray could not run it: {_gist(job.message)}")
     code = job.exit_code if job.exit_code >= 0 else 128 - job.exit_code  # ended by a signal, as a shell tells it
     hint = {
         4: "; its paths are those of the cluster's nodes",
@@ -260,15 +270,6 @@ def ended(job: JobInfo, note: Note) -> int:
     }
     note(f"note: {job.id} ended with exit code {code}{hint.get(code, '')}")
     return code
-
-
-def _text(api: JobsApi, ident: str) -> str:
-    try:
-        return api.logs(ident)
-    except ClusterError as error:
-        if "does not know" in str(error) or "log" in str(error):
-            return ""  # it has none yet
-        raise
 
 
 def _print(text: str) -> int:
@@ -283,7 +284,3 @@ def _gist(message: str) -> str:
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout)\b", line)]
     return (telling or lines or ["Ray gives no reason"])[-1][:500]
 
-
-def _goes_on(api: JobsApi, ident: str) -> str:
-    at = f"--address {api.url} {ident}"
-    return f"{ident} goes on; to see it again: scarcade jobs logs {at} --follow; to stop it: scarcade jobs stop {at}"
