@@ -102,8 +102,13 @@ def _place(command: str, key: str, value: Any) -> str:
     text = str(value)
     if is_url(text) or Path(text).is_absolute():
         return text
+    name = key.replace("_", "-")
+    if re.match(r"[a-z0-9]+:/[^/]", text):  # a Path was made of a URL
+        raise UsageError(
+            f"submit -- {command}: {name} takes no URL; give an absolute path on storage that every node sees"
+        )
     raise UsageError(
-        f"submit -- {command}: {key.replace('_', '-')} {text!r} would be looked for in a folder of the cluster's node; "
+        f"submit -- {command}: {name} {text!r} would be looked for in a folder of the cluster's node; "
         "give a URL (s3://bucket/...) or an absolute path on storage that every node sees"
     )
 
