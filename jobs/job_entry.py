@@ -1,8 +1,10 @@
-"""Where a submitted job begins, on a node of the cluster: is the environment there what the package needs? Then the command.
+"""Where a submitted job begins, on a node of the cluster: first whether the environment will do, then the command.
 
 A Python that is too old, or a cluster without torch, is one clear error here instead of a traceback from somewhere.
 Nothing else of the package is imported before that is known.
 """
+
+from __future__ import annotations  # so that a Python that is too old can read this file
 
 import importlib.metadata
 import os
@@ -11,7 +13,7 @@ import sys
 _NEWER = (3, 11)
 
 
-def problems():  # type: ignore[no-untyped-def]
+def problems() -> list[str]:
     """What this environment lacks of what the shipped package says that it needs, a phrase each."""
     from packaging.requirements import Requirement
 
@@ -30,7 +32,7 @@ def problems():  # type: ignore[no-untyped-def]
     return found
 
 
-def main(argv):  # type: ignore[no-untyped-def]
+def main(argv: list[str]) -> int:
     """Exit code of the command, or 5 if it cannot run here."""
     if sys.version_info < _NEWER:
         return _cannot(f"Python {'.'.join(map(str, _NEWER))} or newer is wanted, and this is {sys.version.split()[0]}")
@@ -42,7 +44,7 @@ def main(argv):  # type: ignore[no-untyped-def]
     return run(argv)
 
 
-def _cannot(reason):  # type: ignore[no-untyped-def]
+def _cannot(reason: str) -> int:
     where = f"{sys.executable} on {os.uname().nodename}"
     print(f"error: the cluster's environment ({where}) cannot run scarcade: {reason}", file=sys.stderr, flush=True)
     return 5

@@ -1,8 +1,8 @@
 """The jobs of a Ray cluster over HTTP: what `submit` and `jobs` ask of its dashboard.
 
 Ray's REST interface is spoken directly. Ray's own client does the same, but takes RAY_ADDRESS before the address that
-it is given, waits for ever for a server that is silent, needs packages that only a cluster needs (``ray[default]``), and
-takes seconds to import. So a laptop needs neither these nor the same version of Python or Ray as the cluster.
+it is given, waits for ever for a server that is silent, needs packages that only a cluster needs (``ray[default]``),
+and takes seconds to import. So a laptop needs neither these nor the same version of Python or Ray as the cluster.
 """
 
 import time
@@ -55,7 +55,7 @@ def url_of(address: str) -> str:
         port = -1
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.username:
         raise UsageError(
-            f"--address {address}: wants the address of the cluster's dashboard, http://HOST:8265 (not that of ray.init)"
+            f"--address {address}: wants the address of the cluster's dashboard, http://HOST:8265, not that of ray.init"
         )
     return url if port or parts.scheme == "https" else f"{url}:8265"
 
@@ -151,13 +151,13 @@ class JobsApi:
 
     def _stranger(self, answer: requests.Response) -> str:
         return (
-            f"--address {self.url}: what answers there does not know Ray's jobs (status {answer.status_code}); it wants "
+            f"--address {self.url}: what answers there knows no jobs of Ray (status {answer.status_code}); wanted is "
             "the dashboard of the cluster's head, http://HOST:8265, where ray[default] is installed"
         )
 
 
 def _signed(token: str | None, request: Any) -> Any:
-    """The request with the token, if there is one; given as `auth` even if not, so that no .netrc comes in its place."""
+    """The request with the token, if there is one; as `auth` even if not, so that no .netrc comes in its place."""
     if token:
         request.headers["Authorization"] = f"Bearer {token}"
     return request

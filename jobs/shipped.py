@@ -1,7 +1,7 @@
 """What travels to the cluster with a job: this very package as a wheel, and small files that the command names.
 
-The wheel is made from the files that are imported here, so a changed checkout runs on the cluster as it runs here. It is
-a zip made in memory, the same bytes for the same files, and is named by their hash: the cluster gets it once and
+The wheel is made from the files that are imported here, so a changed checkout runs on the cluster as it runs here. It
+is a zip made in memory, the same bytes for the same files, and is named by their hash: the cluster gets it once and
 nobody runs an old one under the same name. (Ray would take a .whl by its file name for what it had already, and would
 call pip on every node; of a zip it puts the folder on the path, and a wheel of pure Python is just that.)
 """

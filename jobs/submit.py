@@ -67,7 +67,7 @@ def connected(address: str, note: Note) -> JobsApi:
     api = JobsApi(address, token)
     if api.open_to_all():
         note(
-            f"warning: {api.url}: the cluster asks for no token, so whoever reaches its ports can run code there; start "
+            f"warning: {api.url}: the cluster asks for no token: whoever reaches its ports can run code there; start "
             f"it with {MODE}=token (docs/cluster.md)"
         )
     version = api.ray_version()
@@ -133,7 +133,9 @@ def _request(command: JobCommand, run: str, wanted: Wanted, package: bytes | Non
     env = dict(wanted.env or {})
     for key in env:
         if key in (MODE, TOKEN, TOKEN_PATH):
-            raise UsageError(f"--env {key}: the cluster's nodes have it already, and whoever sees its jobs could read it")
+            raise UsageError(
+                f"--env {key}: the cluster's nodes have it already, and whoever sees its jobs could read it"
+            )
     env.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(wanted.stop_seconds))
     request: dict[str, Any] = {
         # exec: signals reach the command itself, and its exit code is the job's
@@ -283,4 +285,3 @@ def _gist(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Timeout)\b", line)]
     return (telling or lines or ["Ray gives no reason"])[-1][:500]
-

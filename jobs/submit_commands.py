@@ -13,9 +13,7 @@ from scarcade.jobs.console import note, seconds, table
 from scarcade.jobs.options import COMMON, Common, Json, flag, repeated, told
 
 jobs_app = App(name="jobs", help="See and stop the jobs of a Ray cluster.", help_format="plaintext")
-Address = Annotated[
-    str | None, told("The cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS).")
-]
+Address = Annotated[str | None, told("The cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS).")]
 Ident = Annotated[str, told("Id of a job, or of a run: its latest attempt.")]
 
 

@@ -79,7 +79,9 @@ def understood(argv: Sequence[str]) -> JobCommand:
             places += [_place(name, key, one) for one in _values(value)]
     sent: dict[str, Path] = {}
     tokens = list(argv)
-    small = [one for key in sorted(SENT & arguments.keys()) for one in _values(arguments[key]) if not isinstance(one, int)]
+    small = [
+        one for key in sorted(SENT & arguments.keys()) for one in _values(arguments[key]) if not isinstance(one, int)
+    ]
     for one in [*small, *_values(config)]:
         if (name, str(one)) not in _NAMES:
             _send(tokens, Path(one), sent)

@@ -46,7 +46,7 @@ class _Answers(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._routed()
 
-    def _routed(self) -> None:
+    def _routed(self) -> None:  # noqa: PLR0911  (a table of routes)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server.broken:
             self.server.broken -= 1
@@ -71,7 +71,7 @@ class _Answers(BaseHTTPRequestHandler):
             self.server.uploads += 1
         self._answer(200 if name in self.server.packages else 404, "")
 
-    def _job(self, rest: list[str], body: bytes) -> None:
+    def _job(self, rest: list[str], body: bytes) -> None:  # noqa: PLR0911
         jobs = self.server.jobs
         if self.command == "POST" and not rest:
             if self.server.no_agent:
@@ -79,7 +79,9 @@ class _Answers(BaseHTTPRequestHandler):
                 return self._answer(500, "No available agent to submit job, please try again later.")
             request = json.loads(body)
             if request["submission_id"] in jobs:
-                return self._answer(400, f"ValueError: Job with submission_id {request['submission_id']} already exists.")
+                return self._answer(
+                    400, f"ValueError: Job with submission_id {request['submission_id']} already exists."
+                )
             jobs[request["submission_id"]] = request | {"status": "RUNNING", "start_time": 1000 + len(jobs)}
             return self._answer(200, {"submission_id": request["submission_id"]})
         if not rest:

@@ -42,7 +42,7 @@ def test_pip_takes_it_and_it_runs_from_where_it_lies(tmp_path: Path) -> None:
     code = "import scarcade.jobs.cli, importlib.metadata as m; print(scarcade.__file__, m.version('scarcade'))"
     for folder in ("there", "unzipped"):
         environment = {"PYTHONPATH": str(tmp_path / folder), "PATH": ""}
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: PLW1510  (what it says is looked at first)
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
         )
         assert done.stdout.split() == [str(tmp_path / folder / "scarcade" / "__init__.py"), __version__], done.stderr
@@ -61,7 +61,7 @@ def test_the_entry_says_what_an_environment_lacks(tmp_path: Path) -> None:
         + "\nRequires-Dist: no-such-thing>=2\nRequires-Dist: not-for-us; python_version < '3'\n"
     )
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: PLW1510
         [sys.executable, "-m", "scarcade.jobs.job_entry", "simulate", str(tmp_path / "x.zarr")],
         capture_output=True,
         text=True,

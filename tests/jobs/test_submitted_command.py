@@ -17,7 +17,9 @@ def test_every_path_of_every_command_is_known() -> None:
     for name in app:
         if name.startswith("-") or name in ("submit", "jobs"):
             continue
-        signature = inspect.signature(app[name].default_command, eval_str=True)
+        function = app[name].default_command
+        assert function is not None, name
+        signature = inspect.signature(function, eval_str=True)
         for key, parameter in signature.parameters.items():
             if "Path" in str(parameter.annotation) and key != "common":
                 assert key in PATHS | SENT, f"{name}: {key}"
