@@ -240,10 +240,16 @@ def _followed(api: JobsApi, ident: str, note: Note, patience_s: float) -> int:
         time.sleep(min(max(0.5, 10 * (time.monotonic() - began)), 30.0))
 
 
-def stopped(api: JobsApi, ident: str, note: Note) -> None:
-    """Wait until a job that was asked to stop has ended."""
+def stopped(api: JobsApi, ident: str, note: Note, *, patience_s: float = 5.0) -> None:
+    """Wait until a job that was asked to stop has ended, but not for one that has not begun: Ray stops it when it does."""
+    asked = time.monotonic()
     while True:
         job = api.job(ident)
+        if job is not None and job.status == "PENDING" and time.monotonic() - asked > patience_s:
+            note(
+                f"note: {ident} has not begun ({' '.join(job.message.split())}); it will be stopped as soon as it does"
+            )
+            return
         if job is None or job.over:
             note(f"note: {ident} is {job.status.lower() if job else 'gone'}; submitting it again continues the run")
             return

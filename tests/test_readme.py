@@ -25,7 +25,9 @@ def test_the_python_example_runs(
 def test_every_option_that_is_shown_exists(capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join([README, *(page.read_text() for page in sorted(DOCS.glob("*.md")))])
     blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-    shown = re.findall(r"^\$? *scarcade (jobs [a-z]+|[a-z]+)(?: (.*))?$", blocks.replace(" -- ", "\nscarcade "), re.MULTILINE)
+    shown = re.findall(
+        r"^\$? *scarcade (jobs [a-z]+|[a-z]+)(?: (.*))?$", blocks.replace(" -- ", "\nscarcade "), re.MULTILINE
+    )
     assert len(shown) > 5
     known: dict[str, str] = {}
     for command, rest in shown:

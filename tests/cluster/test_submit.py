@@ -153,8 +153,8 @@ def test_a_job_is_stopped_and_continued(tmp_path: Path, capsys: pytest.CaptureFi
     assert max(told) > max(steps)
     code, _, _ = ended(capsys, "jobs", "stop", ident)  # the id of a run is that of its latest attempt
     assert code == 0
-    code, out, _ = ended(capsys, "jobs", "list")
-    assert out.count("stopped") == 2
+    _, out, _ = ended(capsys, "jobs", "list", "--json")
+    assert [job["state"] for job in json.loads(out)] == ["stopped", "stopped"]
 
 
 @pytest.mark.slow
@@ -169,6 +169,7 @@ def test_what_cannot_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 0
     code, _, err = ended(capsys, "jobs", "stop", "b")
     assert code == 0
+    assert "has not begun" in err
     code, _, err = ended(capsys, "submit", "--wait", "--name", "c", "--", "inspect", tmp_path / "nothing")
     assert code == 4
     assert "those of the cluster's nodes" in err

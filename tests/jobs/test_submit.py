@@ -11,7 +11,7 @@ import pytest
 from scarcade.engine.errors import BusyError, ClusterError, UsageError
 from scarcade.jobs.cli import main
 from scarcade.jobs.jobs_api import JobsApi
-from scarcade.jobs.submit import Wanted, attempts_of, connected, follow, found, submit
+from scarcade.jobs.submit import Wanted, attempts_of, connected, follow, found, stopped, submit
 from scarcade.jobs.submitted_command import understood
 from tests.jobs.dashboard import Dashboard, dashboard
 
@@ -231,6 +231,9 @@ def test_the_commands(ray: Dashboard, capsys: pytest.CaptureFixture[str], monkey
     assert "ended before" in capsys.readouterr().err
     assert main(["jobs", "logs", ident, "--follow"]) == 143
     ray.jobs["other"] = {"submission_id": "other", "status": "PENDING", "entrypoint": "python x.py"}
+    notes: list[str] = []
+    stopped(JobsApi(ray.url), "other", notes.append, patience_s=0)
+    assert "has not begun" in notes[0]
     assert main(["jobs", "list"]) == 0
     text = capsys.readouterr().out
     assert "stopped" in text
