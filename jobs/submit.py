@@ -241,7 +241,7 @@ def _followed(api: JobsApi, ident: str, note: Note, patience_s: float) -> int:
 
 
 def stopped(api: JobsApi, ident: str, note: Note, *, patience_s: float = 5.0) -> None:
-    """Wait until a job that was asked to stop has ended, but not for one that has not begun: Ray stops it when it does."""
+    """Wait until a job that was asked to stop has ended; for one that has not begun, only `patience_s`."""
     asked = time.monotonic()
     while True:
         job = api.job(ident)
