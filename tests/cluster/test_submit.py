@@ -154,7 +154,7 @@ def test_a_job_is_stopped_and_continued(tmp_path: Path, capsys: pytest.CaptureFi
     code, _, _ = ended(capsys, "jobs", "stop", ident)  # the id of a run is that of its latest attempt
     assert code == 0
     _, out, _ = ended(capsys, "jobs", "list", "--json")
-    assert [job["state"] for job in json.loads(out)] == ["stopped", "stopped"]
+    assert [job["state"] for job in json.loads(out) if job["run"] == ident] == ["stopped", "stopped"]
 
 
 @pytest.mark.slow
