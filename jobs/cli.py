@@ -6,11 +6,12 @@ ones at its top, the fields of sections in tables; the command line wins.
 """
 
 import difflib
+import inspect
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def run(argv: list[str]) -> int:
     command = argv[0] if argv and argv[0] in app else ""
     if {"--help", "-h"} & set(argv) or not command:
         return _help(argv, command)
+    function, bound, _ = parsed(argv)
+    return int(function(*bound.args, **bound.kwargs) or 0)
+
+
+def parsed(argv: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, Path | None]:
+    """(function of a command, its arguments, the TOML file that some of them come from); nothing is run.
+
+    Raises:
+        CycloptsError, UsageError: the command line or the TOML file cannot be meant.
+    """
+    command = argv[0]
     config, argv = _config_of(argv)
     tables: dict[str, Any] = {}
     app.config = ()
@@ -84,7 +96,7 @@ def run(argv: list[str]) -> int:
     function, bound, unparsed = app.parse_args(argv, exit_on_error=False, print_error=False)
     if "sections" in unparsed:
         bound.arguments["sections"] = sections
-    return int(function(*bound.args, **bound.kwargs) or 0)
+    return function, bound, config
 
 
 def _help(argv: list[str], command: str) -> int:

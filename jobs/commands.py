@@ -37,6 +37,7 @@ from scarcade.jobs.options import (
     repeated,
     told,
 )
+from scarcade.jobs.submit_commands import jobs_app, submit
 
 app = App(
     name="scarcade",
@@ -44,6 +45,8 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
+app.command(submit)
+app.command(jobs_app)
 
 
 @app.command

@@ -25,12 +25,14 @@ def test_the_python_example_runs(
 def test_every_option_that_is_shown_exists(capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join([README, *(page.read_text() for page in sorted(DOCS.glob("*.md")))])
     blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-    shown = re.findall(r"^\$? *scarcade ([a-z]+) (.*)$", blocks, re.MULTILINE)
+    shown = re.findall(
+        r"^\$? *scarcade (jobs [a-z]+|[a-z]+)(?: (.*))?$", blocks.replace(" -- ", "\nscarcade "), re.MULTILINE
+    )
     assert len(shown) > 5
     known: dict[str, str] = {}
     for command, rest in shown:
         if command not in known:
-            assert main([command, "--help"]) == 0, command
+            assert main([*command.split(), "--help"]) == 0, command
             known[command] = capsys.readouterr().out
         for option in re.findall(r"(?<=\s)--[a-z][\w.-]*", f" {rest}"):
             assert re.search(rf"{re.escape(option)}\b", known[command]), f"scarcade {command} {option}"
