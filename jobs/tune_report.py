@@ -111,7 +111,7 @@ def _best(one: Ranked, usual: Ranked | None, mode: Mode, names: Sequence[str]) -
                 "name": name,
                 "value": text_of(ours[name]),
                 "default": text_of(theirs[name]) if theirs and name in theirs else "",
-                "differs": bool(theirs) and name in theirs and theirs[name] != ours[name],
+                "differs": theirs is not None and name in theirs and theirs[name] != ours[name],
             }
             for name in names
             if name in ours
