@@ -59,9 +59,14 @@ def finite(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def by_rank(every: Sequence[Ranked], mode: Mode) -> list[int]:
-    """Places of the trials, the best first, those without a value last; equals in their order."""
+    """Places of the trials, the best first, those without a value last; of equals the one that was trained longest."""
     sign = 1 if mode == "min" else -1
-    return sorted(range(len(every)), key=lambda place: (every[place].best is None, sign * (every[place].best or 0.0)))
+
+    def key(place: int) -> tuple[bool, float, int]:
+        one = every[place]
+        return one.best is None, sign * (one.best or 0.0), -one.trial.epochs
+
+    return sorted(range(len(every)), key=key)
 
 
 def best_of(every: Sequence[Ranked], mode: Mode) -> int | None:
@@ -130,7 +135,8 @@ def _axis(name: str, how: Mapping[str, Any], every: Sequence[Ranked]) -> dict[st
         return {"name": short(name), "kind": "choice", "values": texts[:VALUES]}
     limits = [float(value) for value in bounds or () if _is_number(value)][:2] + [float(value) for value in given]
     low, high = (min(limits), max(limits)) if limits else (0.0, 1.0)
-    return {"name": short(name), "kind": "log" if "log" in kind and low > 0 else "linear", "low": low, "high": high}
+    shape = "log" if "log" in kind and low > 0 else "linear"
+    return {"name": short(name), "kind": shape, "low": low, "high": high, "whole": "int" in kind}
 
 
 def place_on(axis: Mapping[str, Any], one: Ranked, name: str) -> float | None:

@@ -62,8 +62,7 @@ function drawCurves() {
   const pad = (span[1] - span[0]) * 0.03;
   const last = epochs.reduce((a, b) => Math.max(a, b));
   const first = epochs.reduce((a, b) => Math.min(a, b));
-  const x = scaleOf({ kind: "linear", low: first, high: last > first ? last : first + 1 }, box.left + 8, box.right - 8, 8);
-  x.ticks = x.ticks.filter(([value]) => Number.isInteger(value));
+  const x = scaleOf({ kind: "linear", whole: true, low: first, high: last > first ? last : first + 1 }, box.left + 8, box.right - 8, 8);
   const y = scaleOf({ kind: "linear", low: span[0] - pad, high: span[1] + pad }, box.bottom, box.top);
   frame(picture, x, y, box, "epoch");
   picture.append(svg("clipPath", { id: "clip" }, svg("rect", { x: box.left, y: box.top - 4, width: box.right - box.left, height: box.bottom - box.top + 4 })));

@@ -46,7 +46,8 @@ function scaleOf(axis, from, to, n = 5) {
   const unit = log ? Math.log : (value) => value;
   const share = (value) => Math.min(1, Math.max(0, (unit(value) - unit(low)) / (unit(high) - unit(low))));
   const back = (part) => (log ? Math.exp(unit(low) + part * (unit(high) - unit(low))) : low + part * (high - low));
-  const places = (log ? decades(low, high) : steps(low, high, n)).map((value) => [value, figures(value)]);
+  const found = (log ? decades(low, high) : steps(low, high, n)).filter((value) => !axis.whole || Number.isInteger(value));
+  const places = found.map((value) => [value, figures(value)]);
   return { share, back, at: (value) => within(share(value)), ticks: places };
 }
 function steps(low, high, n) {

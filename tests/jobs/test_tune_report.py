@@ -122,7 +122,7 @@ def test_axes_are_those_of_the_space(tmp_path: Path) -> None:
     moved = replace(trials[0], parameters={**trials[0].parameters, "optim.lr": 0.02, "model.n_latent": 50, "new": True})
     axes = {one["name"]: one for one in drawn(written(tmp_path, [moved, *trials[1:]]))["axes"]}
     assert list(axes) == [*SPACE, "new"]
-    assert axes["optim.lr"] == {"name": "optim.lr", "kind": "log", "low": 1e-4, "high": 0.02}
+    assert axes["optim.lr"] == {"name": "optim.lr", "kind": "log", "low": 1e-4, "high": 0.02, "whole": False}
     assert axes["model.dropout_rate"]["kind"] == "linear"
     assert axes["model.n_latent"] == {"name": "model.n_latent", "kind": "choice", "values": ["10", "20", "30", "50"]}
     assert axes["new"]["values"] == ["true"]
