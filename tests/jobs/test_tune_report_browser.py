@@ -138,7 +138,7 @@ def test_dragging_on_an_axis_keeps_trials_in_all_of_the_page(page: Page, reports
     assert page.run("document.querySelectorAll('#axes path.trial:not(.out)').length") == kept
     assert page.run("document.querySelectorAll('#each figure:first-child circle.trial.out').length") > 0
     rates = page.run(
-        "[...document.querySelectorAll('#trials tbody tr:not([hidden])')].map(r => +r.cells[10].textContent)"
+        "[...document.querySelectorAll('#trials tbody tr:not([hidden])')].map(r => +r.cells[9].textContent)"
     )
     assert min(rates) >= 1e-3 * 0.95
     mouse(page, "mousePressed", x, bottom - 5)
@@ -153,7 +153,7 @@ def test_a_click_on_a_listed_value_keeps_it(page: Page, reports: dict[str, Path]
     mouse(page, "mousePressed", x, bottom - (bottom - top) / 4)
     mouse(page, "mouseReleased", x, bottom - (bottom - top) / 4)
     found = page.run(
-        "[...document.querySelectorAll('#trials tbody tr:not([hidden])')].map(r => r.cells[8].textContent)"
+        "[...document.querySelectorAll('#trials tbody tr:not([hidden])')].map(r => r.cells[7].textContent)"
     )
     assert set(found) == {"zinb"}
     page.run("document.getElementById('clear').click()")
@@ -186,11 +186,11 @@ def test_the_table_is_sorted_and_filtered(page: Page, reports: dict[str, Path]) 
     values = "[...document.querySelectorAll('#trials tbody tr')].map(r => r.cells[%d].textContent)"
     found = [float(text) for text in page.run(values % 2) if text]
     assert found == sorted(found)
-    page.run("document.querySelectorAll('#trials th button')[10].click()")
-    rates = [float(text) for text in page.run(values % 10)]
+    page.run("document.querySelectorAll('#trials th button')[9].click()")
+    rates = [float(text) for text in page.run(values % 9)]
     assert rates == sorted(rates)
-    page.run("document.querySelectorAll('#trials th button')[10].click()")
-    assert [float(text) for text in page.run(values % 10)] == rates[::-1]
+    page.run("document.querySelectorAll('#trials th button')[9].click()")
+    assert [float(text) for text in page.run(values % 9)] == rates[::-1]
     page.run("document.querySelectorAll('#trials th button')[0].click()")
     assert page.run(NAMES)[:3] == ["defaults", "trial-0000", "trial-0001"]
     page.run("const s = document.getElementById('state'); s.value = 'failed'; s.dispatchEvent(new Event('input'))")
