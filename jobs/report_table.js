@@ -2,7 +2,6 @@
 // The overview: sorting and filtering its rows, the sections and the small pictures alike; opening a section by its link.
 
 const rows = Array.from(document.querySelectorAll("#queries tbody tr"));
-const sections = new Map(Array.from(document.querySelectorAll("details.query"), (one) => [one.dataset.number, one]));
 const control = (id) => document.getElementById(id);
 const tiles = new Map();
 const sorted = { key: null, down: false };
@@ -47,18 +46,6 @@ function filter() {
   control("count").textContent = shown === rows.length ? "" : `${shown} of ${rows.length} shown`;
 }
 
-const decodedCells = new Map();
-function cellsAt(number) {
-  if (!decodedCells.has(number)) decodedCells.set(number, cellsOf(sections.get(number).querySelector("script.cells")));
-  return decodedCells.get(number);
-}
-
-for (const [number, section] of sections) {
-  const holder = section.querySelector(".picture");
-  let paint = null;
-  if (holder) watch(holder, () => (paint ??= picture(holder, cellsAt(number)))());
-}
-
 function fillTiles() {
   if (reference) control("pictures").append(switches(null));
   for (const row of rows) {
@@ -100,6 +87,7 @@ function follow() {
   const section = /^q-\d+$/.test(hash) ? document.getElementById(hash) : null;
   if (section) {
     section.open = true;
+    unfold(section);
     section.scrollIntoView();
   }
 }

@@ -39,8 +39,8 @@ def relabelled(atlas: Atlas, folder: Path, values: tuple[str, ...]) -> tuple[Pat
     return model, ad.read_h5ad(atlas.query)
 
 
-def hostile_report(atlas: Atlas, folder: Path) -> Path:
-    """One good query and a broken one; their labels, batches, names, reasons and warnings are all hostile."""
+def hostile_report(atlas: Atlas, folder: Path, n: int = 1) -> Path:
+    """`n` good queries and a broken one; their labels, batches, names, reasons and warnings are all hostile."""
     model, query = relabelled(atlas, folder, (HOSTILE, "x" * 1_000_000, "<b>T</b> & co", "CD4 T"))
     query.obs["batch"] = HOSTILE
     queries = {"good": query, "broken": ad.AnnData(query.X[:, :1])}
@@ -48,7 +48,7 @@ def hostile_report(atlas: Atlas, folder: Path) -> Path:
     good, broken = map_queries(model, queries, out, batch_key=None, **SETTINGS).queries
     good = {**good, "name": f"<b>good</b> {HOSTILE}", "warnings": [HOSTILE], "batch_key": HOSTILE, "path": HOSTILE}
     broken = {**broken, "name": f"\udcff {HOSTILE}", "reason": HOSTILE}
-    return write_report(job_of(model, out), [good, broken], 1.0)
+    return write_report(job_of(model, out), [*[good] * n, broken], 1.0)
 
 
 def job_of(model: Path, out: Path) -> Job:

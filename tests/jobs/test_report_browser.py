@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scarcade.jobs.mapping import map_queries
-from scarcade.jobs.report import write_report
+from scarcade.jobs.report import UNFOLDED, write_report
 from scarcade.jobs.report_words import short
 from tests.jobs.browser import Page, browser_or_skip, browsing
 from tests.jobs.conftest import Atlas
@@ -45,7 +45,8 @@ def reports(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         out = tmp_path_factory.mktemp(f"mapped{n}")
         (record,) = map_queries(atlas.model, atlas.query, out, batch_key="batch", **SETTINGS).queries
         found[str(n)] = write_report(job_of(atlas.model, out), crowd(record, n) if n > 1 else [record], 1.0)
-    return {**found, "hostile": hostile_report(atlas, tmp_path_factory.mktemp("hostile"))}
+    hostile = {"hostile": 1, "many hostile": UNFOLDED}
+    return {**found, **{name: hostile_report(atlas, tmp_path_factory.mktemp(name), n) for name, n in hostile.items()}}
 
 
 def opened(page: Page, path: Path, anchor: str = "") -> float:
@@ -113,6 +114,32 @@ def test_five_hundred_open_at_once_and_are_sorted_and_filtered(page: Page, repor
     page.run("document.getElementById('as-pictures').click()")
     page.until(DRAWN)
     assert page.run("document.querySelectorAll('.tile:not([hidden]) canvas').length") == 11
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("which", ["500", "many hostile"])
+def test_a_folded_section_is_what_a_reader_without_scripts_has(
+    which: str, page: Page, reports: dict[str, Path]
+) -> None:
+    body = """(() => {
+      const copy = document.querySelector("#q-3 .body").cloneNode(true);
+      copy.querySelector(".picture").replaceChildren();
+      return copy.outerHTML;
+    })()"""
+    page.scripts(False)
+    try:
+        opened(page, reports[which])
+        plain = page.run(body)
+    finally:
+        page.scripts(True)
+    opened(page, reports[which])
+    assert page.run("document.querySelector('#q-3 .body')") is None
+    page.run("document.querySelector('#q-3 summary').click()")
+    page.until("document.querySelector('#q-3 .body') !== null")
+    assert page.run(body) == plain
+    page.run("document.getElementById('q-3').scrollIntoView()")
+    page.until("document.querySelector('#q-3 canvas[width]') !== null")
+    assert page.run("document.querySelectorAll('img').length") == 0
     assert page.complaints == []
 
 
