@@ -42,9 +42,7 @@ class QueryOptim(OptimConfig):
     """As in training, with the numbers for surgery of scvi-tools' tutorials."""
 
     epochs: int | None = Field(200, ge=1, description="Passes over the query's cells.")
-    products: Literal["float32"] = Field(  # type: ignore[assignment]
-        "float32", description="Queries are trained in float32."
-    )
+    products: Literal["float32"] = Field("float32", description="Queries are trained in float32.")
     weight_decay: float = Field(0.0, ge=0, description="L2 term added to the gradient (not decoupled).")
 
 

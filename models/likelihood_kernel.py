@@ -55,8 +55,7 @@ bits64 = _bitcast(types.int64, types.float64, ir.IntType(64))
 float64 = _bitcast(types.float64, types.int64, ir.DoubleType())
 
 
-@intrinsic
-def _rounded(context: Any, x: Any) -> Any:
+def _rounded_made(context: Any, x: Any) -> Any:
     """(n, 2**n) as float32 for the whole number n next to x, of -128 < x < 128.
 
     Written for the compiler, like `_parts`: numba makes 64 bits of the sum of two int32, and vectors of those are
@@ -71,11 +70,13 @@ def _rounded(context: Any, x: Any) -> Any:
         parts = builder.sitofp(n, real), builder.bitcast(power, real)
         return c.make_tuple(builder, signature.return_type, parts)
 
-    return types.UniTuple(types.float32, 2)(types.float32), made
+    return types.UniTuple(types.float32, 2)(types.float32), made  # type: ignore[no-untyped-call]
 
 
-@intrinsic
-def _parts(context: Any, x: Any) -> Any:
+_rounded: Any = intrinsic(_rounded_made)
+
+
+def _parts_made(context: Any, x: Any) -> Any:
     """(n, m) as float32 with x = m * 2**n and m in [sqrt(1/2), sqrt(2)), of a normal positive x."""
 
     def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -86,11 +87,13 @@ def _parts(context: Any, x: Any) -> Any:
         fraction = builder.add(builder.and_(bits, ir.Constant(whole, 0x007FFFFF)), root)
         return c.make_tuple(builder, signature.return_type, (n, builder.bitcast(fraction, real)))
 
-    return types.UniTuple(types.float32, 2)(types.float32), made
+    return types.UniTuple(types.float32, 2)(types.float32), made  # type: ignore[no-untyped-call]
 
 
-@intrinsic
-def _float_of(context: Any, x: Any) -> Any:
+_parts: Any = intrinsic(_parts_made)
+
+
+def _float_of_made(context: Any, x: Any) -> Any:
     """The float32 of a bfloat16 that comes as int16; a float32 stays as it is."""
 
     def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -103,8 +106,10 @@ def _float_of(context: Any, x: Any) -> Any:
     return types.float32(x), made
 
 
-@intrinsic
-def _stored(context: Any, x: Any, like: Any) -> Any:
+_float_of: Any = intrinsic(_float_of_made)
+
+
+def _stored_made(context: Any, x: Any, like: Any) -> Any:
     """The bfloat16 next to a float32, as int16, if that is what `like` is; else the float32."""
 
     def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -122,6 +127,9 @@ def _stored(context: Any, x: Any, like: Any) -> Any:
     return like(x, like), made
 
 
+_stored: Any = intrinsic(_stored_made)
+
+
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def exp32(x: np.float32) -> np.float32:
     """e**x; 0 below -87 and capped at 88."""
@@ -135,7 +143,7 @@ def exp32(x: np.float32) -> np.float32:
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * (r * r) + r + np.float32(1.0)
-    return p * power
+    return p * power  # type: ignore[no-any-return]
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)

@@ -192,14 +192,21 @@ def _compute(
         # without dropout logits a matrix without columns, a table without rows
         other = np.empty((n, 0), first.dtype) if more is None else more.forward(rows)
         d_theta_rows = d_theta if one else _buffers.rows("theta", n, n_genes)
+        also = logits if more is None else more
         given = (
             *(x_BG[rows].numpy(), first, logits.table.numpy(), logits.codes[rows], log_library_B[rows].numpy()),
-            *(theta.numpy(), codes[rows], other),
-            *((logits.table.numpy(), logits.codes[rows]) if more is None else (more.table.numpy(), more.codes[rows])),
-            *(each[rows], kernel.LOG_FACTORIAL),
+            *(
+                theta.numpy(),
+                codes[rows],
+                other,
+                also.table.numpy(),
+                also.codes[rows],
+                each[rows],
+                kernel.LOG_FACTORIAL,
+            ),
         )
-        found = (value_B[rows].numpy(), d_library_B[rows].numpy(), d_theta_rows.numpy(), logits.d_table.numpy())
-        found = (*found, (logits if more is None else more).d_table.numpy())
+        sums = d_theta_rows.numpy(), logits.d_table.numpy(), also.d_table.numpy()
+        found = (value_B[rows].numpy(), d_library_B[rows].numpy(), *sums)
         run(n, partial(_rows, rows.start // kernel.CHUNK, given, found))
         if not one:
             weighted = d_theta_rows if weight_B is None else d_theta_rows * weight_B[rows, None]
