@@ -165,6 +165,24 @@ def _private_folder() -> Iterator[Path]:
         dog.communicate()  # the end of its input: it cleans up and ends
 
 
+def check_alive() -> None:
+    """Find out whether the head of the cluster that this process is connected to still listens.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(
+            f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
+        ) from error
+
+
 class Room:
     """Whether the cluster is there, and has a node that could take a worker.
 
@@ -196,7 +214,7 @@ class Room:
         Raises:
             ClusterError: the cluster is gone, or had no node that could take a worker for too long.
         """
-        self.check_alive()
+        check_alive()
         if self._fits():
             self._since = None
             return
@@ -211,23 +229,6 @@ class Room:
     def news(self) -> None:
         """Something was done, so there is room."""
         self._since = None
-
-    def check_alive(self) -> None:
-        """Find out whether the cluster's head still listens.
-
-        Raises:
-            ClusterError: it does not.
-        """
-        import ray
-
-        address = ray.get_runtime_context().gcs_address
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise ClusterError(
-                f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
-            ) from error
 
     def _fits(self) -> bool:
         ray: Any = importlib.import_module("ray")

@@ -32,18 +32,27 @@ def _answers(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def lost_of(used: Collection[str]) -> list[str]:
-    """Of the nodes `used` (ids), the addresses of those that are gone or do not answer, sorted."""
+def lost_of(used: Collection[str]) -> str:
+    """Of the nodes `used` (ids), the addresses of those that are gone or do not answer, with commas."""
     ray: Any = importlib.import_module("ray")
     gone = silent() | {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-    return sorted({_name(node) for node in ray.nodes() if node["NodeID"] in gone and node["NodeID"] in used})
+    return ", ".join(sorted(_name(node) for node in ray.nodes() if node["NodeID"] in gone.intersection(used)))
 
 
-def leaving(used: Collection[str]) -> list[str]:
-    """Of the nodes `used` (ids), the addresses of those that the cluster has begun to drain, sorted."""
+def leaving(used: Collection[str]) -> str:
+    """Of the nodes `used` (ids), the addresses of those that the cluster has begun to drain, with commas."""
     ray: Any = importlib.import_module("ray")
-    drained = importlib.import_module("ray._private.state").state.get_draining_nodes()
-    return sorted({_name(node) for node in ray.nodes() if node["NodeID"] in used and node["NodeID"] in drained})
+    drained = _drained()
+    return ", ".join(sorted(_name(node) for node in ray.nodes() if node["NodeID"] in drained.intersection(used)))
+
+
+def unwanted() -> set[str]:
+    """Ids of the nodes on which no worker should begin: they do not answer, or are to leave."""
+    return silent() | _drained()
+
+
+def _drained() -> set[str]:
+    return set(importlib.import_module("ray._private.state").state.get_draining_nodes())
 
 
 def _name(node: Mapping[str, Any]) -> str:

@@ -13,12 +13,14 @@ from typing import Any
 
 from scarcade.engine.attended import Attended
 from scarcade.engine.errors import ClusterError
-from scarcade.engine.failures import explained, not_given
+from scarcade.engine.failures import explained, not_given, reason_of
 from scarcade.engine.interrupts import Interrupts
-from scarcade.engine.nodes import Seats, leaving, lost_of, silent
+from scarcade.engine.nodes import Seats, leaving, lost_of, unwanted
 from scarcade.engine.scale import Scale
 
-_SETTLE_S = 5.0  # how long the number of workers that there is room for must last before it is taken
+_SETTLE_S = 2.0  # how long the number of workers that there is room for must last before a group begins with it
+_LASTING_S = 5.0  # how long room for more must last before a group that is at work stops for it
+_TOLD_S = 5.0  # how long one waits without a word
 _POLL_S = 0.2
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -49,57 +51,51 @@ class Shifts:
         Raises:
             ClusterError: too few workers could be had, or they died too often.
         """
-        before, lost = None, ""
+        before, why = 0, ""
         while True:
-            size, avoid = self._room(lost)
-            if before is not None:
-                self._tell_of(before, size, lost)
+            size, avoid = self._room(why)
+            if before:
+                self._tell_of(before, size, why)
             attended = self.begin(size, avoid)
             before = size
             with _Watch(self, size) as watch:
                 returned = attended.result(self.tell, self.interrupts, watch)
             committed = attended.step is not None and attended.step != self._step
             self._step = attended.step if attended.step is not None else self._step
-            if attended.error is None and not attended.regrouped:
-                return returned
-            lost = watch.going
             if attended.error is not None:
-                lost = self._counted(attended, attended.error, committed=committed)
+                why = self._counted(attended, attended.error, committed=committed)
+            elif attended.regrouped:
+                why = f"node {watch.leaving} is to leave" if watch.leaving else ""
+            else:
+                return returned
 
     def _counted(self, attended: Attended, error: Exception, *, committed: bool) -> str:
-        """The addresses of the nodes that took workers along, or nothing if workers died by themselves.
+        """Why a group ended in an `error`.
 
         Raises:
             ClusterError: it was once too often.
         """
-        gone = ", ".join(lost_of(attended.nodes))
+        gone = lost_of(attended.nodes)
         # Losing nodes is nobody's fault. But without progress in between, the work may be what brings them down.
         if not (gone and committed):
             self._failures += 1
         if 0 <= self.scale.max_failures < self._failures:
             raise explained(error, self.scale, self.needed["CPU"]) from error
-        if not gone:
-            self.tell({"warning": f"a worker was lost ({explained(error, self.scale, self.needed['CPU']).args[0]})"})
-        return gone
+        return f"node {gone} is lost" if gone else f"a worker was lost ({reason_of(error)})"
 
-    def _tell_of(self, before: int, size: int, lost: str) -> None:
+    def _tell_of(self, before: int, size: int, why: str) -> None:
+        """What becomes of the training, in one sentence."""
         since = f"step {self._step}" if self._step is not None else "the last checkpoint"
-        if size > before:
-            self.tell(
-                {
-                    "note": f"{size} workers again, from {since}"
-                    if size == self.scale.workers
-                    else f"{size} workers of {self.scale.workers} now, from {since}"
-                }
-            )
-        elif lost or size < before:
-            what = f"node {lost} is lost" if lost else "there is less room in the cluster"
-            of = f" of {self.scale.workers}" if size < self.scale.workers else ""
-            self.tell({"warning": f"{what}: going on with {size}{of} workers from {since}"})
+        wanted = self.scale.workers
+        of = f" of {wanted}" if size < wanted else ""
+        if why:
+            self.tell({"warning": f"{why}: going on with {size}{of} workers from {since}"})
+        elif size > before:
+            self.tell({"note": f"{size}{of} workers again, from {since}"})
         else:
-            self.tell({"note": f"going on with {size} workers from {since}"})
+            self.tell({"note": f"going on with {size}{of} workers from {since}"})
 
-    def _room(self, lost: str) -> tuple[int, frozenset[str]]:
+    def _room(self, why: str) -> tuple[int, frozenset[str]]:
         """How many workers there is room for, and on which nodes there is none.
 
         All that are wanted, as soon as that many fit; fewer, down to the fewest allowed, once that has lasted.
@@ -109,9 +105,9 @@ class Shifts:
         """
         wanted = self.scale.workers
         fewest = self.scale.min_workers or wanted
-        avoid = frozenset(silent())
+        avoid = frozenset(unwanted())
         seats = Seats(self.needed, wanted, avoid)
-        began, told = time.monotonic(), not lost
+        began, told = time.monotonic(), not why
         best, since = 0, began
         try:
             while True:
@@ -121,11 +117,11 @@ class Shifts:
                     best, since = taken, now
                 if taken >= wanted or (taken >= fewest and now - since > _SETTLE_S):
                     return taken, avoid
-                if not told and now - began > _SETTLE_S:
+                if not told and taken < fewest and now - began > _TOLD_S:
                     told = True
-                    self.tell({"warning": f"node {lost} is lost: waiting for room for {fewest} workers"})
+                    self.tell({"warning": f"{why}: waiting for room for {fewest} workers"})
                 if now - began > self.scale.start_seconds:
-                    raise ClusterError(not_given(self.scale, self.needed["CPU"], lost=lost))
+                    raise ClusterError(not_given(self.scale, self.needed["CPU"], why=why))
                 time.sleep(_POLL_S)
         finally:
             seats.release()
@@ -138,7 +134,7 @@ class _Watch:
         self._needed, self._missing = shifts.needed, shifts.scale.workers - size
         self._seats: Seats | None = None
         self._taken, self._since = 0, 0.0
-        self.going = ""  # nodes that were announced to go
+        self.leaving = ""  # nodes that were announced to go
 
     def __enter__(self) -> "_Watch":
         return self
@@ -150,14 +146,14 @@ class _Watch:
     def __call__(self, attended: Attended) -> bool:
         if not attended.has_begun:
             return False
-        self.going = ", ".join(leaving(attended.nodes))
-        if self.going:
+        self.leaving = leaving(attended.nodes)
+        if self.leaving:
             return True
         if not self._missing:
             return False
         # only now: earlier they would take the room that the group itself needs
-        self._seats = self._seats or Seats(self._needed, self._missing)
+        self._seats = self._seats or Seats(self._needed, self._missing, unwanted())
         now = time.monotonic()
         if (taken := self._seats.taken()) != self._taken:
             self._taken, self._since = taken, now
-        return taken > 0 and now - self._since > _SETTLE_S
+        return taken > 0 and now - self._since > _LASTING_S
