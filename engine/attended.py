@@ -5,14 +5,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scarcade.engine.cluster import check_alive
-from scarcade.engine.errors import ClusterError
+from scarcade.engine.cluster import HEAD_AWAY_S, check_alive
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
 
 _POLL_S = 0.2
 _LOOK_S = 1.0  # how often the cluster is looked at
-_HEAD_AWAY_S = 30.0  # how long its head may be away; Ray ends this process after 60 s
 STOPPED = "interrupted"  # what `stopped` says in the result of a work that ended because it was asked to
 
 
@@ -58,40 +56,24 @@ class Attended:
         looked = time.monotonic()
         while thread.is_alive():
             thread.join(_POLL_S)
-            look = regroup is not None and time.monotonic() - looked > _LOOK_S
-            if look:
-                looked = time.monotonic()
-                self._head()
+            if regroup is not None:
+                check_alive(patience_s=HEAD_AWAY_S)  # else what is asked of it would hang
             self._hear(tell)
             if interrupts() and not asked:
                 asked = True
                 self._mailbox.post("stop", {"signal": interrupts.signal})
-            if look and not asked and regroup is not None and regroup(self):
-                asked = self.regrouped = True
-                self._mailbox.post("stop", {"regroup": True})
+            if regroup is not None and not asked and time.monotonic() - looked > _LOOK_S:
+                looked = time.monotonic()
+                if regroup(self):
+                    asked = self.regrouped = True
+                    self._mailbox.post("stop", {"regroup": True})
         if regroup is not None:
-            self._head()
+            check_alive(patience_s=HEAD_AWAY_S)
         self._hear(tell)
         self._mailbox.clear()
         returned = {} if self.error is not None else dict(self._fitted.return_value)
         self.regrouped &= returned.get("result", {}).get("stopped") == STOPPED and not interrupts()
         return returned
-
-    @staticmethod
-    def _head() -> None:
-        """Bear that the cluster's head is away for a while: it may be restarted, and whoever asks it would hang.
-
-        Raises:
-            ClusterError: it stayed away.
-        """
-        deadline = time.monotonic() + _HEAD_AWAY_S
-        while True:
-            try:
-                return check_alive()
-            except ClusterError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_LOOK_S)
 
     def _hear(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
         for message in self._mailbox.received():

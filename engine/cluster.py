@@ -36,6 +36,7 @@ _FAST = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
+HEAD_AWAY_S = 20.0  # how long a cluster's head may be away; Ray ends a driver whose head is away for 60 s
 _token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
 
 
@@ -165,8 +166,11 @@ def _private_folder() -> Iterator[Path]:
         dog.communicate()  # the end of its input: it cleans up and ends
 
 
-def check_alive() -> None:
+def check_alive(*, patience_s: float = 0.0) -> None:
     """Find out whether the head of the cluster that this process is connected to still listens.
+
+    Args:
+        patience_s: how long it may be away, as when it is restarted.
 
     Raises:
         ClusterError: it does not.
@@ -175,12 +179,16 @@ def check_alive() -> None:
 
     address = ray.get_runtime_context().gcs_address
     host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise ClusterError(
-            f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
-        ) from error
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ClusterError(
+                    f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
+                ) from error
+        time.sleep(0.5)
 
 
 class Room:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scarcade.engine.attended import Attended
+from scarcade.engine.cluster import HEAD_AWAY_S, check_alive
 from scarcade.engine.errors import ClusterError
 from scarcade.engine.failures import explained, not_given, reason_of
 from scarcade.engine.interrupts import Interrupts
@@ -75,6 +76,7 @@ class Shifts:
         Raises:
             ClusterError: it was once too often.
         """
+        check_alive(patience_s=HEAD_AWAY_S)
         gone = lost_of(attended.nodes)
         # Losing nodes is nobody's fault. But without progress in between, the work may be what brings them down.
         if not (gone and committed):
@@ -112,6 +114,7 @@ class Shifts:
         try:
             while True:
                 self.interrupts.pass_on()
+                check_alive(patience_s=HEAD_AWAY_S)
                 now = time.monotonic()
                 if (taken := seats.taken()) != best:
                     best, since = taken, now
