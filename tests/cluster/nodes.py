@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,24 +42,33 @@ class Nodes:
         self.address = ""
         self._pids: list[list[int]] = []
 
-    def hear(self) -> None:
-        """Take in what the cluster's process tells."""
+    def hear(self) -> dict[str, Any]:
+        """What the cluster's process tells next."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         while line and not line.startswith("{"):
             line = self._process.stdout.readline()
         assert line, "the cluster ended"
-        told = json.loads(line)
-        self.address = told["address"]
-        self._pids.append(told["pids"])
+        told: dict[str, Any] = json.loads(line)
+        if "pids" in told:
+            self.address = told["address"]
+            self._pids.append(told["pids"])
+        return told
 
-    def add(self, cpus: int) -> int:
-        """Another node; its number."""
+    def _ask(self, command: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{cpus}\n")
+        self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         self.hear()
+
+    def add(self, cpus: int, *, blind_to: Path | None = None) -> int:
+        """Another node; its number. It sees an empty folder where `blind_to` is."""
+        self._ask({"add": cpus, "blind_to": str(blind_to) if blind_to else None})
         return len(self._pids) - 1
+
+    def drain(self, number: int) -> None:
+        """Announce that a node is to leave, as a cloud does before it takes a machine away."""
+        self._ask({"drain": number})
 
     def kill(self, number: int) -> None:
         """A node's raylet and all that it started, as when a machine goes away."""
@@ -114,22 +124,50 @@ def cluster_of(folder: Path, *cpus: int, settings: Mapping[str, str] = USUAL) ->
 
 
 def main(cpus: list[int]) -> None:
-    """Start the nodes, and another one of so many cores for each number that comes in."""
+    """Start the nodes, and do what is asked, a line of JSON each."""
     from ray.cluster_utils import Cluster
 
     cluster: Any = Cluster()
+    nodes: list[Any] = []
 
-    def start(n: int) -> None:
+    def start(n: int) -> list[int]:
         head = {} if cluster.head_node is not None else {"include_dashboard": False}
-        node = cluster.add_node(num_cpus=n, object_store_memory=100 << 20, **head)
+        nodes.append(cluster.add_node(num_cpus=n, object_store_memory=100 << 20, **head))
         # the head's other processes are the cluster's, and not its raylet's
-        found = [one.process.pid for name, of in node.all_processes.items() if "raylet" in name for one in of]
-        print(json.dumps({"address": cluster.address, "pids": found}), flush=True)
+        return [one.process.pid for name, of in nodes[-1].all_processes.items() if "raylet" in name for one in of]
+
+    def say(**told: Any) -> None:
+        print(json.dumps(told), flush=True)
 
     for n in cpus:
-        start(n)
+        say(pids=start(n), address=cluster.address)
     for line in sys.stdin:
-        start(int(line))
+        asked = json.loads(line)
+        if "drain" in asked:
+            drain(cluster.address, nodes[asked["drain"]].node_id)
+            say(drained=True)
+        elif asked["blind_to"]:
+            say(pids=[start_blind(cluster.address, asked["add"], asked["blind_to"])], address=cluster.address)
+        else:
+            say(pids=start(asked["add"]), address=cluster.address)
+
+
+def start_blind(address: str, cpus: int, folder: str) -> int:
+    """A node in a space of its own, where `folder` is an empty one of its own."""
+    ray = f"{sys.executable} -W ignore -m ray.scripts.scripts start --address={address} --num-cpus={cpus}"
+    script = f"mount -t tmpfs none {folder} && exec {ray} --object-store-memory={100 << 20} --block"
+    process = subprocess.Popen(["unshare", "-rm", "sh", "-c", script], stdout=subprocess.DEVNULL)
+    return process.pid
+
+
+def drain(address: str, node: str) -> None:
+    """Tell the cluster's head that the node goes in a minute."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=address).drain_node(node, reason, "a test", int(time.time() * 1000) + 60_000)
+    assert accepted, why
 
 
 if __name__ == "__main__":

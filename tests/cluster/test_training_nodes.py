@@ -5,7 +5,9 @@ All with the times that Ray has by default: nothing here needs a setting of the 
 
 import math
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -85,7 +87,7 @@ def test_a_node_of_two_is_lost_and_another_gained(
     store: Path, tmp_path: Path, short: Path, begun: list[Recording], first: bool
 ) -> None:
     with cluster_of(short / "ray", 0, 2, 2) as nodes:
-        training = Recording(nodes, store, tmp_path / "run", workers=4, min_workers=2)
+        training = Recording(nodes, store, tmp_path / "run", workers=4, min_workers=2, pace=0.5)
         begun.append(training)
         training.reach(1, 8)
         home = 1 if nodes.holds(1, training.first_rank()) else 2
@@ -149,3 +151,43 @@ def test_the_whole_cluster_is_lost(store: Path, tmp_path: Path, short: Path, beg
         assert training.process.wait(120) != 0
         print(f"told after {time.monotonic() - began:.1f} s")
     assert "is gone" in training.errors.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_is_to_leave_is_left_before_it_goes(
+    store: Path, tmp_path: Path, short: Path, begun: list[Recording]
+) -> None:
+    with cluster_of(short / "ray", 0, 1, 1) as nodes:
+        training = Recording(nodes, store, tmp_path / "run", workers=2, min_workers=1)
+        begun.append(training)
+        training.reach(1, 8)
+        nodes.drain(2)
+        training.reach(2, 1)
+        nodes.kill(2)
+        training.result()
+    assert training.groups() == [2, 1]
+    is_whole(training, store)
+    met = [line["step"] for line in training.told() if "step" in line]
+    assert met == list(range(1, len(met) + 1))  # no step was made twice
+    assert "is to leave: going on with 1 of 2 workers from step " in training.sentences()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0,
+    reason="needs a kernel that lets this user have mounts of their own",
+)
+def test_a_folder_that_one_node_does_not_see_is_told_at_once(
+    store: Path, tmp_path: Path, short: Path, begun: list[Recording]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with cluster_of(short / "ray", 1) as nodes:
+        nodes.add(1, blind_to=home)
+        training = Recording(nodes, store, home / "run", workers=2)
+        begun.append(training)
+        assert training.process.wait(150) != 0
+    assert re.search(r"--out .*/run: the node [0-9.]+ does not see this folder", training.errors.read_text())
+    assert not list((home / "run").iterdir())

@@ -31,7 +31,7 @@ def test_a_url_is_seen_from_everywhere() -> None:
 
 def test_a_place_that_is_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="--out .*file/run: cannot be written"), marked(f"{tmp_path}/file/run", "a"):
+    with pytest.raises(StorageError, match=r"--out .*file/run: cannot be written"), marked(f"{tmp_path}/file/run", "a"):
         pass
 
 
