@@ -22,7 +22,7 @@ import torch
 
 from scarcade.engine.attended import Attended
 from scarcade.engine.cluster import cluster
-from scarcade.engine.errors import ScarcadeError, UsageError
+from scarcade.engine.errors import OpenError, ScarcadeError, StorageError, UsageError
 from scarcade.engine.failures import explained, revived
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
@@ -31,6 +31,7 @@ from scarcade.engine.scale import Scale
 from scarcade.engine.shared_folder import marked, sees, unseen
 from scarcade.engine.shifts import Shifts
 from scarcade.engine.storage import Mirror, is_url
+from scarcade.engine.train_switches import remove_traces, switched, without_cleaner
 from scarcade.engine.world import World, cores, use_threads
 
 __all__ = ["Message", "Scale", "Work", "Worker", "run"]
@@ -83,22 +84,25 @@ def run(
     cpus, threads = scale.grant(private=private)
     needed = max(cores(), int(cpus * scale.workers + 0.999))
     launch = uuid.uuid4().hex
-    with _settings(scale), cluster(scale.address, cpus=needed), _without_traces(place), marked(place, launch):
 
-        def begin(size: int, avoid: frozenset[str] = frozenset()) -> Attended:
-            _remove_traces(place)
-            grant = _Grant(cpus, threads, place, launch, uuid.uuid4().hex, size)
-            trainer = _trainer(work, arguments, scale, grant, avoid=avoid, restarts=private)
-            _without_cleaner(trainer)
-            return Attended(trainer.fit, grant.group, size)
+    def begin(size: int, avoid: frozenset[str] = frozenset()) -> Attended:
+        remove_traces(place)
+        grant = _Grant(cpus, threads, place, launch, uuid.uuid4().hex, size)
+        trainer = _trainer(work, arguments, scale, grant, avoid=avoid, restarts=private)
+        without_cleaner(trainer)
+        return Attended(trainer.fit, grant.group, size)
 
-        if private:
-            attended = begin(scale.workers)
-            returned = attended.result(tell, interrupts)
-            if attended.error is not None:
-                raise explained(attended.error, scale, cpus) from attended.error
-        else:
-            returned = Shifts(scale, _resources(scale, cpus), begin, tell, interrupts).result()
+    with switched(scale, restarts=private), cluster(scale.address, cpus=needed), marked(place, launch):
+        try:
+            if private:
+                attended = begin(scale.workers)
+                returned = attended.result(tell, interrupts)
+                if attended.error is not None:
+                    raise explained(attended.error, scale, cpus) from attended.error
+            else:
+                returned = Shifts(scale, _resources(scale, cpus), begin, tell, interrupts).result()
+        finally:
+            remove_traces(place)
     if "error" in returned:
         raise revived(returned["error"])
     return dict(returned["result"])
@@ -123,55 +127,9 @@ def _threads(n: int | None) -> Iterator[None]:
         use_threads(before)
 
 
-@contextmanager
-def _without_traces(place: str) -> Iterator[None]:
-    """Remove what Ray Train writes in the run folder, before and after.
-
-    Its list of checkpoints would hold a later start to checkpoints that are long gone; ours are found by looking.
-    """
-
-    _remove_traces(place)
-    try:
-        yield
-    finally:
-        _remove_traces(place)
-
-
-def _remove_traces(place: str) -> None:
-    for name in ("checkpoint_manager_snapshot.json", ".validate_storage_marker"):
-        if is_url(place):
-            Mirror(place).remove_file(name)
-        else:
-            Path(place, name).unlink(missing_ok=True)
-
-
 def _resources(scale: Scale, cpus: float) -> dict[str, float]:
     """What one worker is given, as Ray calls it."""
     return {"CPU": cpus} | ({"GPU": 1.0} if scale.gpus else {})
-
-
-@contextmanager
-def _settings(scale: Scale) -> Iterator[None]:
-    """Ray Train's switches, which are environment variables of the driver.
-
-    The health check is also how often reports are taken: at its default of two seconds each report and each
-    end costs that much.
-    """
-    wanted = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(scale.start_seconds),
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `shifts` looks after nodes that are to go
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    }
-    mine = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for name in mine:
-            os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -227,19 +185,6 @@ def _above(place: str) -> tuple[str, str]:
     return (above or "/") + mark + query, name
 
 
-def _without_cleaner(trainer: Any) -> None:
-    """Leave out the process that frees a dead controller's workers: Ray frees them when the driver ends.
-
-    It costs two seconds of a core and 200 MB, and finds its cluster only where that has a dashboard. Where Ray has no
-    such thing, nothing is left out.
-    """
-    made = getattr(trainer, "_create_default_callbacks", None)
-    if made is not None:
-        trainer._create_default_callbacks = lambda: [
-            callback for callback in made() if type(callback).__name__ != "PlacementGroupCleanerCallback"
-        ]
-
-
 # within a worker
 
 
@@ -284,7 +229,7 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
             raise unseen(grant.place, where.address)
         return {"result": getattr(importlib.import_module(module), name)(worker, config["arguments"])}
     except ScarcadeError as error:
-        told = {"class": type(error).__name__, "message": str(error)}
+        told = {"class": type(error).__name__, "message": f"{error}{where.told(error)}"}
         mailbox.post("fatal", told)
         world.leave()
         return {"error": told}
@@ -310,6 +255,12 @@ class _Where:
     def here(cls) -> "_Where":
         ray: Any = importlib.import_module("ray")
         return cls(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
+
+    def told(self, error: ScarcadeError) -> str:
+        """Behind an `error` of a file, where there are several machines that could lack it."""
+        ray: Any = importlib.import_module("ray")
+        several = sum(node["Alive"] for node in ray.nodes()) > 1
+        return f" (on the node {self.address})" if several and isinstance(error, (OpenError, StorageError)) else ""
 
 
 def _nobody(message: Message) -> None:

@@ -4,6 +4,7 @@ The cluster lives in a process of its own (``python -m tests.cluster.nodes CPUS_
 takes one command a line; the token of its users is in its folder.
 """
 
+import importlib
 import json
 import os
 import secrets
@@ -19,17 +20,18 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-QUICK = {  # a dead node is noticed in two seconds instead of eighteen
-    "RAY_health_check_initial_delay_ms": "500",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "500",
-    "RAY_health_check_failure_threshold": "3",
-}
 # Ray's own times are what users have; processes in advance are never used and cost this machine's two cores
 USUAL = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # else workers starve beside whatever else runs here
+}
+QUICK = {
+    **USUAL,  # a dead node is noticed in two seconds instead of eighteen
+    "RAY_health_check_initial_delay_ms": "500",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
 }
 
 
@@ -162,11 +164,12 @@ def start_blind(address: str, cpus: int, folder: str) -> int:
 
 def drain(address: str, node: str) -> None:
     """Tell the cluster's head that the node goes in a minute."""
-    from ray._raylet import GcsClient
-    from ray.core.generated import autoscaler_pb2
-
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = GcsClient(address=address).drain_node(node, reason, "a test", int(time.time() * 1000) + 60_000)
+    raylet: Any = importlib.import_module("ray._raylet")
+    messages: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
+    reason = messages.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = raylet.GcsClient(address=address).drain_node(
+        node, reason, "a test", int(time.time() * 1000) + 60_000
+    )
     assert accepted, why
 
 
