@@ -1,9 +1,10 @@
 """Cells per second of training with 1, 2, ... Ray workers of one thread each, and in one plain process.
 
-    python -m benchmarks.workers --data FOLDER [--workers 0 1 2] [--cells 100000] [--batch 1024] [--epochs 3]
+    python -m benchmarks.workers --data FOLDER [--workers 0 1 2 4] [--cells 100000] [--batch 1024] [--epochs 3]
 
 The global batch is the same for all. The first epoch (compilation) is left out; starting Ray is told apart. With
-as many cores as workers, the bar is 1.5 times one worker for two.
+as many cores as workers, the bar is 1.5 times one worker for two; more workers than cores cannot be faster.
+``--address`` measures on a running cluster, of several raylets on this machine too (``ray start`` for each).
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--likelihood", default="nb")
+    parser.add_argument("--address", help="of a running cluster; default: private sessions")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.data.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,7 @@ def main() -> None:
         print(f"{row['workers']:8}{row['cells_per_s']:10,}{times:7.2f}{row['start_s']:9}")
     options.out.parent.mkdir(exist_ok=True)
     about = {"cells": options.cells, "genes": 2000, "batch": options.batch, "likelihood": options.likelihood}
+    about["cluster"] = options.address is not None
     options.out.write_text(json.dumps({**about, "cores": os.cpu_count(), "rows": rows}, indent=1) + "\n")
 
 
@@ -75,6 +78,7 @@ def measure(store: Path, workers: int, options: argparse.Namespace) -> tuple[flo
                 "model": {"gene_likelihood": options.likelihood, "use_batch_norm": "none", "use_layer_norm": "both"},
                 "optim": {"validate_every": 0},
                 "checkpoint": {"every_seconds": None},
+                "scale": {"address": options.address} if workers else {},
             },
             progress=lambda _: None,
         )

@@ -36,6 +36,7 @@ _FAST = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
+HEAD_AWAY_S = 20.0  # how long a cluster's head may be away; Ray ends a driver whose head is away for 60 s
 _token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
 
 
@@ -165,6 +166,31 @@ def _private_folder() -> Iterator[Path]:
         dog.communicate()  # the end of its input: it cleans up and ends
 
 
+def check_alive(*, patience_s: float = 0.0) -> None:
+    """Find out whether the head of the cluster that this process is connected to still listens.
+
+    Args:
+        patience_s: how long it may be away, as when it is restarted.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ClusterError(
+                    f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
+                ) from error
+        time.sleep(0.5)
+
+
 class Room:
     """Whether the cluster is there, and has a node that could take a worker.
 
@@ -196,7 +222,7 @@ class Room:
         Raises:
             ClusterError: the cluster is gone, or had no node that could take a worker for too long.
         """
-        self.check_alive()
+        check_alive()
         if self._fits():
             self._since = None
             return
@@ -211,23 +237,6 @@ class Room:
     def news(self) -> None:
         """Something was done, so there is room."""
         self._since = None
-
-    def check_alive(self) -> None:
-        """Find out whether the cluster's head still listens.
-
-        Raises:
-            ClusterError: it does not.
-        """
-        import ray
-
-        address = ray.get_runtime_context().gcs_address
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise ClusterError(
-                f"the Ray cluster at {address} is gone ({error.strerror or error}); the same command continues"
-            ) from error
 
     def _fits(self) -> bool:
         ray: Any = importlib.import_module("ray")

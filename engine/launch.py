@@ -1,8 +1,9 @@
 """Runs a piece of training in this process, or on many workers of Ray Train: the only ray.train import.
 
 With no workers asked for it is a plain call and Ray is not even imported. With one or more, a TorchTrainer
-starts them and restarts them when one dies; what they do is the same function. An error of ours that a
-worker meets is raised in the driver as what it is, and not retried: a broken file does not mend.
+starts them; what they do is the same function. In a private session it also restarts them when one dies; on a
+cluster, whose nodes come and go, `shifts` begins another group. An error of ours that a worker meets is raised in
+the driver as what it is, and not retried: a broken file does not mend.
 """
 
 import importlib
@@ -19,20 +20,27 @@ from typing import Any
 
 import torch
 
+from scarcade.engine.attended import Attended
 from scarcade.engine.cluster import cluster
-from scarcade.engine.errors import ScarcadeError, UsageError
+from scarcade.engine.errors import OpenError, ScarcadeError, StorageError, UsageError
 from scarcade.engine.failures import explained, revived
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
+from scarcade.engine.nodes import elsewhere
 from scarcade.engine.scale import Scale
+from scarcade.engine.shared_folder import marked, sees, unseen
+from scarcade.engine.shifts import Shifts
 from scarcade.engine.storage import Mirror, is_url
+from scarcade.engine.train_switches import remove_traces, switched, without_cleaner
 from scarcade.engine.world import World, cores, use_threads
 
 __all__ = ["Message", "Scale", "Work", "Worker", "run"]
 
 Message = Mapping[str, Any]
 _POLL_S = 0.2
-_FATAL_S = 5.0  # how long a worker looks for the reason why another one went away
+_FATAL_S = 2.0  # how long a worker looks for the reason why another one went away, which was told before it went
+_STUCK_S = 10.0  # how long it may stay in a collective after that
+_COLLECTIVE_S = 600  # how long workers wait for one that answers Ray and does nothing
 
 
 @dataclass(frozen=True)
@@ -75,15 +83,26 @@ def run(
     private = scale.address is None and not os.environ.get("RAY_ADDRESS")
     cpus, threads = scale.grant(private=private)
     needed = max(cores(), int(cpus * scale.workers + 0.999))
-    with _settings(scale, named=not private), cluster(scale.address, cpus=needed), _without_traces(place):
-        grant = _Grant(cpus, threads, place, uuid.uuid4().hex)
-        trainer = _trainer(work, arguments, scale, grant)
-        if private:
-            _without_cleaner(trainer)
-        attended = _Attended(trainer, grant.launch)
-        returned = attended.result(tell, interrupts)
-    if attended.error is not None:
-        raise explained(attended.error, scale, grant.cpus) from attended.error
+    launch = uuid.uuid4().hex
+
+    def begin(size: int, avoid: frozenset[str] = frozenset()) -> Attended:
+        remove_traces(place)
+        grant = _Grant(cpus, threads, place, launch, uuid.uuid4().hex, size)
+        trainer = _trainer(work, arguments, scale, grant, avoid=avoid, restarts=private)
+        without_cleaner(trainer)
+        return Attended(trainer.fit, grant.group, size)
+
+    with switched(scale, restarts=private), cluster(scale.address, cpus=needed), marked(place, launch):
+        try:
+            if private:
+                attended = begin(scale.workers)
+                returned = attended.result(tell, interrupts)
+                if attended.error is not None:
+                    raise explained(attended.error, scale, cpus) from attended.error
+            else:
+                returned = Shifts(scale, _resources(scale, cpus), begin, tell, interrupts).result()
+        finally:
+            remove_traces(place)
     if "error" in returned:
         raise revived(returned["error"])
     return dict(returned["result"])
@@ -108,67 +127,30 @@ def _threads(n: int | None) -> Iterator[None]:
         use_threads(before)
 
 
-@contextmanager
-def _without_traces(place: str) -> Iterator[None]:
-    """Remove what Ray Train writes in the run folder, before and after.
-
-    Its list of checkpoints would hold a later start to checkpoints that are long gone; ours are found by looking.
-    """
-
-    def remove() -> None:
-        for name in ("checkpoint_manager_snapshot.json", ".validate_storage_marker"):
-            if is_url(place):
-                Mirror(place).remove_file(name)
-            else:
-                Path(place, name).unlink(missing_ok=True)
-
-    remove()
-    try:
-        yield
-    finally:
-        remove()
-
-
-@contextmanager
-def _settings(scale: Scale, *, named: bool) -> Iterator[None]:
-    """Ray Train's switches, which are environment variables of the driver.
-
-    The health check is also how often reports are taken: at its default of two seconds each report and each
-    end costs that much.
-    """
-    wanted = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(scale.start_seconds),
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if named else "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    }
-    mine = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for name in mine:
-            os.environ.pop(name, None)
+def _resources(scale: Scale, cpus: float) -> dict[str, float]:
+    """What one worker is given, as Ray calls it."""
+    return {"CPU": cpus} | ({"GPU": 1.0} if scale.gpus else {})
 
 
 @dataclass(frozen=True)
 class _Grant:
-    """What one launch asks of Ray."""
+    """What one group of workers asks of Ray."""
 
     cpus: float
     threads: int
     place: str
     launch: str
+    group: str  # the name of its mailbox
+    size: int
 
 
-def _trainer(work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Grant) -> Any:
-    """Ray's TorchTrainer for `work`."""
+def _trainer(
+    work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Grant, *, avoid: frozenset[str], restarts: bool
+) -> Any:
+    """Ray's TorchTrainer for `work`, on none of the nodes to `avoid`; it `restarts` workers that die, or ends."""
     train: Any = importlib.import_module("ray.train")
     torch_train: Any = importlib.import_module("ray.train.torch")
     above, name = _above(grant.place)
-    elastic = scale.min_workers is not None and scale.min_workers < scale.workers
     return torch_train.TorchTrainer(
         _entry,
         train_loop_config={
@@ -177,15 +159,20 @@ def _trainer(work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Gra
             "grant": asdict(grant),
         },
         scaling_config=train.ScalingConfig(
-            num_workers=(scale.min_workers, scale.workers) if elastic else scale.workers,
+            num_workers=grant.size,
             use_gpu=scale.gpus,
-            resources_per_worker={"CPU": grant.cpus} | ({"GPU": 1.0} if scale.gpus else {}),
+            resources_per_worker=_resources(scale, grant.cpus),
+            label_selector=elsewhere(avoid),
         ),
-        torch_config=torch_train.TorchConfig(backend="nccl" if scale.gpus else "gloo"),
+        torch_config=torch_train.TorchConfig(backend="nccl" if scale.gpus else "gloo", timeout_s=_COLLECTIVE_S),
         run_config=train.RunConfig(
             name=name,
             storage_path=above,
-            failure_config=train.FailureConfig(max_failures=scale.max_failures, controller_failure_limit=1),
+            failure_config=train.FailureConfig(
+                max_failures=scale.max_failures if restarts else 0,
+                controller_failure_limit=1 if restarts else 0,
+                max_preemption_failures=-1 if restarts else 0,
+            ),
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -196,54 +183,6 @@ def _above(place: str) -> tuple[str, str]:
     path, mark, query = place.partition("?") if is_url(place) else (place, "", "")
     above, _, name = path.rstrip("/").rpartition("/")
     return (above or "/") + mark + query, name
-
-
-def _without_cleaner(trainer: Any) -> None:
-    """Leave out the process that frees a dead controller's workers: a private session dies with its driver.
-
-    It costs two seconds of a core and 200 MB. Where Ray has no such thing, nothing is left out.
-    """
-    made = getattr(trainer, "_create_default_callbacks", None)
-    if made is not None:
-        trainer._create_default_callbacks = lambda: [
-            callback for callback in made() if type(callback).__name__ != "PlacementGroupCleanerCallback"
-        ]
-
-
-class _Attended:
-    """`TorchTrainer.fit` in a thread, while the thread that asked passes messages and signals on.
-
-    (From the main thread Ray would take SIGINT for itself.)
-    """
-
-    def __init__(self, trainer: Any, launch: str) -> None:
-        self._trainer = trainer
-        self._mailbox = Mailbox(launch)
-        self._result: Any = None
-        self.error: Exception | None = None
-
-    def _fit(self) -> None:
-        try:
-            self._result = self._trainer.fit()
-        except Exception as error:  # noqa: BLE001  (it is raised again in the thread that waits)
-            self.error = error
-
-    def result(self, tell: Callable[[Message], None], interrupts: Interrupts) -> dict[str, Any]:
-        """What rank 0 returned; empty if `error` is set."""
-        thread = threading.Thread(target=self._fit, daemon=True)
-        thread.start()
-        asked = False
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            for message in self._mailbox.received():
-                tell(message)
-            if interrupts() and not asked:
-                asked = True
-                self._mailbox.post("stop", {"signal": interrupts.signal})
-        for message in self._mailbox.received():
-            tell(message)
-        self._mailbox.clear()
-        return {} if self.error is not None else dict(self._result.return_value)
 
 
 # within a worker
@@ -264,7 +203,7 @@ class _Watch:
                 self.stop.set()
             if self.mailbox.look("fatal") is not None:
                 fatal_since = fatal_since or time.monotonic()
-                if time.monotonic() - fatal_since > 2 * _FATAL_S:
+                if time.monotonic() - fatal_since > _STUCK_S:
                     os._exit(1)  # stuck in a collective that will never end; the next attempt says why
 
 
@@ -273,20 +212,24 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
     torch_train: Any = importlib.import_module("ray.train.torch")
     grant = _Grant(**config["grant"])
     use_threads(grant.threads)
-    mailbox = Mailbox(grant.launch)
+    mailbox = Mailbox(grant.group)
     if (fatal := mailbox.look("fatal")) is not None:
         return {"error": fatal}
     world = World.joined(torch_train.get_device())
+    where = _Where.here()
+    mailbox.post(f"worker-{world.rank}", {"node": where.node})
     attempt = str(world.say({"attempt": uuid.uuid4().hex})["attempt"])
     watch = _Watch(mailbox)
     threading.Thread(target=watch.look, daemon=True).start()
     module, _, name = config["work"].partition(":")
     tell = partial(mailbox.send, attempt) if world.first else _nobody
-    worker = Worker(world, tell, watch.stop.is_set, partial(_announce, grant.place))
+    worker = Worker(world, tell, watch.stop.is_set, partial(_announce, grant.place, mailbox))
     try:
+        if not sees(grant.place, grant.launch):
+            raise unseen(grant.place, where.address)
         return {"result": getattr(importlib.import_module(module), name)(worker, config["arguments"])}
     except ScarcadeError as error:
-        told = {"class": type(error).__name__, "message": str(error)}
+        told = {"class": type(error).__name__, "message": f"{error}{where.told(error)}"}
         mailbox.post("fatal", told)
         world.leave()
         return {"error": told}
@@ -301,16 +244,37 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
         watch.ended.set()
 
 
+@dataclass(frozen=True)
+class _Where:
+    """The node that a worker is on."""
+
+    node: str
+    address: str
+
+    @classmethod
+    def here(cls) -> "_Where":
+        ray: Any = importlib.import_module("ray")
+        return cls(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
+
+    def told(self, error: ScarcadeError) -> str:
+        """Behind an `error` of a file, where there are several machines that could lack it."""
+        ray: Any = importlib.import_module("ray")
+        several = sum(node["Alive"] for node in ray.nodes()) > 1
+        return f" (on the node {self.address})" if several and isinstance(error, (OpenError, StorageError)) else ""
+
+
 def _nobody(message: Message) -> None:
     """Whom the ranks above 0 tell."""
 
 
-def _announce(place: str, checkpoint: Path | None, step: int) -> None:
+def _announce(place: str, mailbox: Mailbox, checkpoint: Path | None, step: int) -> None:
     """Report a committed checkpoint to Ray, which is told where it lies and copies nothing.
 
     Every rank must call it. Resuming never depends on it: the run's own folder is what is believed.
     """
     train: Any = importlib.import_module("ray.train")
+    if checkpoint is not None:
+        mailbox.post("checkpoint", {"step": step})
     reported = None
     if checkpoint is not None and is_url(place):
         mirror = Mirror(place)

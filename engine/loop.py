@@ -167,6 +167,8 @@ class _Run:
             for batch in self.train.epoch(state.epoch, state.in_epoch):
                 save, interrupted = self._step(batch)
                 at_end = state.in_epoch == steps
+                if state.step % self.config.log_every == 0 and not at_end:
+                    self._line()  # before a checkpoint, whose next line would count this one's cells again
                 if interrupted:
                     self.save()
                     return False
@@ -174,8 +176,6 @@ class _Run:
                     break
                 if save and not at_end:
                     self.save()
-                if state.step % self.config.log_every == 0 and not at_end:
-                    self._line()
         self._check(self.readback.drain())
         if state.in_epoch == steps:
             self._end_of_epoch()

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from scarcade.engine.cluster import Room, cluster
+from scarcade.engine.cluster import Room, check_alive, cluster
 from scarcade.engine.errors import ClusterError, MemoryLimitError, StorageError
 from scarcade.engine.memory import ran_out
 from scarcade.engine.world import cores
@@ -198,7 +198,7 @@ class _Window:
             yield from self._left_behind(running, crash, None)
 
     def _node_lost(self, running: _Running, error: Exception) -> Iterator[tuple[str, Record]]:
-        self._room.check_alive()
+        check_alive()
         lost = running.pack.lost + 1
         left = tuple((yield from self._done_already(running)))
         if not left:
