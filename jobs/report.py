@@ -1,31 +1,20 @@
 """``report.html`` of a mapping: one file that needs no network, made from the records of the queries.
 
-Every value that comes from a file is escaped, in the HTML and in the JSON that the page's script draws from. A content
-security policy allows the one style and the one script of the page, each by its hash, and nothing else: whatever a
-label may hold, it cannot run and nothing is fetched. Tables, bars, histograms and curves are plain HTML and SVG, so a
-page without its script lacks the pictures of cells and the sorting, and nothing more. Queries are rendered one after
-the other: a report of many needs the memory of one, and a few milliseconds for each.
+Tables, bars, histograms and curves are plain HTML and SVG, so a page without its script lacks the pictures of cells and
+the sorting, and nothing more. Queries are rendered one after the other: a report of many needs the memory of one, and a
+few milliseconds for each. What keeps labels from running: `jobs.page`.
 """
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from scarcade import __version__
-from scarcade.engine.errors import StorageError
-from scarcade.jobs.console import seconds
+from scarcade.jobs.page import island, write_page
 from scarcade.jobs.query_task import Job, MapConfig
 from scarcade.jobs.reference import Reference
 from scarcade.jobs.report_charts import HEIGHT, SHAPES, WIDTH
-from scarcade.jobs.report_data import details, island, looks_of, row, shared
-from scarcade.jobs.report_words import percent, short
+from scarcade.jobs.report_data import details, looks_of, row, shared
+from scarcade.jobs.report_words import short
 from scarcade.jobs.results import Record
 
 SCRIPTS = ("report_cells.js", "report_picture.js", "report_table.js")  # one script in the page, in this order
@@ -38,39 +27,13 @@ def write_report(job: Job, records: Sequence[Record], took: float) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
-    path = job.results.out / "report.html"
-    temporary = job.results.out / ".tmp-report.html"
-    try:
-        # A name may hold half a character (a file name that is not UTF-8); it must not cost the report.
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-            file.writelines(_page(job, records, took))
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _page(job: Job, records: Sequence[Record], took: float) -> Any:
-    folder = Path(__file__).parent
-    style = (folder / "report.css").read_text(encoding="utf-8")
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    # Line breaks between tags would be a third of what the browser has to keep of the page.
-    template = re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", (folder / "report.html").read_text(encoding="utf-8"))
-    environment = jinja2.Environment(autoescape=True)
-    environment.filters |= {
-        "short": short,
-        "percent": lambda value: "" if value is None else percent(value),
-        "seconds": lambda value: "" if value is None else seconds(value),
-        "thousands": lambda value: "" if value is None else f"{value:,}",
-    }
     looks = looks_of(job.reference)
     rows = [row(number, record) for number, record in enumerate(records)]
-    return environment.from_string(template).stream(
-        policy=policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+    return write_page(
+        job.results.out / "report.html",
+        "report.html",
+        styles=["report.css"],
+        scripts=SCRIPTS,
         summary=summary(rows, took),
         reference=about(job.reference),
         settings=settings(job.config),
@@ -80,20 +43,6 @@ def _page(job: Job, records: Sequence[Record], took: float) -> Any:
         open=len(records) <= OPEN,
         chart=(WIDTH, HEIGHT),
         shapes=SHAPES,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
-    )
-
-
-def policy(style: str, script: str) -> str:
-    """The content security policy of a page with this style and this script."""
-
-    def hashed(text: str) -> str:
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-    return (
-        f"default-src 'none'; style-src 'sha256-{hashed(style)}'; script-src 'sha256-{hashed(script)}'; "
-        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 

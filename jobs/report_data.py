@@ -1,12 +1,11 @@
 """What the report shows of each query and of the reference: from records to plain values, before any HTML."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
+from scarcade.jobs.page import island
 from scarcade.jobs.picture import COLUMNS, FARTHEST, in_frame, label_codes, placed_again, words_of
 from scarcade.jobs.projection import Projection
 from scarcade.jobs.query_task import Job
@@ -19,12 +18,6 @@ COLOURS = 12  # of marks in the page; with five shapes sixty labels look differe
 EDGE = 10  # bars of the histogram of distances (30, up to 3) that lie within the reference
 Looks = Mapping[str, Sequence[tuple[int, int]]]
 """Label column -> (colour, shape) of each label, by code."""
-
-
-def island(value: Any) -> Markup:
-    """`value` as JSON that can stand in a <script> element: nothing in it ends the element or opens a comment."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def row(number: int, record: Record) -> dict[str, Any]:

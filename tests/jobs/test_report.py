@@ -16,11 +16,12 @@ import pytest
 
 from scarcade.engine.errors import InputError, StorageError
 from scarcade.jobs.mapping import map_queries
+from scarcade.jobs.page import island, policy
 from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task
 from scarcade.jobs.query_task import Job, failed, skipped
-from scarcade.jobs.report import policy, write_report
-from scarcade.jobs.report_data import drawn, island, looks_of
+from scarcade.jobs.report import write_report
+from scarcade.jobs.report_data import drawn, looks_of
 from scarcade.jobs.report_words import short
 from scarcade.jobs.results import Record, Results
 from tests.jobs.conftest import Atlas

@@ -129,20 +129,20 @@ def test_an_unknown_metric_is_told_with_all_that_there_are() -> None:
 
 def test_a_loss_is_not_computed_here(store: Store) -> None:
     config = configured(store)
-    with pytest.raises(UsageError, match="'elbo': stands in metrics.jsonl"):
+    with pytest.raises(UsageError, match=r"'elbo': stands in metrics.jsonl"):
         validation_scores(built(config, store.schema), store, config, ["elbo"], 0)
 
 
 def test_what_a_store_lacks_is_told_before_a_search(tmp_path: Path) -> None:
     store = simulate(tmp_path / "one.zarr", cells=600, genes=40, batches=1, labels=1, seed=3)
     check_metrics(["elbo", "loss"], store, 0.1)
-    with pytest.raises(UsageError, match="'nmi': the scored cells of .* have one value alone in 'label'"):
+    with pytest.raises(UsageError, match=r"'nmi': the scored cells of .* have one value alone in 'label'"):
         check_metrics(["nmi"], store, 0.1)
     for name in ("ilisi", "batch_score"):
         with pytest.raises(UsageError, match=f"'{name}': needs batches to mix"):
             check_metrics([name], store, 0.1)
     none = simulate(tmp_path / "none.zarr", cells=600, genes=40, batches=2, labels=2, seed=3, unlabelled=0.99)
-    with pytest.raises(UsageError, match="[0-9] have a label"):
+    with pytest.raises(UsageError, match=r"[0-9] have a label"):
         check_metrics(["label_accuracy"], none, 0.1)
 
 
@@ -153,7 +153,7 @@ def test_a_store_without_label_column_has_batch_scores_alone(store: Store) -> No
         config = configured(store)
         model = built(config, bare)
         assert set(validation_scores(model, store, config, ["batch_score", "kbet"], 0)) == {"batch_score", "kbet"}
-        with pytest.raises(UsageError, match="'label_accuracy': needs labels, .* has none"):
+        with pytest.raises(UsageError, match=r"'label_accuracy': needs labels, .* has none"):
             validation_scores(model, store, config, ["label_accuracy"], 0)
     finally:
         store.schema = labelled
