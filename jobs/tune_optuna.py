@@ -25,17 +25,18 @@ def check_optuna() -> None:
         ) from error
 
 
-class OptunaSearch(Searcher):  # type: ignore[misc]
+class OptunaSearch(Searcher):
     """Suggests the trials of the board that wait, then new ones until there are `n_trials`."""
 
     def __init__(self, board: Board, space: Space, *, n_trials: int, seed: int) -> None:
         import optuna
+        from optuna.study import StudyDirection
 
         super().__init__(metric="objective", mode=board.mode)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._board, self._space, self._n = board, space, n_trials
         self._distributions = {field: _distribution(domain) for field, domain in space.items()}
-        direction = "minimize" if board.mode == "min" else "maximize"
+        direction = StudyDirection.MINIMIZE if board.mode == "min" else StudyDirection.MAXIMIZE
         self._study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), direction=direction)
         self._waiting = [trial for trial in board if not is_over(trial)]
         self._names: dict[str, str] = {}  # Ray's identity of a trial -> its name

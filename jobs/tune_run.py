@@ -35,6 +35,7 @@ from scarcade.jobs.tune_optuna import OptunaSearch
 from scarcade.jobs.tune_scheduler import POPULATION, SHOWN_AGAIN, Remembering, scheduler_of
 from scarcade.jobs.tune_space import Fixed, Space
 from scarcade.jobs.tune_trainable import STOP, SearchTrial
+from scarcade.jobs.tune_trial import State
 
 _POLL_S = 0.2
 _PATIENCE_S = 60.0  # how long trials may take to stop when they are asked to
@@ -216,7 +217,7 @@ class _Attended:
             self.error = told
 
 
-class _Stopper(tune.Stopper):  # type: ignore[misc]
+class _Stopper(tune.Stopper):
     """Ends the search once nothing runs any more that could still keep where it stands."""
 
     def __init__(self) -> None:
@@ -230,7 +231,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
         return self.wanted
 
 
-class _Keeper(tune.Callback):  # type: ignore[misc]
+class _Keeper(tune.Callback):
     """Writes what happens to the trials on the board. Ray Tune calls it from its own thread."""
 
     def __init__(
@@ -254,7 +255,7 @@ class _Keeper(tune.Callback):  # type: ignore[misc]
             self._board.took(name, result, "failed")
             self._tell({"warning": f"{name} failed: {result['failed']}"})
         else:
-            state = "done" if result["over"] else "stopped" if result["done"] else "running"
+            state: State = "done" if result["over"] else "stopped" if result["done"] else "running"
             self._board.took(name, result, state)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -6,7 +6,6 @@ whole brackets, so it is shown everything again by the trials themselves (`Searc
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,8 +76,9 @@ class Remembering(TrialScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, inner: TrialScheduler, board: Board, *, feed: bool) -> None:
-        super().__init__()
-        self._inner, self._board, self._feed = inner, board, feed
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._inner: Any = inner
+        self._board, self._feed = board, feed
         self._known: set[str] = set()
         self.stopping = False  # no trial is begun any more
 
@@ -117,7 +117,7 @@ class Remembering(TrialScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self._inner.on_trial_error(tune_controller, trial)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if METRIC not in result:  # failed, or interrupted
             return str(TrialScheduler.STOP)
         known = self._board[str(trial)].curve
@@ -125,7 +125,7 @@ class Remembering(TrialScheduler):  # type: ignore[misc]
             return str(TrialScheduler.CONTINUE)  # trained again after a crash
         return str(self._inner.on_trial_result(tune_controller, trial, result))
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if METRIC in result:
             self._inner.on_trial_complete(tune_controller, trial, result)
         elif "failed" in result:

@@ -25,7 +25,7 @@ _ASK_EVERY_S = 0.5
 _ABOUT, _CHECKPOINT = "about.json", "checkpoint"
 
 
-class SearchTrial(tune.Trainable):  # type: ignore[misc]
+class SearchTrial(tune.Trainable):
     """One trial: a step is an epoch.
 
     Its configuration is ``{"shared": what all trials have in common, "trial": JSON}``; its name is Ray's, which it
@@ -73,14 +73,18 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         if not self._shared["replay"]:
             return None
         if self._past is None:
-            record = read_record(Path(self._shared["out"]), self.trial_name)
-            about = {"parameters": record.parameters, "metrics": record.metrics, "seconds": 0.0, "past": True}
-            self._past = deque({"epoch": epoch, "objective": value, **about} for epoch, value in record.curve)
-            if self._past and is_over(record):
-                self._past[-1] |= {"done": record.state == "done", "over": record.state == "done"}
-            if record.state == "failed":
-                self._past.append({"failed": record.reason, "done": True, **about})
+            self._past = self._read_past()
         return self._past.popleft() if self._past else None
+
+    def _read_past(self) -> deque[Result]:
+        record = read_record(Path(self._shared["out"]), self.trial_name)
+        about = {"parameters": record.parameters, "metrics": record.metrics, "seconds": 0.0, "past": True}
+        past: deque[Result] = deque({"epoch": epoch, "objective": value, **about} for epoch, value in record.curve)
+        if past and is_over(record):
+            past[-1] |= {"done": record.state == "done", "over": record.state == "done"}
+        if record.state == "failed":
+            past.append({"failed": record.reason, "done": True, **about})
+        return past
 
     def _trained(self) -> Result:
         if self._training is None and not self._stop():
@@ -92,32 +96,29 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             return {"interrupted": True}
         return {**result, "done": result["over"]}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> str:
+    def save_checkpoint(self, checkpoint_dir: str) -> Any:
         """For a trial that is paused, or that others continue from: pbt alone needs the bytes."""
-        about = {"trial": self.trial_name}
+        about: dict[str, Any] = {"trial": self.trial_name}
         if self._training is not None:
             saved = self._training.saved()
             if self._shared["adopt"]:
                 about["checkpoint"] = saved.name
                 shutil.copytree(saved, Path(checkpoint_dir) / _CHECKPOINT / saved.name)
         elif self._past is not None:
-            about["past"] = str(len(self._past))
+            about["past"] = len(self._past)
         (Path(checkpoint_dir) / _ABOUT).write_text(json.dumps(about))
         return checkpoint_dir
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        about = json.loads((Path(checkpoint_dir) / _ABOUT).read_text())
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        about = json.loads((Path(checkpoint) / _ABOUT).read_text())
         if "past" in about:
-            self._past = None
-            self._past_result()
-            assert self._past is not None
-            while len(self._past) > int(about["past"]):
-                self._past.popleft()
+            past = self._read_past()
+            self._past = deque(list(past)[len(past) - about["past"] :])
         elif self._past is None:
             self._past = deque()
         if about["trial"] != self.trial_name and "checkpoint" in about:
             self._leave()
-            source = Path(checkpoint_dir) / _CHECKPOINT / about["checkpoint"]
+            source = Path(checkpoint) / _CHECKPOINT / about["checkpoint"]
             adopt(source, Path(self._shared["out"]), self.trial_name)
 
 
