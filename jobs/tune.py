@@ -10,7 +10,6 @@
     OUT/refit/            with refit: the run of a reference trained on it
 """
 
-import importlib
 import tomllib
 import warnings
 from collections import Counter
@@ -30,13 +29,22 @@ from scarcade.jobs.console import record
 from scarcade.jobs.programs import programs_given
 from scarcade.jobs.run_folder import CONFIG, RunFolder
 from scarcade.jobs.train import train
-from scarcade.jobs.tune_board import Board
-from scarcade.jobs.tune_config import Objective, TuneConfig
+from scarcade.jobs.tune_board import DEFAULTS, Board
+from scarcade.jobs.tune_config import Mode, Objective, TuneConfig
 from scarcade.jobs.tune_optuna import check_optuna
+from scarcade.jobs.tune_report import write_report
 from scarcade.jobs.tune_run import Job, run_trials
 from scarcade.jobs.tune_scheduler import POPULATION
 from scarcade.jobs.tune_scores import check_metrics
-from scarcade.jobs.tune_space import Fixed, all_parameters, check_space, described, random_parameters, space_of
+from scarcade.jobs.tune_space import (
+    Fixed,
+    all_parameters,
+    check_space,
+    defaults_of,
+    described,
+    random_parameters,
+    space_of,
+)
 from scarcade.jobs.tune_trial import Trial
 from scarcade.jobs.tune_written import BEST, REPORT, write_best, write_tables
 
@@ -45,7 +53,11 @@ __all__ = ["Search", "tune"]
 TRIALS, REFIT = 20, "refit"
 Progress = Callable[[Mapping[str, Any]], None]
 """Given ``{"note": sentence}``, ``{"warning": sentence}``, ``{"about": ...}`` or ``{"trials": [Trial, ...]}``."""
-_FREE = ("scale.", "checkpoint.", "tune.concurrent", "tune.retries", "tune.retry_failed", "fixed.optim.log_every")
+_FREE = (
+    "scale.",
+    *(f"tune.{name}" for name in ("concurrent", "retries", "retry_failed", "defaults")),
+    "fixed.optim.log_every",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Search:
 
     path: Path
     objective: str
+    mode: Mode  # whether less or more of it is better
     best: Trial
     trials: list[Trial] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)  # the best configuration, as `train` takes it
@@ -66,6 +79,9 @@ class Search:
         counts = ", ".join(f"{states[state]} {state}" for state in ("done", "stopped", "failed") if states[state])
         known = {f"--{name.replace('_', '-')}": value for name, value in self.best.parameters.items()}
         known = {"trials": counts, "best": f"{self.best.name}, {self.objective} {self.value:.6g}", **known}
+        usual = next((trial for trial in self.trials if trial.name == DEFAULTS), None)
+        if usual is not None and (value := usual.best(self.mode)) is not None:
+            known["defaults"] = f"{self.objective} {value:.6g}"
         known |= {"configuration": self.path / BEST, "report": self.path / REPORT}
         return record(known | ({"model": self.model} if self.model else {}))
 
@@ -132,7 +148,7 @@ def tune(
         board = _board(folder.local, job, mode, parameters)
         about = {"title": job.objective.title, "mode": mode, "n_trials": job.n_trials, "epochs": job.epochs}
         tell({"about": about})
-        if len(board) < job.n_trials or board.left():
+        if board.n_sampled < job.n_trials or board.left():
             with interruptible() as interrupts:
                 run_trials(job, board, tell, interrupts)
         else:
@@ -149,7 +165,7 @@ def tune(
     whole = job.fixed.config(best.parameters, store).model_dump(mode="json", exclude_none=True)
     value = best.best(mode)
     assert value is not None
-    return Search(folder.local, job.objective.title, best, list(board), whole, value, trained)
+    return Search(folder.local, job.objective.title, mode, best, list(board), whole, value, trained)
 
 
 def _absolute(path: str | Path | None) -> str | None:
@@ -254,13 +270,15 @@ def _plain_values(values: Any) -> Any:
     return list(values) if isinstance(values, tuple) else values
 
 
-def _board(out: Path, job: Job, mode: Any, parameters: list[dict[str, Any]] | None) -> Board:
+def _board(out: Path, job: Job, mode: Mode, parameters: list[dict[str, Any]] | None) -> Board:
     """The trials that are known, and those that are not begun."""
     board = Board(out, mode)
     board.load()
     for trial in list(board):
         if trial.state == "failed" and job.config.retry_failed:
             board.put(replace(trial, state="waiting", reason=None))
+    if job.config.defaults and DEFAULTS not in board:
+        board.put(Trial(DEFAULTS, defaults_of(job.space, job.fixed, job.store)))
     if job.config.search == "optuna":
         return board  # which makes them as it goes
     for number in range(job.n_trials):
@@ -294,14 +312,14 @@ def _write(board: Board, job: Job, best: Trial, table: Mapping[str, Any], tell: 
     failed = [trial.name for trial in board if trial.state == "failed"]
     if failed:
         tell({"warning": f"{len(failed)} of {len(board)} trials failed, as trials.csv says: {', '.join(failed[:5])}"})
-    report: Any = importlib.import_module("scarcade.jobs.tune_report")
-    report.write_report(
+    write_report(
         board.out / REPORT,
         title=f"{job.fixed.name or 'scvi'} on {job.store.path.name}",
         objective=title,
         mode=board.mode,
         space=described(job.space, table),
         trials=list(board),
+        defaults=next((trial for trial in board if trial.name == DEFAULTS), None),
     )
 
 

@@ -19,6 +19,7 @@ from scarcade.jobs.tune_trial import State, Trial
 
 TRIALS = "trials"
 RECORD = "trial.json"
+DEFAULTS = "defaults"  # name of the one that is not searched, but compared with
 _OVER: tuple[State, ...] = ("done", "stopped", "failed")
 _READER = TypeAdapter(Trial)
 
@@ -71,7 +72,7 @@ class Board:
         Raises:
             CorruptError: a record is not what we write.
         """
-        for folder in sorted((self.out / TRIALS).glob("trial-*")):
+        for folder in sorted(path for path in (self.out / TRIALS).glob("*") if path.is_dir()):
             sweep(folder)
             if (folder / RECORD).is_file():
                 trial = read_record(self.out, folder.name)
@@ -137,6 +138,11 @@ class Board:
     @staticmethod
     def _seconds(trial: Trial, result: Mapping[str, Any]) -> float:
         return round(trial.seconds + float(result.get("seconds", 0.0)), 3)
+
+    @property
+    def n_sampled(self) -> int:
+        """How many there are beside the defaults."""
+        return len(self._trials) - (DEFAULTS in self._trials)
 
     def best(self) -> Trial | None:
         """The trial that reached the best objective; of equals the one that was trained longest."""

@@ -71,7 +71,7 @@ class Objective(Section):
             NonFiniteError: it is not finite.
         """
         weights = self.weights or {self.metric: 1.0}
-        value = sum(weight * found[name] for name, weight in weights.items())
+        value = float(sum(weight * found[name] for name, weight in weights.items()))
         if not math.isfinite(value):
             raise NonFiniteError(f"the objective ({self.title}) is not finite: {dict(found)}")
         return value
@@ -90,6 +90,7 @@ class TuneConfig(Section):
     reduction: float = Field(4.0, gt=1, description="At each rung one of so many trials goes on (asha, hyperband).")
     perturb: int = Field(4, ge=1, description="Epochs between two exchanges within the population (pbt).")
     retries: int = Field(2, ge=0, description="How often a trial whose process died goes on from its checkpoint.")
+    defaults: bool = Field(False, description="Train the defaults too, to the end and beside the trials, to compare.")
     retry_failed: bool = Field(False, description="Run trials again that failed in an earlier start.")
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from scarcade.engine.errors import UsageError
-from scarcade.jobs.tune_board import Board, as_config, is_over
+from scarcade.jobs.tune_board import DEFAULTS, Board, as_config, is_over
 from scarcade.jobs.tune_domain import Choice, Domain
 from scarcade.jobs.tune_space import Parameters, Space
 from scarcade.jobs.tune_trial import Trial
@@ -55,7 +55,7 @@ class OptunaSearch(Searcher):
             return Searcher.FINISHED
         if self._waiting:
             trial = self._waiting.pop(0)
-        elif len(self._board) < self._n:
+        elif self._board.n_sampled < self._n:
             trial = self._new()
         else:
             return Searcher.FINISHED
@@ -65,7 +65,7 @@ class OptunaSearch(Searcher):
     def _new(self) -> Trial:
         asked = self._study.ask(self._distributions)
         parameters: Parameters = {field: _value(self._space[field], given) for field, given in asked.params.items()}
-        trial = Trial(f"trial-{len(self._board):04d}", {field: parameters[field] for field in self._space})
+        trial = Trial(f"trial-{self._board.n_sampled:04d}", {field: parameters[field] for field in self._space})
         self._board.put(trial)
         self._asked[trial.name] = asked
         return trial
@@ -92,7 +92,12 @@ class OptunaSearch(Searcher):
         """Tell the study of a trial that it did not suggest in this start."""
         from optuna.trial import TrialState, create_trial
 
-        if trial.state == "failed" or not trial.curve or set(trial.parameters) != set(self._space):
+        if (
+            trial.name == DEFAULTS
+            or trial.state == "failed"
+            or not trial.curve
+            or set(trial.parameters) != set(self._space)
+        ):
             return
         done = trial.state == "done"
         self._study.add_trial(

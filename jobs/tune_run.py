@@ -99,7 +99,7 @@ def run_trials(job: Job, board: Board, tell: Callable[[Mapping[str, Any]], None]
     """
     private = job.scale.address is None and not os.environ.get("RAY_ADDRESS")
     share = Share.of(job, private=private)
-    pending = job.n_trials if job.config.scheduler in POPULATION else share.concurrent or 16
+    pending = job.n_trials + 1 if job.config.scheduler in POPULATION else share.concurrent or 16
     switches = {**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(max(1, pending))}
     with _environment(switches), _scratch(board.out, private=private) as scratch, _quiet_ray():
         needs_gpu = job.config.gpus > 0
@@ -160,7 +160,7 @@ class _Attended:
             SearchTrial,
             name="search",
             config=space,
-            num_samples=job.n_trials if optuna else 1,
+            num_samples=job.n_trials + 1 if optuna else 1,
             resources_per_trial=resources,
             scheduler=self._scheduler,
             search_alg=search,

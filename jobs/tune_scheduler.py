@@ -18,7 +18,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from scarcade.jobs.tune_board import Board, is_over
+from scarcade.jobs.tune_board import DEFAULTS, Board, is_over
 from scarcade.jobs.tune_config import Mode, TuneConfig
 from scarcade.jobs.tune_space import Space
 
@@ -38,7 +38,8 @@ def scheduler_of(config: TuneConfig, *, mode: Mode, epochs: int, space: Space, s
             )
         case "median":
             # it would else pause trials while there are too few to compare, which costs more than it gains
-            return MedianStoppingRule(grace_period=config.grace, min_time_slice=np.inf, **common)
+            common["min_time_slice"] = np.inf
+            return MedianStoppingRule(grace_period=config.grace, **common)
         case "hyperband":
             return HyperBandScheduler(max_t=epochs, reduction_factor=config.reduction, **common)
         case "pbt":
@@ -47,7 +48,7 @@ def scheduler_of(config: TuneConfig, *, mode: Mode, epochs: int, space: Space, s
                 perturbation_interval=config.perturb, custom_explore_fn=explore, log_config=False, **common
             )
         case "fifo":
-            return FIFOScheduler()
+            return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 class _Explore:
@@ -69,14 +70,14 @@ class _Explore:
 
 
 class Remembering(TrialScheduler):  # type: ignore[misc]
-    """A scheduler that knows the trials of the board.
+    """A scheduler that knows the trials of the board, and leaves the defaults alone.
 
     Args:
         inner: decides. feed: tell it the past itself.
     """
 
     def __init__(self, inner: TrialScheduler, board: Board, *, feed: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._inner: Any = inner
         self._board, self._feed = board, feed
         self._known: set[str] = set()
@@ -94,9 +95,11 @@ class Remembering(TrialScheduler):  # type: ignore[misc]
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if str(trial) == DEFAULTS:
+            return
         if self._feed and not self._known:
             for past in self._board:
-                if is_over(past):
+                if is_over(past) and past.name != DEFAULTS:
                     self._tell_past(_Past(past.name), past.curve)
         self._inner.on_trial_add(tune_controller, trial)
         name = str(trial)
@@ -115,24 +118,30 @@ class Remembering(TrialScheduler):  # type: ignore[misc]
             self._inner.on_trial_result(None, trial, {TIME: epoch, METRIC: value})
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._inner.on_trial_error(tune_controller, trial)
+        if str(trial) != DEFAULTS:
+            self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if METRIC not in result:  # failed, or interrupted
             return str(TrialScheduler.STOP)
+        if str(trial) == DEFAULTS:
+            return str(TrialScheduler.CONTINUE)
         known = self._board[str(trial)].curve
         if self._feed and known and result[TIME] <= known[-1][0]:
             return str(TrialScheduler.CONTINUE)  # trained again after a crash
         return str(self._inner.on_trial_result(tune_controller, trial, result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if str(trial) == DEFAULTS:
+            return
         if METRIC in result:
             self._inner.on_trial_complete(tune_controller, trial, result)
         elif "failed" in result:
             self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        self._inner.on_trial_remove(tune_controller, trial)
+        if str(trial) != DEFAULTS:
+            self._inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         return None if self.stopping else self._inner.choose_trial_to_run(tune_controller)

@@ -139,6 +139,16 @@ def all_parameters(space: Space) -> list[Parameters]:
     return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
 
 
+def defaults_of(space: Space, fixed: Fixed, store: Store) -> Parameters:
+    """What the fields of the space are where nothing is searched."""
+    base = fixed.config({}, store).model_dump(mode="json")
+    found: Parameters = {}
+    for field in space:
+        section, _, leaf = field.partition(".")
+        found[field] = base[section].get(leaf) if leaf else base[section]
+    return found
+
+
 def described(space: Space, table: Mapping[str, Any]) -> dict[str, Any]:
     """Field -> its domain as it was given, for records and the report."""
     given = dict(_leaves(table))

@@ -86,11 +86,14 @@ def test_a_search_leaves_tables_a_report_and_a_configuration_that_train_takes(st
 def test_a_trial_that_fails_fails_alone(store: Store, tmp_path: Path) -> None:
     space = {"optim.lr": {"grid": [1e-3, 1e30]}}
     said: list[Mapping[str, Any]] = []
-    options: dict[str, Any] = {"space": space, "trials": None, "settings": {"tune": {"search": "grid", "concurrent": 1}}}
-    found = searched(store, tmp_path / "s", said, **options)
-    assert [trial.state for trial in found.trials] == ["done", "failed"]
-    assert "not finite" in str(found.trials[1].reason)
-    assert "1 of 2 trials failed" in str(said)
+    settings = {"tune": {"search": "grid", "concurrent": 1, "defaults": True}}
+    found = searched(store, tmp_path / "s", said, space=space, trials=None, settings=settings)
+    assert [trial.name for trial in found.trials] == ["defaults", "trial-0000", "trial-0001"]
+    assert [trial.state for trial in found.trials] == ["done", "done", "failed"]
+    assert found.trials[0].curve == found.trials[1].curve  # 1e-3 is the default
+    assert "not finite" in str(found.trials[2].reason)
+    assert "1 of 3 trials failed" in str(said)
+    assert f"defaults     elbo {found.value:.6g}" in found.told()
     with pytest.raises(InputError, match=r"all 1 trials failed; 1 of them: .*not finite"):
         searched(store, tmp_path / "all", space={"optim.lr": {"choice": [1e30]}}, trials=1)
 

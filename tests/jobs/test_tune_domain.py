@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from scarcade.engine.errors import UsageError
 from scarcade.jobs.tune_domain import Choice, Range, domain_of
 
 
-def many(given: dict[str, list[object]], n: int = 300) -> list[object]:
+def many(given: dict[str, list[Any]], n: int = 300) -> list[Any]:
     domain = domain_of("optim.lr", given)
     rng = np.random.default_rng(0)
     return [domain.drawn(rng) for _ in range(n)]
