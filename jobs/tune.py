@@ -185,6 +185,8 @@ def _job(
     trials: int | None,
 ) -> tuple[Job, list[dict[str, Any]] | None]:
     """The search, checked against the store and the real configuration; with the parameters of a grid."""
+    if given.get("scale", {}).get("gpus") and not config.gpus:
+        config = config.model_copy(update={"gpus": 1.0})
     space = space_of(table)
     fixed = Fixed(given, name=name, recipe=recipe, seed=seed)
     base = fixed.config({}, store)
@@ -329,7 +331,8 @@ def _refit(out: Path, job: Job, best: Trial, tell: Progress) -> Path:
     recipe, seed = own.pop("recipe", job.fixed.recipe), own.pop("seed", job.seed)
     given = merged(job.fixed.given, nested(own))
     given = merged(given, {"optim": {"epochs": job.epochs}})
-    given.get("scale", {}).pop("workers", None)
+    if job.config.gpus:
+        given = merged(given, {"scale": {"gpus": True}})
     tell({"note": f"training the reference on {best.name}, the best, to {out / REFIT}"})
     done = train(job.store, job.fixed.name, out=out / REFIT, recipe=recipe, seed=seed, settings=given, progress=tell)
     return Path(done.path) / "model"

@@ -42,7 +42,10 @@ def read_record(out: Path, name: str) -> Trial:
     """
     path = trial_folder(out, name) / RECORD
     try:
-        return _READER.validate_python(json.loads(path.read_text()))
+        trial = _READER.validate_python(json.loads(path.read_text()))
+        if trial.name != name:
+            raise ValueError(f"it is that of {trial.name}")
+        return trial
     except (ValueError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise CorruptError(f"{path}: is not a trial's record ({first}); remove {path.parent} to run it anew") from error

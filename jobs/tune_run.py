@@ -24,7 +24,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from scarcade.dataloaders.store import Store
 from scarcade.engine.cluster import Room, cluster
-from scarcade.engine.errors import ClusterError
+from scarcade.engine.errors import ClusterError, ScarcadeError
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
 from scarcade.engine.scale import Scale
@@ -101,7 +101,7 @@ def run_trials(job: Job, board: Board, tell: Callable[[Mapping[str, Any]], None]
     share = Share.of(job, private=private)
     pending = job.n_trials + 1 if job.config.scheduler in POPULATION else share.concurrent or 16
     switches = {**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(max(1, pending))}
-    with _environment(switches), _scratch(board.out, private=private) as scratch, _quiet_ray():
+    with _environment(switches), _scratch(board.out) as scratch, _quiet_ray():
         needs_gpu = job.config.gpus > 0
         with cluster(job.scale.address, cpus=share.machine, gpus=None if needs_gpu else 0 if private else None):
             needed = {"CPU": share.cpus} | ({"GPU": min(job.config.gpus, 1.0)} if needs_gpu else {})
@@ -203,9 +203,9 @@ class _Attended:
                 Mailbox(self._launch).post(STOP, {"signal": interrupts.signal})
             if asked and (not asked_of & self._stopper.running or now - asked > _PATIENCE_S):
                 self._stopper.wanted = True
+        if error := self._stopper.error or self.error:
+            raise error
         Mailbox(self._launch).clear()
-        if self.error is not None:
-            raise self.error
 
     def _fit(self) -> None:
         try:
@@ -223,6 +223,7 @@ class _Stopper(tune.Stopper):
     def __init__(self) -> None:
         self.wanted = False
         self.running: frozenset[str] = frozenset()  # names of the trials that a process works on
+        self.error: ScarcadeError | None = None  # met while a record was written
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
@@ -239,9 +240,17 @@ class _Keeper(tune.Callback):
     ) -> None:
         self._board, self._stopper, self._tell, self._retries = board, stopper, tell, retries
 
+    def _keep(self, write: Callable[..., None], *values: Any, **named: Any) -> None:
+        """Write to the board; if that fails the search ends, with the reason."""
+        try:
+            write(*values, **named)
+        except ScarcadeError as error:
+            self._stopper.error = self._stopper.error or error
+            self._stopper.wanted = True
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self._board[str(trial)].state == "waiting":
-            self._board.change(str(trial), state="running")
+            self._keep(self._board.change, str(trial), state="running")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -250,19 +259,19 @@ class _Keeper(tune.Callback):
         if "past" in result:
             return
         if "interrupted" in result:
-            self._board.change(name, state="waiting")
+            self._keep(self._board.change, name, state="waiting")
         elif "failed" in result:
-            self._board.took(name, result, "failed")
+            self._keep(self._board.took, name, result, "failed")
             self._tell({"warning": f"{name} failed: {result['failed']}"})
         else:
             state: State = "done" if result["over"] else "stopped" if result["done"] else "running"
-            self._board.took(name, result, state)
+            self._keep(self._board.took, name, result, state)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = str(trial)
         result = trial.last_result or {}
         if self._board[name].state == "running" and "interrupted" not in result:  # stopped while it was paused
-            self._board.change(name, state="stopped")
+            self._keep(self._board.change, name, state="stopped")
         if self._board[name].state in ("done", "stopped", "failed"):
             shutil.rmtree(self._board.out / "trials" / name / "checkpoints", ignore_errors=True)
 
@@ -274,8 +283,12 @@ class _Keeper(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = str(trial)
-        reason = f"its process died {self._retries + 1} times (killed, or out of memory); --tune.retries says how often"
-        self._board.change(name, state="failed", reason=reason)
+        times = self._retries + 1
+        reason = f"its process died {times} times (killed, or out of memory); --tune.retries says how often it may"
+        error = str(trial.get_error() or "")
+        if "ray::SearchTrial" in error and "died" not in error:  # it lived on, but was not to be trusted any more
+            reason = [line for line in error.splitlines() if line.strip()][-1]
+        self._keep(self._board.change, name, state="failed", reason=reason)
         self._tell({"warning": f"{name} failed: {reason}"})
 
 
@@ -285,9 +298,9 @@ def _name(trial: Any) -> str:
 
 
 @contextmanager
-def _scratch(out: Path, *, private: bool) -> Iterator[Path]:
-    """A folder for what Ray Tune keeps; on a cluster it must be where all nodes see it."""
-    folder = Path(tempfile.mkdtemp(prefix=".tmp-ray-", dir=None if private else out))
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder for what Ray Tune keeps, where all nodes see it; the next start sweeps it up if this one is killed."""
+    folder = Path(tempfile.mkdtemp(prefix=".tmp-ray-", dir=out))
     try:
         yield folder
     finally:

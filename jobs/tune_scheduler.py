@@ -48,7 +48,7 @@ def scheduler_of(config: TuneConfig, *, mode: Mode, epochs: int, space: Space, s
                 perturbation_interval=config.perturb, custom_explore_fn=explore, log_config=False, **common
             )
         case "fifo":
-            return FIFOScheduler()  # type: ignore[no-untyped-call]
+            return FIFOScheduler()
 
 
 class _Explore:
@@ -77,7 +77,7 @@ class Remembering(TrialScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, inner: TrialScheduler, board: Board, *, feed: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._inner: Any = inner
         self._board, self._feed = board, feed
         self._known: set[str] = set()
