@@ -48,7 +48,7 @@ def scheduler_of(config: TuneConfig, *, mode: Mode, epochs: int, space: Space, s
                 perturbation_interval=config.perturb, custom_explore_fn=explore, log_config=False, **common
             )
         case "fifo":
-            return FIFOScheduler()
+            return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 class _Explore:
@@ -69,7 +69,7 @@ class _Explore:
         return {**config, "trial": json.dumps(trial)}
 
 
-class Remembering(TrialScheduler):  # type: ignore[misc]
+class Remembering(TrialScheduler):
     """A scheduler that knows the trials of the board, and leaves the defaults alone.
 
     Args:
