@@ -100,22 +100,23 @@ class Remembering(TrialScheduler):
         if self._feed and not self._known:
             for past in self._board:
                 if is_over(past) and past.name != DEFAULTS:
-                    self._tell_past(_Past(past.name), past.curve)
-        self._inner.on_trial_add(tune_controller, trial)
+                    # Ray tells the last result of a trial that it stops a second time
+                    last = past.curve[-1:] if past.state == "stopped" else []
+                    self._tell(_Past(past.name), [*past.curve, *last])
         name = str(trial)
         if self._feed and name not in self._known:
             self._tell(trial, self._board[name].curve)
         self._known.add(name)
-
-    def _tell_past(self, past: "_Past", curve: list[tuple[int, float]]) -> None:
-        self._inner.on_trial_add(None, past)
-        self._tell(past, curve)
-        if curve:
-            self._inner.on_trial_complete(None, past, {TIME: curve[-1][0], METRIC: curve[-1][1]})
+        self._inner.on_trial_add(tune_controller, trial)
 
     def _tell(self, trial: Any, curve: list[tuple[int, float]]) -> None:
+        """Tell of each epoch as if it were the last: that is recorded and nothing is decided.
+
+        (Told in another order than they came, trials would be stopped that in truth went on.)
+        """
         for epoch, value in curve:
-            self._inner.on_trial_result(None, trial, {TIME: epoch, METRIC: value})
+            self._inner.on_trial_add(None, trial)
+            self._inner.on_trial_complete(None, trial, {TIME: epoch, METRIC: value})
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if str(trial) != DEFAULTS:
