@@ -50,12 +50,12 @@ class Watch:
         while self.process.poll() is None:
             self.look()
             time.sleep(every_s)
-        middle, last = self.driver[len(self.driver) // 2], self.driver[-1]
+        held = [value for value in self.driver if value > 0]  # none of one that has just ended
         return {
             "wall_s": round(time.perf_counter() - self.began, 1),
             "cpu_s": round(sum(self.cpu.values()), 1),
             "peak_mb": round(self.peak),
-            "driver_mb": {"middle": round(middle), "end": round(last)},
+            "driver_mb": {"middle": round(held[len(held) // 2]), "most": round(max(held))},
         }
 
     def look(self) -> None:
