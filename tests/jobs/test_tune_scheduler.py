@@ -95,8 +95,8 @@ def test_what_failed_or_was_interrupted_tells_a_scheduler_nothing(tmp_path: Path
 
 def test_a_population_changes_what_the_optimiser_is_given_alone() -> None:
     space: dict[str, Any] = {"model.n_latent": Choice((5, 10)), "optim.lr": Range(1e-4, 1e-2, log=True)}
-    pbt = scheduler_of(TuneConfig(scheduler="pbt"), mode="min", epochs=8, space=space, seed=0)
-    explore: Any = pbt._custom_explore_fn
+    pbt: Any = scheduler_of(TuneConfig(scheduler="pbt"), mode="min", epochs=8, space=space, seed=0)
+    explore = pbt._custom_explore_fn
     config = {"shared": {}, "trial": json.dumps({"name": "x", "parameters": {"model.n_latent": 5, "optim.lr": 9e-3}})}
     found = [json.loads(explore(config)["trial"])["parameters"] for _ in range(20)]
     assert {one["model.n_latent"] for one in found} == {5}
