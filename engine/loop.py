@@ -68,7 +68,7 @@ def fit(
         UsageError: nothing trains, or the monitored term is not one of the model's.
     """
     world = world or World()
-    run = _Run(model.to(world.device), train, validation, config, world=world, seed=seed)
+    run = Run(model.to(world.device), train, validation, config, world=world, seed=seed)
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     run.begin()
     try:
@@ -84,8 +84,11 @@ def fit(
         model.eval()
 
 
-class _Run:
-    """The state of one `fit`: model, optimiser, position."""
+class Run:
+    """The state of one `fit`: model, optimiser, position.
+
+    Whoever decides between two epochs whether to go on (a trial of a search) drives it by itself, as `fit` does.
+    """
 
     checkpoints: Checkpointing | None = None
     metrics: MetricsFile | None = None
@@ -186,6 +189,7 @@ class _Run:
         return True
 
     def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
         return bool(self.state.stopped)
 
     def _at_last_step(self) -> bool:

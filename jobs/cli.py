@@ -23,7 +23,7 @@ from scarcade.engine.errors import UsageError
 from scarcade.jobs.commands import app
 from scarcade.jobs.console import note, only_our_warnings
 from scarcade.jobs.exits import explained, stop_tidily_on_sigterm
-from scarcade.jobs.options import DIRECT, WITH_SECTIONS, Sections, sections_of
+from scarcade.jobs.options import DIRECT, UNCHECKED, WITH_SECTIONS, Sections, sections_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,6 +77,7 @@ def parsed(argv: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments,
         argv, pairs = split(argv)
         direct, tables = _parts_of(config, command)
         known = settings_of(sections_of(command, _model_of(argv, direct)))
+        apart = {name: tables.pop(name) for name in UNCHECKED.get(command, ()) if name in tables}
         check_tables(tables, known, command, f"--config {config}")
         given = overrides(pairs, known, command)
         for name, dotted in DIRECT.items():
@@ -84,7 +85,7 @@ def parsed(argv: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments,
                 raise UsageError(f"--config {config}: {name} and [{dotted.replace('.', '] ')} are one setting")
             if dotted in given:
                 direct.pop(name, None)
-        sections = Sections(merged(tables, nested(given)), frozenset(given))
+        sections = Sections({**merged(tables, nested(given)), **apart}, frozenset(given))
     else:
         direct, tables = _parts_of(config, command)
         if tables:
@@ -140,7 +141,7 @@ def _parts_of(config: Path | None, command: str) -> tuple[dict[str, Any], dict[s
     raw = read_toml(config) if config is not None else {}
     direct = {key.replace("_", "-"): value for key, value in raw.items() if not isinstance(value, dict)}
     tables = {key: dict(value) for key, value in raw.items() if isinstance(value, dict)}
-    if command == "train" and "name" in tables.get("model", {}):
+    if command in ("train", "tune") and "name" in tables.get("model", {}):
         direct["model"] = tables["model"].pop("name")
     return direct, tables
 

@@ -187,6 +187,54 @@ def train(
     print(f"{done.path}/model")
 
 
+@app.command
+def tune(
+    *,
+    data: Annotated[str, told("The store to search on.")],
+    out: Annotated[str, told("Folder of the search.")],
+    model: Annotated[str | None, told("Which model (default: scvi; with --update that of the reference).")] = None,
+    trials: Annotated[int | None, told("Configurations to try (default: 20; with --tune.search grid: all).")] = None,
+    refit: Annotated[
+        bool, flag("Train a reference on the best configuration; its model comes to OUT/refit/model.")
+    ] = False,
+    recipe: Annotated[str | None, told("As train takes it.")] = None,
+    init_from: Annotated[str | None, told("As train takes it.")] = None,
+    update: Annotated[str | None, told("As train takes it.")] = None,
+    programs: Annotated[tuple[Path, ...], repeated("Gene programs, a .gmt file (expimap)")] = (),
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    threads: Threads = None,
+    sections: Given = NO_SECTIONS,
+    common: Common = COMMON,
+) -> None:
+    """Search hyperparameters with Ray Tune; the space is the table [space] of --config. The same command continues."""
+    from scarcade.jobs.tune import tune as run
+    from scarcade.jobs.tune_live import SearchTable
+
+    settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
+    space, objective = settings.pop("space", {}), settings.pop("objective", None)
+    with SearchTable() as table:
+        found = run(
+            data,
+            model,
+            out=out,
+            space=space,
+            trials=trials,
+            objective=objective,
+            recipe=recipe,
+            init_from=init_from,
+            update=update,
+            programs=programs or None,
+            seed=seed,
+            refit=refit,
+            settings=settings,
+            progress=table,
+        )
+    print(found.told())
+
+
 @app.command(name="map")
 def map_(
     model: Annotated[str, told("Folder (or URL) of the reference model, as in runs/NAME/model.")],

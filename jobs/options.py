@@ -1,6 +1,6 @@
 """What options look like: their aliases and help, and those that stand for a field of a section.
 
-`train` and `map` take every field of their sections as ``--section.field`` besides the options of their own.
+`train`, `tune` and `map` take every field of their sections as ``--section.field`` besides the options of their own.
 Nothing heavy is imported here, as in `commands`.
 """
 
@@ -14,14 +14,16 @@ from cyclopts import Parameter
 from scarcade.engine.config import Section, merged, nested
 from scarcade.engine.errors import UsageError
 
-WITH_SECTIONS = ("train", "map")
+WITH_SECTIONS = ("train", "tune", "map")
+UNCHECKED = {"tune": ("space",)}
+"""Tables of a command's TOML file that are no section: the command itself checks them."""
 DIRECT = {
     "epochs": "optim.epochs",
     "batch-size": "data.batch-size",
     "workers": "scale.workers",
     "threads": "scale.threads",
 }
-"""Options that `train` and `map` take directly, and the fields that they are short for."""
+"""Options that `train`, `tune` and `map` take directly, and the fields that they are short for."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ def sections_of(command: str, model: str) -> dict[str, type[Section]]:
         if model not in MODELS:
             raise UsageError(f"--model {model}: there is no such model; there are {', '.join(MODELS)}")
         config, own = TrainConfig, {"model": on_a_command_line(MODELS[model].Config)}
+        if command == "tune":
+            from scarcade.jobs.tune_config import Objective, TuneConfig
+
+            own |= {"tune": TuneConfig, "objective": Objective}
     kinds = {name: info.annotation for name, info in config.model_fields.items()}
     return {
         **own,

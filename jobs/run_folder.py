@@ -111,11 +111,19 @@ class RunFolder:
         """Remove what a killed run left half-written. Only call it within `locked`."""
         sweep(self.local)
 
-    def settle(self, config: str, defaults: Mapping[str, Any] | None = None) -> None:
+    def settle(
+        self,
+        config: str,
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        free: tuple[str, ...] = _FREE,
+        may_grow: tuple[str, ...] = _MAY_GROW,
+    ) -> None:
         """Write ``config.toml``, or hold a run that is there already to its own.
 
         Args:
             defaults: of settings that the run's file may lack, because an older version began it without them.
+            free: beginnings of the names of settings that may change. may_grow: names of those that may be raised.
 
         Raises:
             UsageError: a setting differs that a run cannot change, or the folder is something else.
@@ -131,7 +139,7 @@ class RunFolder:
                 before = tomllib.loads(path.read_text())
             except (OSError, ValueError) as error:
                 raise OpenError(f"{path}: cannot be read ({error}); restore it or give another --out") from error
-            _same({**_flat(defaults or {}), **_flat(before)}, _flat(tomllib.loads(config)), self.place)
+            _same({**_flat(defaults or {}), **_flat(before)}, _flat(tomllib.loads(config)), self.place, free, may_grow)
             write_bytes(path, config.encode())
         if self.mirror is not None:
             self.mirror.push_file(path, CONFIG)
@@ -169,7 +177,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _same(old: Mapping[str, Any], new: Mapping[str, Any], place: str) -> None:
+def _same(
+    old: Mapping[str, Any], new: Mapping[str, Any], place: str, free: tuple[str, ...], may_grow: tuple[str, ...]
+) -> None:
     """Refuse a configuration that the run at `place` did not begin with.
 
     Raises:
@@ -178,13 +188,14 @@ def _same(old: Mapping[str, Any], new: Mapping[str, Any], place: str) -> None:
     changed = []
     for name in sorted({*old, *new}):
         was, given = old.get(name), new.get(name)
-        if was == given or name.startswith(_FREE):
+        if was == given or name.startswith(free):
             continue
-        if name in _MAY_GROW and (given is None or (was is not None and given > was)):
+        if name in may_grow and (given is None or (was is not None and given > was)):
             continue
         changed.append(f"--{name} was {was}, now {given}")
     if changed:
         raise UsageError(
             f"--out {place}: this run began with other settings ({'; '.join(changed)}); give those it began with "
-            "(epochs and steps may be raised), or another --out"
+            f"({' and '.join(name.rpartition('.')[2].removeprefix('max_') for name in may_grow)} may be raised), or "
+            "another --out"
         )

@@ -42,17 +42,11 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
     assert config.data.lanes is not None
     change = update_in(config, store)
-    cells = store if change is None else change.view
-    left_out = _left_out(worker, config, store)
-    loaders: list[Loader] = [
-        _stream(cells, split, config, worker.world.shard, left_out)
-        for split in (("train", "validation") if store.n_before(config.data.validation) else ("train",))
-    ]
     folder = RunFolder(arguments["out"])
     try:
         if worker.world.first:
             folder.fetch()
-        model = _first(config, store.schema, change)
+        model, loaders = prepared(worker, config, store, change)
         if change is not None and not trainable(model):
             result = FitResult(history=[], steps=0, epochs=0, cells=0, stopped="epochs")
         else:
@@ -63,7 +57,7 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 config.optim,
                 world=worker.world,
                 seed=config.seed,
-                checkpoints=_checkpoints(worker, folder, config, store, change),
+                checkpoints=checkpoints_in(worker, folder, config, store, change),
                 metrics=folder.metrics,
                 progress=worker.tell,
                 stop=worker.stop,
@@ -76,6 +70,19 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return record
     finally:
         folder.close()
+
+
+def prepared(
+    worker: Worker, config: TrainConfig, store: Store, change: Update | None
+) -> tuple[AtlasModel, list[Loader]]:
+    """The model with its first weights, and this worker's cells: of training, and of validation where there are any."""
+    cells = store if change is None else change.view
+    left_out = _left_out(worker, config, store)
+    splits: tuple[Literal["train", "validation"], ...] = ("train",)
+    if store.n_before(config.data.validation):
+        splits = ("train", "validation")
+    loaders = [_stream(cells, split, config, worker.world.shard, left_out) for split in splits]
+    return _first(config, store.schema, change), loaders
 
 
 def built(config: TrainConfig, schema: Schema) -> AtlasModel:
@@ -135,9 +142,11 @@ def _stream(
     return with_labelled(loader, config.data, seed=config.seed, left_out=left_out)
 
 
-def _checkpoints(
+def checkpoints_in(
     worker: Worker, folder: RunFolder, config: TrainConfig, store: Store, change: Update | None
 ) -> Checkpoints:
+    """Where the run in `folder` commits and resumes."""
+
     def announce(path: Path | None, step: int) -> None:
         if worker.world.first:
             folder.publish_metrics()

@@ -13,6 +13,7 @@ _PUBLIC = {
     "simulate": "scarcade.dataloaders.synthetic",
     "ingest": "scarcade.dataloaders.ingest",
     "train": "scarcade.jobs.train",
+    "tune": "scarcade.jobs.tune",
     "map_queries": "scarcade.jobs.mapping",
     "embed": "scarcade.jobs.embed",
     "score": "scarcade.jobs.score",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from scarcade.jobs.score import score
     from scarcade.jobs.train import train
     from scarcade.jobs.trained import load
+    from scarcade.jobs.tune import tune
     from scarcade.models import MODELS
 
 
