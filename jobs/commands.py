@@ -77,7 +77,7 @@ def simulate(
             replace=force,
             progress=lambda done: bar(done, cells),
         )
-    print(f"{store.path}: {store.n_cells:,} cells x {store.n_genes:,} genes in {batches} batches")
+    print(f"{store.where}: {store.n_cells:,} cells x {store.n_genes:,} genes in {batches} batches")
 
 
 @app.command
@@ -132,7 +132,7 @@ def ingest(
     schema = store.schema
     found = [f"{len(schema.batch)} batches ({schema.batch.name})"]
     found += [f"{len(column)} labels ({column.name})" for column in schema.labels]
-    print(f"{store.path}: {store.n_cells:,} cells x {store.n_genes:,} genes, {', '.join(found)}")
+    print(f"{store.where}: {store.n_cells:,} cells x {store.n_genes:,} genes, {', '.join(found)}")
 
 
 @app.command
