@@ -9,7 +9,7 @@ by ranges, only what is needed of them; like all that is decoded, that is checke
 import hashlib
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -82,8 +82,7 @@ class RemoteFiles:
     def fetch_small(self) -> None:
         """Have the many small files come at once: one after the other they would take longer than the large ones."""
         wanted = [name for name, one in self._listed.items() if one["bytes"] <= _SMALL_BYTES and name in self._whole]
-        for future in [self._fetchers.submit(partial(self._fetch, name)) for name in wanted]:
-            future.result()
+        wait([self._fetchers.submit(partial(self._fetch, name)) for name in wanted])  # failures are the readers' to tell
 
     def read_into(self, name: str, offset: int, out: memoryview) -> None:
         _, coming = self._on_their_way.pop((name, offset, len(out)), (0, None))

@@ -19,6 +19,7 @@ from scarcade.engine.patience import TRIES, Patience
 T = TypeVar("T")
 _AT_ONCE = 8  # files of a folder that are fetched at the same time
 _GCS_PATIENCE_S = 5
+_ATTEMPTS = 4  # of the library below, for each request, a few tenths of a second apart
 
 
 def is_url(place: str | Path) -> bool:
@@ -74,9 +75,13 @@ class Mirror:
                 "(AWS_REGION) and the address (endpoint_override, AWS_ENDPOINT_URL)"
             ) from error
         if isinstance(self.filesystem, fs.S3FileSystem):
-            # pyarrow itself asks again for six seconds where nobody listens, and not at all after a 503
+            # pyarrow itself asks again for six seconds where nobody listens, and not at all after a 503. Each request of
+            # the many that an upload consists of has to be tried again by itself: all at once they would not get through
             _, (options,) = self.filesystem.__reduce__()
-            self.filesystem = fs.S3FileSystem(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1))
+            again = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+            options["allow_delayed_open"] = True  # small files go up by one request instead of three
+            self.filesystem = fs.S3FileSystem(**options, retry_strategy=again)
+        self._has_folders = not isinstance(self.filesystem, fs.S3FileSystem)  # else names merely look like paths
         self._patience = Patience((OSError, ArrowException), tries)
         self._info = fs.FileSelector, fs.FileType
         self._open: dict[str, Any] = {}  # files that are read by ranges: each is asked for its size once
@@ -106,7 +111,8 @@ class Mirror:
 
         def copy() -> None:
             target = f"{self.root}/{name}"
-            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            if self._has_folders:
+                self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
             with open(path, "rb") as source, self.filesystem.open_output_stream(target) as out:
                 shutil.copyfileobj(source, out, 8 << 20)
 
@@ -221,8 +227,9 @@ class Mirror:
         """Remove a folder, its manifest first, so that half of it is never taken for the whole."""
 
         def gone() -> None:
-            for inner in sorted(self._files(name), key=lambda inner: inner != MANIFEST):
-                self.filesystem.delete_file(f"{self.root}/{name}/{inner}")
+            manifest = f"{self.root}/{name}/{MANIFEST}"
+            if self.filesystem.get_file_info(manifest).is_file:
+                self.filesystem.delete_file(manifest)
             found = self.filesystem.get_file_info(f"{self.root}/{name}")
             if found.type == self._info[1].Directory:
                 self.filesystem.delete_dir(f"{self.root}/{name}")
