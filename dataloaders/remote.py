@@ -82,7 +82,7 @@ class RemoteFiles:
     def fetch_small(self) -> None:
         """Have the many small files come at once: one after the other they would take longer than the large ones."""
         wanted = [name for name, one in self._listed.items() if one["bytes"] <= _SMALL_BYTES and name in self._whole]
-        wait([self._fetchers.submit(partial(self._fetch, name)) for name in wanted])  # failures are the readers' to tell
+        wait([self._fetchers.submit(partial(self._fetch, name)) for name in wanted])  # readers tell failures
 
     def read_into(self, name: str, offset: int, out: memoryview) -> None:
         _, coming = self._on_their_way.pop((name, offset, len(out)), (0, None))

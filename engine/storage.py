@@ -75,8 +75,8 @@ class Mirror:
                 "(AWS_REGION) and the address (endpoint_override, AWS_ENDPOINT_URL)"
             ) from error
         if isinstance(self.filesystem, fs.S3FileSystem):
-            # pyarrow itself asks again for six seconds where nobody listens, and not at all after a 503. Each request of
-            # the many that an upload consists of has to be tried again by itself: all at once they would not get through
+            # By itself pyarrow asks again for six seconds where nobody listens, and not at all after a 503. Each of
+            # the many requests of an upload has to be tried again by itself: all in a row would never get through.
             _, (options,) = self.filesystem.__reduce__()
             again = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
             options["allow_delayed_open"] = True  # small files go up by one request instead of three

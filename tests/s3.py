@@ -36,7 +36,7 @@ def s3_server() -> Iterator[Callable[[str], str]]:
 
 def address_of(url: str) -> str:
     """The server's address in a URL that `s3_server` gave."""
-    return unquote(url.split("endpoint_override=")[1].split("&")[0])
+    return unquote(url.split("endpoint_override=")[1].split("&", maxsplit=1)[0])
 
 
 def through(url: str, address: str) -> str:

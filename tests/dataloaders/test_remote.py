@@ -89,7 +89,7 @@ def test_batches_are_those_from_the_disk_bit_for_bit(made: Made, place: str, tmp
         loaders.append(with_labelled(main, config, seed=5))
     n = 0
     for here, there in zip(loaders[0].epoch(1), loaders[1].epoch(1), strict=True):
-        pairs = [(here.rows, there.rows), *zip(here.counts.csr(), there.counts.csr(), strict=True)]  # type: ignore[attr-defined]
+        pairs = [(here.rows, there.rows), *zip(here.counts.csr(), there.counts.csr(), strict=True)]
         assert here.labelled is not None
         assert there.labelled is not None
         pairs += [(here.labelled.rows, there.labelled.rows)]
@@ -181,9 +181,7 @@ def test_a_missing_or_cut_shard_is_told_when_the_store_is_opened(
         open_store(url, (None, 0))
 
 
-def test_a_shard_that_goes_while_it_is_read_is_missing_and_not_zeros(
-    copy: tuple[str, Mirror], tmp_path: Path
-) -> None:
+def test_a_shard_that_goes_while_it_is_read_is_missing_and_not_zeros(copy: tuple[str, Mirror], tmp_path: Path) -> None:
     url, mirror = copy
     store = open_store(url, (str(tmp_path / "cache"), 1.0))
     mirror.remove_file("X/indices/c/0")

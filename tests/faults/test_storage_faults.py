@@ -85,6 +85,7 @@ def test_data_and_run_in_a_store_that_fails_give_the_weights_of_the_disk(
     assert weights(out) == wanted
 
 
+@pytest.mark.slow
 def test_two_workers_of_ray_share_the_cache(server: Url, store: Store, tmp_path: Path) -> None:
     """Their credentials are those of the process that started Ray; each shard is fetched once for both."""
     data = settings(cache=str(tmp_path / "cache"), cache_gb=1.0)
@@ -115,7 +116,7 @@ def reader(url: str, folder: Path) -> "subprocess.Popen[str]":
 def test_processes_that_want_one_shard_at_once_fetch_it_once(server: Url, store: Store, tmp_path: Path) -> None:
     total = int(store.read(0, store.n_cells)[2].sum())
     with faulty_proxy(address_of(server("")), 0.1) as (proxy, address):
-        readers = [reader(through(server("data/a.zarr"), address), tmp_path) for _ in range(3)]
+        readers = [reader(through(server("data/a.zarr"), address), tmp_path) for _ in range(2)]
         for one in readers:
             said, errors = one.communicate(timeout=120)
             assert one.returncode == 0, errors
