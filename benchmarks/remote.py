@@ -46,9 +46,7 @@ def epochs(store: Store, batch: int) -> list[dict[str, float]]:
         for one in loader.epoch(epoch):
             one.counts.dense(torch.device("cpu"))
         seconds, busy = time.perf_counter() - wall, time.process_time() - cpu
-        found.append(
-            {"cells_per_s": round(store.n_cells / seconds), "cells_per_cpu_s": round(store.n_cells / busy)}
-        )
+        found.append({"cells_per_s": round(store.n_cells / seconds), "cells_per_cpu_s": round(store.n_cells / busy)})
     return found
 
 

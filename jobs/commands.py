@@ -191,7 +191,7 @@ def map_(
     model: Annotated[str, told("Folder (or URL) of the reference model, as in runs/NAME/model.")],
     queries: Queries,
     *,
-    out: Annotated[Path, told("Folder of the results.")],
+    out: Annotated[str, told("Folder (or URL) of the results.")],
     results: Annotated[Literal["h5ad", "zarr"] | None, told("How results are written (default: h5ad).")] = None,
     merge: Annotated[Path | None, told("A .zarr to write reference and queries to together.")] = None,
     batch_key: FileBatch = None,
@@ -234,7 +234,7 @@ def map_(
             **settings,
         )
     print(mapping_table(result.queries))
-    print(result.out / "report.html")
+    print(f"{shown(str(result.out))}/report.html")
     if result.merged is not None:
         print(result.merged)
     result.raise_if_failed()
