@@ -79,9 +79,9 @@ def test_data_and_run_in_a_store_that_fails_give_the_weights_of_the_disk(
         out = server(f"runs/{share}-{gb}")
         own = settings(cache=str(tmp_path), cache_gb=gb)
         train(through(server("data/a.zarr"), address), out=through(out, address), settings=own, progress=_silent)
-        assert proxy.failed >= share * sum(proxy.seen.values()) / 2
-        if share:
-            assert set(proxy.seen) >= {"busy", "passed"}
+        assert proxy.failed >= share * sum(proxy.seen.values()) / 3
+        if share >= 0.1:
+            assert set(proxy.seen) == {"busy", "throttled", "reset", "cut", "passed"}
     assert weights(out) == wanted
 
 
