@@ -97,13 +97,16 @@ class AlignedSource:
         self.schema, self.n_cells, self.nnz = view.schema, view.n_cells, self._inner.nnz
         self.least, self.fingerprint = self._inner.least, view.fingerprint
         self.columns = view.columns()
-        check_columns(self.columns, self.schema, self.n_cells, str(view.store.path))
+        check_columns(self.columns, self.schema, self.n_cells, view.store.where)
 
     def labels(self) -> np.ndarray | None:
         return self.columns.labels
 
     def batches(self) -> np.ndarray:
         return self.columns.batch
+
+    def ahead(self, runs: Runs) -> None:
+        self._inner.ahead(runs)
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         loaded, places = self._inner.load(runs, order), self._view.genes
@@ -127,7 +130,7 @@ def aligned(
         GenesError: too few genes in common. CategoryError: a covariate that the store does not have, or a label that
         the reference does not know and `new_labels` refuses.
     """
-    where, schema, notes = str(store.path), store.schema, []
+    where, schema, notes = store.where, store.schema, []
     genes = None
     if schema.genes != reference.genes:
         alignment = align(schema.genes, reference.genes, where=where)

@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -35,6 +35,7 @@ STRINGS_PER_CHUNK = 1 << 16
 LIMIT_CHUNK_BYTES = 1 << 26  # a chunk that claims more is refused unread
 _ABSENT = (1 << 64) - 1
 _CRC_BYTES = 4
+_INDEX_BYTES = 16 * CHUNKS_PER_SHARD + _CRC_BYTES  # at the end of each shard
 _BLOSC_HEADER = 16
 _SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
@@ -50,6 +51,10 @@ class Files(Protocol):
 
     def size(self, name: str) -> int:
         """Bytes of `name`."""
+        ...
+
+    def ahead(self, name: str, offset: int, n_bytes: int) -> bool:
+        """These bytes will be read soon. True: nothing else of the file needs to be asked for."""
         ...
 
 
@@ -74,6 +79,9 @@ class LocalFiles:
             raise MissingChunkError(f"{self.where}: {name} is missing (restore the store, or ingest again)") from error
         except OSError as error:
             raise StorageError(f"{self.where}: {name} cannot be read ({error.strerror})") from error
+
+    def ahead(self, name: str, offset: int, n_bytes: int) -> bool:
+        return True  # the disk is near enough
 
     def size(self, name: str) -> int:
         handle = self._open(name)
@@ -344,7 +352,7 @@ class ArrayReader:
             return found
         name = self._file(shard)
         where = f"{self._files.where}: {name}: shard index"
-        n_bytes = 16 * CHUNKS_PER_SHARD + _CRC_BYTES
+        n_bytes = _INDEX_BYTES
         if (size := self._files.size(name)) != self._sizes[shard] or size < n_bytes:
             raise CorruptError(f"{self._files.where}: {name} has {size} bytes where {self._sizes[shard]} were written")
         sealed = bytearray(n_bytes)
@@ -370,8 +378,8 @@ class ArrayReader:
             have = self._scratch.bytes = memoryview(bytearray(n_bytes + (n_bytes >> 2)))
         return have[:n_bytes]
 
-    def _sealed(self, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
-        """The chunks [first, last) as they lie on disk, valid until the next one; read in runs of `READ_BYTES`."""
+    def _spans(self, first: int, last: int) -> Iterator[tuple[str, int, np.ndarray]]:
+        """The chunks [first, last) as (file, offset, length of each chunk) of runs of at most `READ_BYTES`."""
         if not 0 <= first <= last <= self.n_chunks:
             raise IndexError(f"{self.name}: chunks {first} to {last} of {self.n_chunks}")
         chunk = first
@@ -385,13 +393,34 @@ class ArrayReader:
             gaps = np.flatnonzero(part[1:count, 0] != ends[: count - 1])
             if len(gaps):
                 count = int(gaps[0]) + 1
-            run = self._buffer(int(ends[count - 1]) - begin)
-            self._files.read_into(self._file(shard), begin, run)
+            yield self._file(shard), begin, part[:count, 1]
+            chunk += count
+
+    def _sealed(self, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
+        """The chunks [first, last) as they lie on disk, valid until the next one; read in runs of `READ_BYTES`."""
+        chunk = first
+        for name, begin, lengths in self._spans(first, last):
+            run = self._buffer(int(lengths.sum()))
+            self._files.read_into(name, begin, run)
             position = 0
-            for length in part[:count, 1].tolist():
+            for length in lengths.tolist():
                 yield chunk, run[position : position + length]
                 position += length
                 chunk += 1
+
+    def ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """These ranges of rows will be read soon: what is far away begins to come."""
+        chunks = [(a // self.chunk_rows, -(-b // self.chunk_rows)) for a, b in ranges if a < b]
+        shards = {c for a, b in chunks for c in range(a // CHUNKS_PER_SHARD, (b - 1) // CHUNKS_PER_SHARD + 1)}
+        by_ranges = set()
+        for shard in sorted(shards):  # all indices before anything that is found by one
+            n_bytes = 0 if shard in self._indices else _INDEX_BYTES
+            if not self._files.ahead(self._file(shard), self._sizes[shard] - n_bytes, n_bytes):
+                by_ranges.add(shard)
+        for first, last in chunks:
+            if by_ranges.issuperset(range(first // CHUNKS_PER_SHARD, (last - 1) // CHUNKS_PER_SHARD + 1)):
+                for name, begin, lengths in self._spans(first, last):
+                    self._files.ahead(name, begin, int(lengths.sum()))
 
     def _unpack(self, chunk: int, sealed: memoryview, out: np.ndarray, below: int | None) -> None:
         """Check one chunk and decode it into `out`, which has its length."""

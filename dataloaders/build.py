@@ -36,7 +36,7 @@ class Dealt:
 
 def deal(
     found: Survey,
-    path: Path,
+    path: str | Path,
     columns: np.ndarray,
     n_genes: int,
     bits: int,
@@ -71,7 +71,7 @@ class Build:
 
     config: IngestConfig
     target: Path
-    old: Path | None  # the store that grows
+    old: str | Path | None  # the store that grows, or its URL
     each: Each
     parallel: bool  # whether `each` runs in other processes
     progress: Progress
@@ -98,7 +98,7 @@ class Build:
         surveys = self._surveys(paths, work)
         by_name = sorted(range(len(surveys)), key=lambda i: (not surveys[i].is_store, *_identity(surveys[i])))
         surveys = [surveys[i] for i in by_name]
-        paths = [([self.old, *paths] if self.old else paths)[i] for i in by_name]
+        places: list[str | Path] = [*([self.old] if self.old else []), *paths]
         self._tell_surveys(surveys)
         wanted: str | Sequence[str] = self.config.genes
         if self.old is not None and (self.config.hvg is not None or not isinstance(wanted, str)):
@@ -110,7 +110,7 @@ class Build:
         if n_cells == 0:
             raise InputError(f"{', '.join(one.where for one in surveys)}: there are no cells")
         bits = bits_for(sum(one.n_values for one in surveys), n_cells)
-        dealt = self._dealt(surveys, paths, plan, bits)
+        dealt = self._dealt(surveys, [places[i] for i in by_name], plan, bits)
         kept = self._chosen(surveys, dealt, plan)
         columns = np.full(len(plan.genes), -1, np.int32)
         columns[kept] = np.arange(len(kept), dtype=np.int32)
@@ -145,7 +145,9 @@ class Build:
         store = [survey_store(self.old, self.config, work / "store")] if self.old is not None else []
         return store + [one for one in found if one is not None]
 
-    def _dealt(self, surveys: list[Survey], paths: list[Path], plan: merge.GenePlan, bits: int) -> list[Dealt]:
+    def _dealt(
+        self, surveys: list[Survey], paths: Sequence[str | Path], plan: merge.GenePlan, bits: int
+    ) -> list[Dealt]:
         total = sum(one.n_cells for one in surveys)
         jobs = [
             (one, path, columns, len(plan.genes), bits, self.config)

@@ -22,6 +22,8 @@ from scarcade.engine.cluster import cluster
 from scarcade.engine.config import checked
 from scarcade.engine.errors import ClusterError, InputError, ScarcadeError, UsageError
 from scarcade.engine.lock import sole_writer
+from scarcade.engine.published import is_there, published
+from scarcade.engine.storage import is_url, shown
 
 T = TypeVar("T")
 
@@ -84,14 +86,15 @@ def ingest(
     )
     if hvg is not None and allow_noninteger:
         raise UsageError("--hvg needs counts; it cannot be used with --allow-noninteger")
-    paths, target = expand(files), Path(out)
-    with sole_writer(target):
+    paths = expand(files)
+    with published(out, replace=True) as target, sole_writer(target):
+        place = str(out) if is_url(out) else target
         old = None
-        if target.exists() and not replace:
-            paths, done = _left_to_do(paths, target, config, append, tell)
+        if is_there(place) and not replace:
+            paths, done = _left_to_do(paths, place, config, append, tell)
             if done is not None:
                 return done
-            old = target
+            old = place
         parallel = workers > 1 and len(paths) > 1
         run = Build(
             config,
@@ -104,18 +107,19 @@ def ingest(
         )
         with cluster(cpus=workers) if parallel else nullcontext():
             run.make(paths)
-    return open_store(target)
+    return open_store(place)
 
 
 def _left_to_do(
-    paths: list[Path], target: Path, config: IngestConfig, append: bool, tell: Callable[[str], None]
+    paths: list[Path], target: str | Path, config: IngestConfig, append: bool, tell: Callable[[str], None]
 ) -> tuple[list[Path], Store | None]:
     """The files that `target` does not hold yet; the store itself if that is none."""
+    where = shown(str(target))
     try:
         store = open_store(target)
     except InputError as error:
         raise UsageError(
-            f"{target}: exists and is no intact store ({error}); choose another --out or --replace"
+            f"{where}: exists and is no intact store ({error}); choose another --out or --replace"
         ) from error
     held = {(one["name"], one["bytes"], one["xxh3_128"]) for one in store.sources if "xxh3_128" in one}
     sizes = {(name, n_bytes) for name, n_bytes, _ in held}
@@ -129,11 +133,11 @@ def _left_to_do(
     different = sorted({key for one in settings for key in wanted if (one or {}).get(key) != wanted[key]})
     if append and different:
         was = ", ".join(f"{key} = {(settings[0] or {}).get(key)!r}" for key in different)
-        raise UsageError(f"{target}: was made with {was}; give the same to append to it")
+        raise UsageError(f"{where}: was made with {was}; give the same to append to it")
     if not append and (fresh or different or len(held) != len(paths)):
-        raise UsageError(f"{target}: exists already; --append adds cells to it, --replace makes it anew")
+        raise UsageError(f"{where}: exists already; --append adds cells to it, --replace makes it anew")
     if len(fresh) < len(paths):
-        tell(f"{target}: holds {len(paths) - len(fresh)} of the {len(paths)} files already")
+        tell(f"{where}: holds {len(paths) - len(fresh)} of the {len(paths)} files already")
     return fresh, None if fresh else store
 
 

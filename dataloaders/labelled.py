@@ -47,6 +47,12 @@ class SubsetSource:
         """Of the source and of which of its cells are taken."""
         return f"{self._source.fingerprint} {hashlib.sha256(self._positions.tobytes()).hexdigest()}"
 
+    def ahead(self, runs: Runs) -> None:
+        """As the source does it, for the pieces that `load` will read."""
+        if self._held is None:
+            wanted = self._positions if self._hold else self._cells(runs)[0]
+            self._source.ahead([span for spans, _ in self._pieces(wanted) for span in spans])
+
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of places in `positions`, put into `order`."""
         places = np.concatenate([np.arange(start, stop) for start, stop in runs])
@@ -55,7 +61,7 @@ class SubsetSource:
         if self._held is not None:
             have, chosen = self._held, places[order]
         else:
-            cells, back = np.unique(self._positions[places].astype(np.int64), return_inverse=True)
+            cells, back = self._cells(runs)
             have, chosen = self._read(cells), back[order]
         return Superbatch(
             have.indices, have.data, starts=have.starts[chosen], lengths=have.lengths[chosen], rows=have.rows[chosen]
@@ -73,11 +79,20 @@ class SubsetSource:
         """None: classifiers see counts alone."""
         return None
 
-    def _read(self, wanted: np.ndarray) -> Superbatch:
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    def _cells(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+        """The positions at some ranges of places, each once and ascending, and where each place's is among them."""
+        wanted = np.concatenate([self._positions[start:stop] for start, stop in runs]).astype(np.int64)
+        return np.unique(wanted, return_inverse=True)
+
+    def _pieces(self, wanted: np.ndarray) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
+        """What is read at once: ranges of the source, and where the wanted cells are among theirs."""
         step = self._cells_at_once if self._gap else len(wanted)
         for begin in range(0, len(wanted), step):
-            spans, places = _spans(wanted[begin : begin + step], self._gap)
+            yield _spans(wanted[begin : begin + step], self._gap)
+
+    def _read(self, wanted: np.ndarray) -> Superbatch:
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        for spans, places in self._pieces(wanted):
             loaded = self._source.load(spans, np.arange(sum(stop - start for start, stop in spans)))
             lengths = loaded.lengths[places]
             total = int(lengths.sum())

@@ -41,6 +41,16 @@ class LoaderConfig(Section):
     lanes: int | None = Field(None, ge=1, description="stretches read in turn; fixed for a run (8, or more workers)")
     memory: int = Field(1 << 30, ge=1 << 20, description="bytes of decoded cells; the window shrinks to fit them")
     read_ahead: bool = Field(True, description="decode the next window in a thread of its own")
+    cache: str | None = Field(
+        None,
+        description="folder on the local disk for shards of a store at a URL (default: SCARCADE_CACHE, or the user's)",
+    )
+    cache_gb: float | None = Field(
+        None,
+        ge=0,
+        description="gigabytes that they may take, over all runs; 0: none are kept "
+        "(default: SCARCADE_CACHE_GB, or half of what the disk has free)",
+    )
     stratify: bool = Field(False, description="cells of each batch are met equally often in training")
     samples_per_label: int | None = Field(
         None, ge=1, description="labelled cells of each label in an epoch (scanvi), drawn anew for each; all if not set"
@@ -221,17 +231,30 @@ class CellLoader:
 
     def _windows(self, epoch: int, start: int) -> Iterator[tuple[WindowPlan, Superbatch, dict[str, Tensor]]]:
         blocks = self.plan.blocks(epoch)
-        for number in range(self.plan.window_of(start), self.plan.n_windows):
-            planned = self.plan.window_plan(epoch, number, self.shard, blocks)
-            runs = [(self.first + a, self.first + b) for a, b in planned.runs]
-            loaded = self.source.load(runs, planned.order)
+        planned = (
+            self.plan.window_plan(epoch, number, self.shard, blocks)
+            for number in range(self.plan.window_of(start), self.plan.n_windows)
+        )
+        after = self._told_ahead(next(planned, None))
+        while after is not None:
+            window, runs = after
+            after = self._told_ahead(next(planned, None))  # comes while this one is decoded and consumed
+            loaded = self.source.load(runs, window.order)
             proteins = self.source.proteins(loaded, runs)
             small = self._columns(loaded.rows)
             if proteins is not None:
-                small["proteins"] = torch.from_numpy(proteins[0][planned.order].astype(np.float32))
-                small["proteins_measured"] = torch.from_numpy(proteins[1][planned.order].astype(bool))
-            yield planned, loaded, small
+                small["proteins"] = torch.from_numpy(proteins[0][window.order].astype(np.float32))
+                small["proteins_measured"] = torch.from_numpy(proteins[1][window.order].astype(bool))
+            yield window, loaded, small
             del loaded, small, proteins  # the consumer alone decides how long they live
+
+    def _told_ahead(self, window: WindowPlan | None) -> tuple[WindowPlan, list[tuple[int, int]]] | None:
+        """The window with its ranges of rows in the source, which is told that they will be wanted."""
+        if window is None:
+            return None
+        runs = [(self.first + a, self.first + b) for a, b in window.runs]
+        self.source.ahead(runs)
+        return window, runs
 
     def _columns(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The small tensors of a window's cells."""

@@ -52,6 +52,10 @@ class Source(Protocol):
         """Codes of the batch in the order of positions."""
         ...
 
+    def ahead(self, runs: Runs) -> None:
+        """These ranges will be loaded after those that were told before: what is far away begins to come."""
+        ...
+
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of rows, put into `order` (places in those ranges, one behind the other)."""
         ...
@@ -78,7 +82,7 @@ class StoreSource:
             continuous=continuous,
             size_factor=size_factor,
         )
-        check_columns(self.columns, schema, self.n_cells, str(store.path))
+        check_columns(self.columns, schema, self.n_cells, store.where)
         self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype)
         self.least = int(store.x_indices.chunk_rows)
 
@@ -87,6 +91,9 @@ class StoreSource:
 
     def batches(self) -> np.ndarray:
         return self.columns.batch
+
+    def ahead(self, runs: Runs) -> None:
+        self.store.ahead(runs)
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """Each chunk is decoded while it is in the cache, and its cells are copied to where they belong in `order`.
@@ -174,6 +181,9 @@ class MemorySource:
         if fraction >= 1.0:
             return self.n_cells
         return int(np.searchsorted(self.sorted_keys, np.uint64(fraction * 2.0**64), side="left"))
+
+    def ahead(self, runs: Runs) -> None:
+        """Memory is near."""
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         rows = np.concatenate([self.place[start:stop] for start, stop in runs])[order]

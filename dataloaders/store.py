@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader, read_checked
+from scarcade.dataloaders.remote import RemoteFiles, remote_manifest
+from scarcade.dataloaders.shard_cache import shard_cache
 from scarcade.dataloaders.writer import (
     FORMAT,
     PROTEIN_COUNTS,
@@ -24,8 +26,10 @@ from scarcade.dataloaders.writer import (
     smallest_codes,
 )
 from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.download import over_http
 from scarcade.engine.errors import CategoryError, CorruptError, CsrError, LimitError, OpenError, UsageError
 from scarcade.engine.folder import MANIFEST, problems, read_manifest
+from scarcade.engine.storage import is_url, shown
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -36,18 +40,27 @@ LIMIT_CELLS, LIMIT_GENES = 1 << 36, 1 << 22
 _COARSE = 1024  # cells between two remembered places in X
 
 
-def open_store(path: str | Path) -> "Store":
-    """The store at `path`, its manifest, sizes and schema checked (its shards are checked as they are read).
+def open_store(path: str | Path, cache: tuple[str | None, float | None] = (None, None)) -> "Store":
+    """The store at `path`, a folder or a URL; manifest, sizes and schema checked (shards are when they are read).
+
+    `cache` says where shards of a store at a URL are kept, and how many gigabytes: what `shard_cache` takes.
 
     Raises:
         OpenError: not a store of ours, or of a newer format. CorruptError, MissingChunkError: files that are not
         those of the manifest. CsrError: row pointers that do not ascend. LimitError: impossible sizes.
     """
-    return Store(Path(path))
+    return Store(path, cache)
 
 
 def is_store(data: Any) -> bool:
-    """Whether `data` is the path of a store of ours."""
+    """Whether `data` is the path or the URL of a store of ours.
+
+    Raises:
+        StorageError: a URL whose store does not answer, or refuses.
+    """
+    if isinstance(data, str) and is_url(data):
+        found = None if over_http(data) else remote_manifest(data)
+        return found is not None and found.get("kind") == "store"
     if not isinstance(data, str | Path) or not (Path(data) / MANIFEST).is_file():
         return False
     return bool(read_manifest(Path(data)).get("kind") == "store")
@@ -56,19 +69,22 @@ def is_store(data: Any) -> bool:
 class Store:
     """Cells of an atlas on disk, in the order of their keys. Use `open_store`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise OpenError(f"{path}: there is no such folder; a store is made by `scarcade ingest` or `simulate`")
-        self._files = LocalFiles(self.path)
-        self._manifest = read_manifest(self.path)
+    def __init__(self, path: str | Path, cache: tuple[str | None, float | None] = (None, None)) -> None:
+        self.place = str(path)  # its folder or its URL, as `open_store` takes it
+        self.where = shown(self.place)  # for people
+        self.cache = cache  # where and how large that of its shards is, if it lies at a URL
+        self._files, self._manifest = self._opened()
         if self._manifest.get("kind") != "store":
-            raise OpenError(f"{path}: {MANIFEST} is not that of a store")
+            raise OpenError(f"{self.where}: {MANIFEST} is not that of a store")
         if self._manifest.get("format") != FORMAT:
-            raise OpenError(f"{path}: format {self._manifest.get('format')}, this version reads {FORMAT}; ingest again")
-        found = problems(self.path, deep=False)
+            raise OpenError(
+                f"{self.where}: format {self._manifest.get('format')}, this version reads {FORMAT}; ingest again"
+            )
+        found = self._problems(deep=False)
         if found:
             self._raise(found)
+        if isinstance(self._files, RemoteFiles):
+            self._files.fetch_small()
         ours = {name: self._element(f"uns/scarcade/{name}") for name in ("schema", "seed", "sources")}
         self.schema = Schema.from_dict(json.loads(ours["schema"]))
         self.seed = int(ours["seed"])
@@ -83,47 +99,71 @@ class Store:
         self._load_lengths()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.path,)
+        return open_store, (self.place, self.cache)
+
+    @property
+    def path(self) -> Path:
+        """The folder of a store on this disk."""
+        if is_url(self.place):
+            raise UsageError(f"{self.where}: is not a folder of this disk; `place` is where it lies")
+        return Path(self.place)
 
     def __repr__(self) -> str:
         return f"<Store {self.path}: {self.n_cells} cells x {self.n_genes} genes>"
+
+    def _opened(self) -> tuple[LocalFiles | RemoteFiles, dict[str, Any]]:
+        if is_url(self.place):
+            manifest = remote_manifest(self.place)
+            if manifest is None:
+                raise OpenError(
+                    f"{self.where}: there is no store (no {MANIFEST}); `scarcade ingest --out URL` makes one"
+                )
+            return RemoteFiles(self.place, manifest, shard_cache(*self.cache)), manifest
+        if not self.path.is_dir():
+            raise OpenError(f"{self.path}: there is no such folder; a store is made by `scarcade ingest` or `simulate`")
+        return LocalFiles(self.path), read_manifest(self.path)
+
+    def _problems(self, *, deep: bool) -> list[str]:
+        if isinstance(self._files, RemoteFiles):
+            return self._files.problems(deep=deep)
+        return problems(self.path, deep=deep)
 
     def _raise(self, found: Sequence[str]) -> None:
         from scarcade.engine.errors import MissingChunkError
 
         kind = MissingChunkError if any(problem.endswith(": missing") for problem in found) else CorruptError
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise kind(f"{self.path}: {'; '.join(found[:3])}{more}")
+        raise kind(f"{self.where}: {'; '.join(found[:3])}{more}")
 
     def _check_sizes(self) -> None:
         declared = tuple(self._manifest.get(name) for name in ("n_cells", "n_genes", "nnz"))
         if self.n_cells > LIMIT_CELLS or self.n_genes > LIMIT_GENES:
-            raise LimitError(f"{self.path}: {self.n_cells} cells x {self.n_genes} genes are beyond any real atlas")
+            raise LimitError(f"{self.where}: {self.n_cells} cells x {self.n_genes} genes are beyond any real atlas")
         if declared != (self.n_cells, self.n_genes, self.nnz) or len(self.x_indices) != self.nnz:
             raise CorruptError(
-                f"{self.path}: the manifest speaks of {declared} cells, genes and counts; the arrays hold "
+                f"{self.where}: the manifest speaks of {declared} cells, genes and counts; the arrays hold "
                 f"{(self.n_cells, self.n_genes, self.nnz)} and {len(self.x_indices)} column indices"
             )
         if self.x_indices.dtype.kind != "u" or self.x_indices.chunk_rows != self.x_data.chunk_rows:
-            raise CorruptError(f"{self.path}: X/indices is not unsigned, or cut differently from X/data")
+            raise CorruptError(f"{self.where}: X/indices is not unsigned, or cut differently from X/data")
 
     def _load_lengths(self) -> None:
         """Counts per cell (smallest type), and the place in X of every 1024th cell."""
         indptr = ArrayReader(self._files, "X/indptr", self._manifest)
         if len(indptr) != self.n_cells + 1:
-            raise CorruptError(f"{self.path}: X/indptr has {len(indptr)} entries for {self.n_cells} cells")
+            raise CorruptError(f"{self.where}: X/indptr has {len(indptr)} entries for {self.n_cells} cells")
         pieces, before, largest, coarse, row = [], 0, 0, [], 0
         for piece in indptr.pieces():
             steps = np.diff(piece, prepend=before)
             if (row == 0 and piece[0] != 0) or steps.min() < 0 or steps.max() > self.n_genes:
-                raise CsrError(f"{self.path}: X/indptr does not ascend from 0 by at most {self.n_genes} a cell")
+                raise CsrError(f"{self.where}: X/indptr does not ascend from 0 by at most {self.n_genes} a cell")
             coarse.append(piece[(-row) % _COARSE :: _COARSE])
             largest = max(largest, int(steps.max()))
             pieces.append(steps[1:] if row == 0 else steps)
             pieces[-1] = pieces[-1].astype(np.uint16 if self.n_genes < 1 << 16 else np.uint32)
             before, row = int(piece[-1]), row + len(piece)
         if before != self.nnz:
-            raise CsrError(f"{self.path}: X/indptr ends at {before}, there are {self.nnz} counts")
+            raise CsrError(f"{self.where}: X/indptr ends at {before}, there are {self.nnz} counts")
         self.lengths = np.concatenate(pieces)
         self._coarse = np.concatenate(coarse).astype(np.int64)
 
@@ -136,13 +176,16 @@ class Store:
         """A small element (var, schema, truth) by anndata, its bytes checked before."""
         import anndata as ad
         import zarr
+        from zarr.core.buffer import default_buffer_prototype
 
         files = [file for file in self._manifest["files"] if file.startswith(f"{name}/")]
         if not files:
-            raise CorruptError(f"{self.path}: {name} is not in the manifest")
-        for file in files:
-            read_checked(self._files, file, self._manifest)
-        return ad.io.read_elem(zarr.open(self.path / name, mode="r"))
+            raise CorruptError(f"{self.where}: {name} is not in the manifest")
+        as_buffer = default_buffer_prototype().buffer.from_bytes  # so that what is decoded is what was checked
+        content = {
+            file.removeprefix(f"{name}/"): as_buffer(read_checked(self._files, file, self._manifest)) for file in files
+        }
+        return ad.io.read_elem(zarr.open(zarr.storage.MemoryStore(content), mode="r"))
 
     # ---- rows
 
@@ -160,8 +203,19 @@ class Store:
         indices = self.x_indices.rows(first, first + int(indptr[-1]))
         data = self.x_data.rows(first, first + int(indptr[-1]))
         if len(indices) and int(indices.max()) >= self.n_genes:
-            raise CsrError(f"{self.path}: rows {start} to {stop} name gene {indices.max()} of {self.n_genes}")
+            raise CsrError(f"{self.where}: rows {start} to {stop} name gene {indices.max()} of {self.n_genes}")
         return indptr, indices, data
+
+    def ahead(self, runs: Sequence[tuple[int, int]]) -> None:
+        """These ranges of rows will be read soon: of a store at a URL, what they need begins to come."""
+        if not isinstance(self._files, RemoteFiles):
+            return
+        self._files.next_turn()
+        counts = [(self.start_of(start), self.start_of(stop)) for start, stop in runs]
+        self.x_indices.ahead(counts)
+        self.x_data.ahead(counts)
+        for reader in self._protein_readers if self._manifest.get("proteins") else ():
+            reader.ahead(runs)
 
     def proteins(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(counts, measured) of the rows [start, stop), each (n, P); None in a store without proteins."""
@@ -177,12 +231,12 @@ class Store:
         measured = ArrayReader(self._files, f"obsm/{PROTEIN_MEASURED}", self._manifest)
         wanted = (self.n_cells, len(self.schema.proteins))
         if counts.shape != wanted or measured.shape != wanted:
-            raise CorruptError(f"{self.path}: proteins of shape {counts.shape}, {wanted} were declared")
+            raise CorruptError(f"{self.where}: proteins of shape {counts.shape}, {wanted} were declared")
         return counts, measured
 
     def _check_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_cells:
-            raise UsageError(f"{self.path}: rows {start} to {stop} were asked for, there are {self.n_cells}")
+            raise UsageError(f"{self.where}: rows {start} to {stop} were asked for, there are {self.n_cells}")
 
     def keys(self, start: int, stop: int) -> np.ndarray:
         """uint64 keys of the rows [start, stop), ascending."""
@@ -227,7 +281,7 @@ class Store:
         """
         if not self._is_categorical(column):
             if f"obs/{column}/zarr.json" not in self._manifest["files"]:
-                raise CategoryError(f"{self.path}: no obs column '{column}'; there are {self._column_names()}")
+                raise CategoryError(f"{self.where}: no obs column '{column}'; there are {self._column_names()}")
             reader = ArrayReader(self._files, f"obs/{column}", self._manifest)
             return np.concatenate([piece.astype(np.float32) for piece in reader.pieces()])
         ours = self._schema_column(column)
@@ -236,16 +290,16 @@ class Store:
         table = np.array([values.get(value, -1) for value in stored] + [-1], smallest_codes(len(values)))
         reader = ArrayReader(self._files, f"obs/{column}/codes", self._manifest)
         if len(reader) != self.n_cells:
-            raise CorruptError(f"{self.path}: obs/{column} has {len(reader)} values for {self.n_cells} cells")
+            raise CorruptError(f"{self.where}: obs/{column} has {len(reader)} values for {self.n_cells} cells")
         parts = []
         for piece in reader.pieces():
             if len(piece) and (piece.min() < -1 or piece.max() >= len(stored)):
-                raise CorruptError(f"{self.path}: obs/{column} has codes beyond its {len(stored)} categories")
+                raise CorruptError(f"{self.where}: obs/{column} has codes beyond its {len(stored)} categories")
             parts.append(table[piece])
         codes = np.concatenate(parts)
         if ours is not None and ours not in self.schema.labels and (codes < 0).any():
             cell = int(np.argmax(codes < 0))
-            raise CategoryError(f"{self.path}: cell {cell} has no known value in '{column}'")
+            raise CategoryError(f"{self.where}: cell {cell} has no known value in '{column}'")
         return codes
 
     def _schema_column(self, column: str) -> Categories | None:
@@ -285,7 +339,7 @@ class Store:
 
     def verify(self) -> list[str]:
         """Every byte against the manifest; [] if the store is intact, else what is wrong with which file."""
-        return problems(self.path)
+        return self._problems(deep=True)
 
     def to_anndata(self, batches: Sequence[str] | None = None) -> "ad.AnnData":
         """The cells of some batches (or all) in memory as an AnnData with float32 CSR counts.
@@ -299,7 +353,7 @@ class Store:
         known = self.schema.batch.codes()
         for value in batches or ():
             if value not in known:
-                raise CategoryError(f"{self.path}: no batch '{value}'; there are {', '.join(known)}")
+                raise CategoryError(f"{self.where}: no batch '{value}'; there are {', '.join(known)}")
         wanted = None if batches is None else [known[value] for value in batches]
         keep = np.ones(self.n_cells, bool) if wanted is None else np.isin(self.codes(self.schema.batch.name), wanted)
         matrices, frames, proteins = [], [], []
@@ -318,7 +372,7 @@ class Store:
             if both is not None:
                 proteins.append((both[0][mask], both[1][mask]))
         if not matrices:
-            raise CategoryError(f"{self.path}: no cell in the batches {batches}")
+            raise CategoryError(f"{self.where}: no cell in the batches {batches}")
         out = ad.AnnData(sp.vstack(matrices, format="csr"), obs=pd.concat(frames), var=self.var())
         if proteins:
             names = list(self.schema.proteins)

@@ -80,7 +80,7 @@ class StoredSource:
         self._counts, self._inner = counts, StoreSource(counts.store)
         self.schema, self.columns = schema, columns
         self.n_cells, self.nnz, self.least = counts.n_cells, counts.nnz, self._inner.least
-        check_columns(columns, schema, self.n_cells, str(counts.store.path))
+        check_columns(columns, schema, self.n_cells, counts.store.where)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,6 +111,9 @@ class StoredSource:
         if fraction >= 1.0:
             return self.n_cells
         return int(np.count_nonzero(drawn_keys(self.n_cells, seed) < np.uint64(fraction * 2.0**64)))
+
+    def ahead(self, runs: Runs) -> None:
+        self._inner.ahead(runs)
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """As `StoreSource.load`, in the model's genes; `rows` are places in the query."""

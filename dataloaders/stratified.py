@@ -28,8 +28,7 @@ class DrawnSource(SubsetSource):
         self._all = source
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
-        wanted = np.concatenate([self._positions[start:stop] for start, stop in runs]).astype(np.int64)
-        cells, back = np.unique(wanted, return_inverse=True)
+        cells, back = self._cells(runs)
         cuts = np.flatnonzero(np.diff(cells) > 1) + 1
         spans = [(int(part[0]), int(part[-1]) + 1) for part in np.split(cells, cuts)]
         both = self._all.proteins(superbatch, spans)

@@ -151,7 +151,7 @@ def proteins_warning(proteins: Sequence[str], config: IngestConfig, where: str, 
         yield f"{where}: obsm[{config.protein_key!r}]: {silent(n_silent)}, {how}"
 
 
-def survey_store(path: Path, config: IngestConfig, folder: Path) -> Survey:
+def survey_store(path: str | Path, config: IngestConfig, folder: Path) -> Survey:
     """As `survey`, of a store that grows: its cells keep their keys."""
     folder.mkdir(parents=True)
     store = open_store(path)
@@ -167,13 +167,13 @@ def survey_store(path: Path, config: IngestConfig, folder: Path) -> Survey:
             _put(folder, "proteins", both[0])
             _put(folder, "measured", both[1])
     return Survey(
-        where=str(path),
+        where=store.where,
         name="",
         folder=folder,
         n_cells=store.n_cells,
         n_values=store.nnz,
         layer=store.schema.counts_from,
-        genes=GeneNames.of(store.var(), str(path)),
+        genes=GeneNames.of(store.var(), store.where),
         columns=columns,
         proteins=store.schema.proteins,
         sources=tuple(store.sources),
@@ -183,7 +183,7 @@ def survey_store(path: Path, config: IngestConfig, folder: Path) -> Survey:
     )
 
 
-def counts_of(found: Survey, path: Path, *, integer: bool, workspace: Path) -> Iterator[tuple[int, Csr]]:
+def counts_of(found: Survey, path: str | Path, *, integer: bool, workspace: Path) -> Iterator[tuple[int, Csr]]:
     """The checked counts of a surveyed file or store, in its own order of cells and genes."""
     if found.is_store:
         store: Store = open_store(path)

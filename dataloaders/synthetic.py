@@ -31,6 +31,7 @@ from scarcade.dataloaders.prefetch import Prefetch
 from scarcade.dataloaders.store import CellBlock, Store, StoreWriter, open_store
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import UsageError
+from scarcade.engine.published import published
 
 _BLOCK, _BLOCK_ENTRIES = 8192, 1 << 24  # cells, and cells x genes, made at a time; part of what a seed means
 _LARGEST = (1 << 16) - 1
@@ -105,17 +106,20 @@ def simulate(
         proteins=_names("protein", proteins),
     )
     maker = _Maker(truth, schema, cells, seed, dropout, unlabelled, protein_batches)
-    with StoreWriter(
-        out,
-        schema=schema,
-        var=pd.DataFrame(index=pd.Index(schema.genes, dtype=object)),
-        index_dtype=np.uint16 if genes <= 1 << 16 else np.uint32,
-        value_dtype=np.uint16,
-        seed=seed,
-        sources=[{"made": "scarcade simulate", **options}],
-        truth={**truth, "options": json.dumps(options)},
-        replace=replace,
-    ) as writer:
+    with (
+        published(out, replace=replace) as target,
+        StoreWriter(
+            target,
+            schema=schema,
+            var=pd.DataFrame(index=pd.Index(schema.genes, dtype=object)),
+            index_dtype=np.uint16 if genes <= 1 << 16 else np.uint32,
+            value_dtype=np.uint16,
+            seed=seed,
+            sources=[{"made": "scarcade simulate", **options}],
+            truth={**truth, "options": json.dumps(options)},
+            replace=replace,
+        ) as writer,
+    ):
         blocks = Prefetch(maker.blocks())  # made in a thread while the one before is compressed
         try:
             for block in blocks:

@@ -116,14 +116,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MANIFEST_LIMIT:
             raise CorruptError(f"{path}: larger than {MANIFEST_LIMIT} bytes")
-        manifest = json.loads(path.read_text())
+        content = path.read_bytes()
+    except OSError as error:
+        raise OpenError(f"{folder}: has no readable {MANIFEST} ({error.strerror})") from error
+    return manifest_in(content, str(path))
+
+
+def manifest_in(content: bytes, where: str) -> dict[str, Any]:
+    """The manifest that a file holds.
+
+    Raises:
+        CorruptError: it is not what we write.
+    """
+    try:
+        manifest = json.loads(content)
         files = manifest["files"]
         if not all(isinstance(f["bytes"], int) and isinstance(f["sha256"], str) for f in files.values()):
             raise TypeError("files")
-    except OSError as error:
-        raise OpenError(f"{folder}: has no readable {MANIFEST} ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{path}: not a manifest of ours ({error})") from error
+        raise CorruptError(f"{where}: not a manifest of ours ({error})") from error
     return dict(manifest)
 
 

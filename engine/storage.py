@@ -5,9 +5,7 @@ files that differ from it, was never finished. Any URL that Ray and pyarrow take
 ``gs://``, ``file://``).
 """
 
-import errno
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -16,17 +14,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from scarcade.engine.errors import OpenError, StorageError
 from scarcade.engine.folder import MANIFEST
+from scarcade.engine.patience import TRIES, Patience
 
 T = TypeVar("T")
-_TRIES = 4
 _AT_ONCE = 8  # files of a folder that are fetched at the same time
 _GCS_PATIENCE_S = 5
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (  # what trying again does not change, as the libraries of the stores word it
-    *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN"),
-    *("MISSING_AUTHENTICATION_TOKEN", "UNRECOGNIZED_CLIENT", "NO_SUCH_BUCKET", "PERMISSION_DENIED", "HTTP status 403"),
-    *("HTTP status 401", "does not exist", "Credential", "credentials"),
-)
+_ATTEMPTS = 4  # of the library below, for each request, a few tenths of a second apart
 
 
 def is_url(place: str | Path) -> bool:
@@ -52,6 +45,12 @@ def shown(url: str) -> str:
     return urlunsplit(parts) if parts != urlsplit(url) else url
 
 
+def bucket_of(url: str) -> str | None:
+    """The URL of the bucket that `url` lies in; None where there are no buckets (file://)."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path="")) if parts.netloc else None
+
+
 class Mirror:
     """Files and folders below one URL.
 
@@ -59,32 +58,61 @@ class Mirror:
         StorageError: the store did not answer after several tries, or refuses.
     """
 
-    def __init__(self, url: str, *, tries: int = _TRIES) -> None:
+    def __init__(self, url: str, *, tries: int = TRIES) -> None:
         from pyarrow import ArrowException, fs
 
-        self.url, self._tries = shown(url.rstrip("/")), tries
+        self.url = shown(url.rstrip("/"))
         if url.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in url:  # whose default is a quarter hour
             url += f"{'&' if '?' in url else '?'}retry_limit_seconds={_GCS_PATIENCE_S}"
         try:
             self.filesystem, self.root = fs.FileSystem.from_uri(url.rstrip("/"))
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             known = "known are s3://, gs://, abfs://CONTAINER@ACCOUNT.dfs.core.windows.net, hdfs:// and file://"
             raise OpenError(f"{self.url}: not a URL of a store that can be reached ({error}); {known}") from error
-        self._failures = OSError, ArrowException
+        except OSError as error:  # S3 is asked where its bucket lies
+            raise StorageError(
+                f"{self.url}: the store does not answer ({error}); check the name of the bucket, its region "
+                "(AWS_REGION) and the address (endpoint_override, AWS_ENDPOINT_URL)"
+            ) from error
+        if isinstance(self.filesystem, fs.S3FileSystem):
+            # By itself pyarrow asks again for six seconds where nobody listens, and not at all after a 503. Each of
+            # the many requests of an upload has to be tried again by itself: all in a row would never get through.
+            _, (options,) = self.filesystem.__reduce__()
+            again = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+            options["allow_delayed_open"] = True  # small files go up by one request instead of three
+            self.filesystem = fs.S3FileSystem(**options, retry_strategy=again)
+        self._has_folders = not isinstance(self.filesystem, fs.S3FileSystem)  # else names merely look like paths
+        self._patience = Patience((OSError, ArrowException), tries)
         self._info = fs.FileSelector, fs.FileType
+        self._open: dict[str, Any] = {}  # files that are read by ranges: each is asked for its size once
+
+    @property
+    def retried(self) -> int:
+        """How many requests were made again."""
+        return self._patience.retried
 
     def push(self, folder: Path, name: str) -> None:
-        """Copy the committed `folder` to ``<url>/<name>``; its manifest comes last."""
+        """Copy the committed `folder` to ``<url>/<name>`` ("": to the URL itself); its manifest comes last."""
         files = sorted(p for p in folder.rglob("*") if p.is_file())
-        for path in sorted(files, key=lambda p: p.name == MANIFEST and p.parent == folder):
-            self.push_file(path, f"{name}/{path.relative_to(folder).as_posix()}")
+        below = f"{name}/" if name else ""
+
+        def push(path: Path) -> None:
+            self.push_file(path, below + path.relative_to(folder).as_posix())
+
+        last = [path for path in files if path == folder / MANIFEST]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(push, [path for path in files if path not in last]):
+                pass
+        for path in last:
+            push(path)
 
     def push_file(self, path: Path, name: str) -> None:
         """Copy one file to ``<url>/<name>``."""
 
         def copy() -> None:
             target = f"{self.root}/{name}"
-            self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            if self._has_folders:
+                self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
             with open(path, "rb") as source, self.filesystem.open_output_stream(target) as out:
                 shutil.copyfileobj(source, out, 8 << 20)
 
@@ -120,6 +148,52 @@ class Mirror:
 
         return self._tried(copy, name)
 
+    def content(self, name: str, limit: int) -> bytes:
+        """A small file, not more than `limit` bytes of it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self._patience.tried(lambda: self._read(name, 0, limit), self._where(name))
+
+    def read(self, name: str, offset: int, n_bytes: int) -> bytes:
+        """Exactly these bytes of a file, by one request.
+
+        Raises:
+            FileNotFoundError: there is no such file. StorageError: also if it is shorter.
+        """
+
+        def part() -> bytes:
+            found = self._read(name, offset, n_bytes)
+            if len(found) != n_bytes:
+                raise OSError(f"{len(found)} of {n_bytes} bytes came")
+            return found
+
+        return self._patience.tried(part, self._where(name))
+
+    def done_with(self, name: str) -> None:
+        """A file that was read by ranges is not read any more."""
+        self._open.pop(name, None)
+
+    def _read(self, name: str, offset: int, n_bytes: int) -> bytes:
+        try:
+            handle = self._open[name] = self._open.get(name) or self.filesystem.open_input_file(f"{self.root}/{name}")
+            found: bytes = handle.read_at(n_bytes, offset)
+        except BaseException:
+            self._open.pop(name, None)
+            raise
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below the URL."""
+
+        def found() -> dict[str, int]:
+            selector, _ = self._info
+            infos = self.filesystem.get_file_info(selector(self.root, allow_not_found=True, recursive=True))
+            return {info.path.removeprefix(f"{self.root}/"): int(info.size) for info in infos if info.is_file}
+
+        return self._tried(found, "")
+
     def entries(self, below: str = "") -> list[tuple[str, bool]]:
         """(name, whether it is a file) of what lies directly below ``<url>/<below>``, sorted."""
 
@@ -153,8 +227,9 @@ class Mirror:
         """Remove a folder, its manifest first, so that half of it is never taken for the whole."""
 
         def gone() -> None:
-            for inner in sorted(self._files(name), key=lambda inner: inner != MANIFEST):
-                self.filesystem.delete_file(f"{self.root}/{name}/{inner}")
+            manifest = f"{self.root}/{name}/{MANIFEST}"
+            if self.filesystem.get_file_info(manifest).is_file:
+                self.filesystem.delete_file(manifest)
             found = self.filesystem.get_file_info(f"{self.root}/{name}")
             if found.type == self._info[1].Directory:
                 self.filesystem.delete_dir(f"{self.root}/{name}")
@@ -177,20 +252,10 @@ class Mirror:
         return [info.path.removeprefix(base) for info in infos if info.is_file]
 
     def _tried(self, action: Callable[[], T], name: str) -> T:
-        """`action`, again after a pause if the store fails."""
-        problem: Any = None
-        for attempt in range(self._tries):
-            if attempt:
-                time.sleep(0.5 * 2**attempt)
-            try:
-                return action()
-            except self._failures as error:
-                problem = error
-                if getattr(error, "errno", None) in _FULL:
-                    raise StorageError(f"{self.url}/{name}: the disk is full; free some space") from error
-                if any(word in str(error) for word in _REFUSED):
-                    raise StorageError(
-                        f"{self.url}/{name}: the store refuses ({error}); check the name of the bucket and the "
-                        "credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or those of your store)"
-                    ) from error
-        raise StorageError(f"{self.url}/{name}: the store did not answer after {self._tries} tries ({problem})")
+        try:
+            return self._patience.tried(action, self._where(name))
+        except FileNotFoundError as error:
+            raise OpenError(f"{self._where(name)}: is not there ({error})") from error
+
+    def _where(self, name: str) -> str:
+        return f"{self.url}/{name}".rstrip("/")

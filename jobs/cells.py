@@ -104,7 +104,7 @@ class StoreCells:
 
     @property
     def where(self) -> str:
-        return str(self.view.store.path)
+        return self.view.store.where
 
     @property
     def n_cells(self) -> int:
@@ -272,7 +272,7 @@ def _store_cells(store: Store, model: AtlasModel) -> StoreCells:
     view = aligned(store, model.reads)
     for ours, seen in zip(reference.categorical, view.schema.categorical, strict=True):
         if surplus := seen.values[len(ours) :]:
-            raise _unknown(str(store.path), ours.name, surplus)
+            raise _unknown(store.where, ours.name, surplus)
     return StoreCells(view, view.schema.batch.values[len(reference.batch) :])
 
 

@@ -13,6 +13,8 @@ from cyclopts import App
 
 from scarcade import __version__
 from scarcade.engine.errors import InputError, UsageError
+from scarcade.engine.published import is_there
+from scarcade.engine.storage import shown
 from scarcade.jobs.console import Bar, mapping_table, mapping_told, record, training_told
 from scarcade.jobs.options import (
     COMMON,
@@ -51,7 +53,7 @@ app.command(jobs_app)
 
 @app.command
 def simulate(
-    out: Annotated[Path, told("The store to write, OUT.zarr.")],
+    out: Annotated[str, told("The store to write, OUT.zarr, or its URL.")],
     *,
     cells: Annotated[int, told("Number of cells.")] = 100_000,
     genes: Annotated[int, told("Number of genes.")] = 2_000,
@@ -80,7 +82,7 @@ def simulate(
             replace=force,
             progress=lambda done: bar(done, cells),
         )
-    print(f"{store.path}: {store.n_cells:,} cells x {store.n_genes:,} genes in {batches} batches")
+    print(f"{store.where}: {store.n_cells:,} cells x {store.n_genes:,} genes in {batches} batches")
 
 
 @app.command
@@ -135,13 +137,13 @@ def ingest(
     schema = store.schema
     found = [f"{len(schema.batch)} batches ({schema.batch.name})"]
     found += [f"{len(column)} labels ({column.name})" for column in schema.labels]
-    print(f"{store.path}: {store.n_cells:,} cells x {store.n_genes:,} genes, {', '.join(found)}")
+    print(f"{store.where}: {store.n_cells:,} cells x {store.n_genes:,} genes, {', '.join(found)}")
 
 
 @app.command
 def train(
     *,
-    data: Annotated[str, told("The store to train on.")],
+    data: Annotated[str, told("The store to train on, a folder or a URL.")],
     out: Annotated[str, told("Folder (or URL) of the run; the model comes to OUT/model.")],
     model: Annotated[str | None, told("Which model (default: scvi; with --update that of the reference).")] = None,
     recipe: Annotated[str | None, told("scarches: the architecture onto which queries are mapped well.")] = None,
@@ -240,7 +242,7 @@ def map_(
     model: Annotated[str, told("Folder (or URL) of the reference model, as in runs/NAME/model.")],
     queries: Queries,
     *,
-    out: Annotated[Path, told("Folder of the results.")],
+    out: Annotated[str, told("Folder (or URL) of the results.")],
     results: Annotated[Literal["h5ad", "zarr"] | None, told("How results are written (default: h5ad).")] = None,
     merge: Annotated[Path | None, told("A .zarr to write reference and queries to together.")] = None,
     batch_key: FileBatch = None,
@@ -283,7 +285,7 @@ def map_(
             **settings,
         )
     print(mapping_table(result.queries))
-    print(result.out / "report.html")
+    print(f"{shown(str(result.out))}/report.html")
     if result.merged is not None:
         print(result.merged)
     result.raise_if_failed()
@@ -291,8 +293,8 @@ def map_(
 
 @app.command
 def embed(
-    model: Annotated[Path, told("Folder of the model.")],
-    data: Annotated[str, told("A store, or an .h5ad or .zarr file.")],
+    model: Annotated[str, told("Folder (or URL) of the model.")],
+    data: Annotated[str, told("A store, or an .h5ad or .zarr file; or its URL.")],
     *,
     out: Out,
     output: Annotated[tuple[str, ...], repeated("What else to write: expression, proteins, programs, ...")] = (),
@@ -365,7 +367,7 @@ def import_(
 
 @app.command
 def score(
-    latent: Annotated[Path, told("latent.zarr, or an .h5ad with a latent in obsm.")],
+    latent: Annotated[str, told("latent.zarr, or an .h5ad with a latent in obsm; or its URL.")],
     *,
     labels: Annotated[str | None, told("Column of obs with labels.")] = None,
     batches: Annotated[str | None, told("Column of obs with batches.")] = None,
@@ -396,7 +398,7 @@ def score(
 
 @app.command
 def inspect(
-    path: Annotated[Path, told("A store, model, run, delta, .h5ad or .zarr.")],
+    path: Annotated[str, told("A store, model, run, delta, .h5ad or .zarr; or its URL.")],
     *,
     against: Annotated[Path | None, told("A model: can this file be mapped onto it, and if not, why?")] = None,
     batch_key: FileBatch = None,
@@ -412,9 +414,9 @@ def inspect(
     found = run(path, against, batch_key=batch_key, label_keys=label_key or None, layer=layer)
     print(dumps(found, indent=1) if json else render(found))
     if not found["intact"]:
-        raise InputError(f"{path}: is not intact: {found['problems'][0]}")
+        raise InputError(f"{shown(path)}: is not intact: {found['problems'][0]}")
     if not found.get("mappable", True):
-        raise InputError(f"{path}: cannot be mapped onto {against}: {found['reasons'][0]}")
+        raise InputError(f"{shown(path)}: cannot be mapped onto {against}: {found['reasons'][0]}")
 
 
 @app.command
@@ -433,11 +435,11 @@ def demo(
     print(run(out, cells=cells, workers=workers, seed=seed, force=force))
 
 
-def refuse_to_overwrite(out: Path, force: bool) -> None:
+def refuse_to_overwrite(out: str, force: bool) -> None:
     """Before any work is done, and not after it.
 
     Raises:
         UsageError: `out` is there, and `force` was not given.
     """
-    if out.exists() and not force:
-        raise UsageError(f"{out}: exists already; --force replaces it")
+    if not force and is_there(out):
+        raise UsageError(f"{shown(out)}: exists already; --force replaces it")

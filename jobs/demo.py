@@ -121,7 +121,7 @@ def _told(result: MapResult, out: Path, took: float) -> str:
             mapping_table(result.queries),
             "",
             f"{accuracy:.1%} of the transferred labels are the true ones, in batches that the reference never saw.",
-            f"{seconds(took)} in all. Look at {result.out / 'report.html'}; the model is {out / 'run' / 'model'}.",
+            f"{seconds(took)} in all. Look at {result.out}/report.html; the model is {out / 'run' / 'model'}.",
         ]
     )
 

@@ -7,17 +7,23 @@ memory. What is written is ``latent.zarr`` (see `jobs.latent`), with further out
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from scarcade.dataloaders.store import is_store
 from scarcade.engine.contracts import Batch, Categories, Loader
 from scarcade.engine.errors import CategoryError, NonFiniteError, UsageError
+from scarcade.engine.published import published
+from scarcade.engine.storage import is_url
 from scarcade.engine.world import use_threads
 from scarcade.jobs.asked import Asked, asked_of, matters, noises_of, without_batch
+from scarcade.jobs.cached_model import local_model
 from scarcade.jobs.cells import StoreCells, cells_of
+from scarcade.jobs.fetched import near
 from scarcade.jobs.latent import LatentReader, latent_arrays, latent_writer
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
@@ -44,12 +50,13 @@ def embed(
     seed: int = 0,
     replace: bool = False,
     progress: Progress | None = None,
-) -> Path:
+) -> Path | str:
     """Write the latent mean and variance of every cell of `data` to the folder `out` (see `jobs.latent`).
 
     Args:
-        model: a model, or its folder.
-        data: a store (streamed), or an .h5ad, .zarr or AnnData (its counts in memory).
+        model: a model, or its folder or URL.
+        data: a store (streamed), or an .h5ad, .zarr or AnnData (its counts in memory); or a URL of one of them.
+        out: a folder, or a URL: then it is written on this disk first.
         outputs: what else to write, of the model's `offered`: genes come to ``layers/<model>_<output>``, the rest to
             ``obsm/<model>_<output>``; labels to obs besides.
         settings: of the outputs; each is given to those that take it (``{"transform_batch": "donor1"}``).
@@ -64,32 +71,34 @@ def embed(
     """
     if threads is not None:
         use_threads(threads)
-    trained = model if isinstance(model, AtlasModel) else read(model)
+    trained = model if isinstance(model, AtlasModel) else read(local_model(model))
     asked = asked_of(trained, outputs, settings or {})
     if n_samples and not asked:
         raise UsageError(f"--samples {n_samples}: outputs are averaged over them, and none is asked for (--output)")
-    cells = cells_of(data, trained, batch_key=batch_key, layer=layer)
-    seen = matters(cells, trained, asked)
-    write_latent(
-        trained,
-        cells.loader(batch_size),
-        Path(out),
-        columns=cells.described(),
-        about={
-            "model": trained.fingerprint,
-            "model_name": trained.name,
-            "time": int(time.time()),
-            "data": cells.view.store.fingerprint if isinstance(cells, StoreCells) else cells.where,
-        },
-        names=cells.some_names,
-        asked=asked,
-        sees_batch=seen,
-        n_samples=n_samples,
-        seed=seed,
-        replace=replace,
-        progress=progress,
-    )
-    return Path(out)
+    far = isinstance(data, str) and is_url(data) and not is_store(data)
+    with near(data) if far else nullcontext(data) as here, published(out, replace=replace) as target:
+        cells = cells_of(here, trained, batch_key=batch_key, layer=layer)
+        seen = matters(cells, trained, asked)
+        write_latent(
+            trained,
+            cells.loader(batch_size),
+            target,
+            columns=cells.described(),
+            about={
+                "model": trained.fingerprint,
+                "model_name": trained.name,
+                "time": int(time.time()),
+                "data": cells.view.store.fingerprint if isinstance(cells, StoreCells) else cells.where,
+            },
+            names=cells.some_names,
+            asked=asked,
+            sees_batch=seen,
+            n_samples=n_samples,
+            seed=seed,
+            replace=replace,
+            progress=progress,
+        )
+    return str(out) if is_url(out) else Path(out)
 
 
 def write_latent(

@@ -1,4 +1,4 @@
-"""A query at a URL, as a file of this machine for as long as it is worked on.
+"""A query (or another file) at a URL, as a file of this machine for as long as it is worked on.
 
 It is fetched where it is read: in the driver while queries are validated, in a worker's process when its turn comes.
 So the disk holds the queries that are being worked on and no others, and no path of one machine is given to another.
@@ -34,14 +34,35 @@ def fetched(task: Task, out: Path) -> Iterator[Task]:
     if urlsplit(url).scheme == "file":
         yield replace(task, source=Path(unquote(urlsplit(url).path)), url=shown(url))
         return
+    with _copied(url, out, f"--out {out}") as local:
+        yield replace(task, source=local, url=shown(url))
+
+
+@contextmanager
+def near(place: str | Path) -> Iterator[Path]:
+    """A file or folder of this machine, whose place may be a URL: a copy that is removed after the block.
+
+    Raises:
+        OpenError, StorageError: as `fetched`.
+    """
+    if not is_url(place):
+        yield Path(place)
+        return
+    with _copied(str(place), Path(tempfile.gettempdir()), f"{tempfile.gettempdir()} (TMPDIR)") as local:
+        yield local
+
+
+@contextmanager
+def _copied(url: str, parent: Path, option: str) -> Iterator[Path]:
+    """A copy below `parent`; messages of the block name the URL instead of it."""
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=out))
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
     except OSError as error:
-        raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
+        raise StorageError(f"{option}: cannot be written ({error.strerror})") from error
     try:
         local = scratch / (Path(parted(url)[1]).name or "query")
         fetch(url, local)
-        yield replace(task, source=local, url=shown(url))
+        yield local
     except ScarcadeError as error:
         if str(local) not in str(error):
             raise

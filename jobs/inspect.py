@@ -10,10 +10,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scarcade.engine.errors import CountsError, InputError, OpenError
 from scarcade.engine.folder import MANIFEST, problems, read_manifest
+from scarcade.engine.storage import is_url, shown
+
+if TYPE_CHECKING:
+    from scarcade.dataloaders.store import Store
 
 _SHOWN = 20  # values of a column
 _JSON_LIMIT = 256 << 20
@@ -35,6 +39,8 @@ def inspect(
     Raises:
         OpenError: there is nothing at `path`, or none of the kinds. UsageError, InputError: `against` is no model.
     """
+    if is_url(path):
+        return _at_url(str(path), against, batch_key, label_keys, layer)
     place = Path(path)
     kind = _kind(place)
     out: dict[str, Any] = {"path": str(path), "kind": kind}
@@ -48,6 +54,32 @@ def inspect(
     if against is not None:
         out |= _against(place, Path(against), batch_key, label_keys, layer)
     return out
+
+
+def _at_url(
+    url: str,
+    against: str | Path | None,
+    batch_key: str | None,
+    label_keys: Sequence[str] | None,
+    layer: str | None,
+) -> dict[str, Any]:
+    """A store is read where it lies; anything else is copied here for a while."""
+    from scarcade.dataloaders.store import is_store, open_store
+    from scarcade.jobs.fetched import near
+
+    if against is None and is_store(url):
+        out: dict[str, Any] = {"path": shown(url), "kind": "store"}
+        found: list[str] = []
+        try:
+            store = open_store(url)
+            found += store.verify()
+            out |= _of_store(store)
+        except InputError as error:
+            found.append(f"{error.code}: {error}")
+        return out | {"intact": not found, "problems": found}
+    with near(url) as here:
+        told = inspect(here, against, batch_key=batch_key, label_keys=label_keys, layer=layer)
+    return {**told, "path": shown(url)}
 
 
 def render(info: dict[str, Any]) -> str:
@@ -109,7 +141,10 @@ def _store(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[s
     found += problems(path)
     if found:
         return {}
-    store = open_store(path)
+    return _of_store(open_store(path))
+
+
+def _of_store(store: "Store") -> dict[str, Any]:
     schema = store.schema
     return {
         "n_cells": store.n_cells,

@@ -4,10 +4,11 @@ A query that fails is set aside with its reason and the others go on. What is do
 one query at a time, and the same call again maps only what is not there yet.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from scarcade.engine.config import checked, merged
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
 from scarcade.engine.lock import sole_writer
-from scarcade.engine.storage import is_url
+from scarcade.engine.storage import is_url, shown
 from scarcade.engine.world import cores, use_threads
 from scarcade.jobs.fetched import fetched
 from scarcade.jobs.lanes import map_in_lanes
@@ -27,6 +28,7 @@ from scarcade.jobs.queries import Task, tasks_of
 from scarcade.jobs.query_task import Job, MapConfig, Told, check_task, failed, key_of, skipped
 from scarcade.jobs.reference import load_reference
 from scarcade.jobs.results import RECORDS, SUMMARY, Record, Results
+from scarcade.jobs.results_at import results_at
 from scarcade.models.model import AtlasModel
 from scarcade.models.surgery import SurgeryConfig, grow
 
@@ -35,7 +37,7 @@ from scarcade.models.surgery import SurgeryConfig, grow
 class MapResult:
     """What `map_queries` returns: the folder and a record of each query, in the order of the queries."""
 
-    out: Path
+    out: Path | str  # or its URL
     reference: str
     queries: tuple[Record, ...]
     merged: Path | None = None  # what `merge` wrote
@@ -83,6 +85,7 @@ def map_queries(
         reference: folder or URL of the model.
         queries: paths, folders, globs, URLs, tables (.csv, .tsv) or AnnData objects; one, several, or a mapping from
             names to them.
+        out: a folder, or a URL: results are written on this machine first, and copied when the mapping ends.
         merge: a .zarr to write reference and queries to together (see `jobs.merged`).
         batch_key: column of obs with the batch of each cell; without it a query is one batch, named after its file.
         label_key: columns of the queries with labels that are known, in the order of the reference's label columns
@@ -100,6 +103,12 @@ def map_queries(
             cannot be used. StorageError: `out` cannot be written. BusyError: another command is writing to it.
     """
     direct = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "workers": workers, "threads": threads}
+    if is_url(out):
+        _check_one_machine(str(out), config_of(settings, **direct))
+        given = {"merge": merge, "batch_key": batch_key, "label_key": label_key, "layer": layer, "told": told}
+        with results_at(out) as local:
+            done = map_queries(reference, queries, local, **given, **direct, **settings)  # type: ignore[arg-type]
+        return replace(done, out=str(out))
     began = time.monotonic()
     config = config_of(settings, **direct)
     tasks = tasks_of(queries, batch_key=batch_key, label_keys=label_key, layer=layer)
@@ -187,6 +196,20 @@ def config_of(settings: Mapping[str, Any], **direct: Any) -> MapConfig:
         else:
             tree[name] = value
     return checked(MapConfig, tree)
+
+
+def _check_one_machine(out: str, config: MapConfig) -> None:
+    """Refuse what would leave results on other machines.
+
+    Raises:
+        UsageError: workers of a cluster that is named.
+    """
+    named = config.scale.address or os.environ.get("RAY_ADDRESS")
+    if config.scale.workers and named:
+        raise UsageError(
+            f"--out {shown(out)}: results are copied there from this machine, and the workers of the cluster {named} "
+            "write on theirs; give a folder that all of them share, or leave --scale.address out"
+        )
 
 
 def _check_out(out: Path, tasks: Sequence[Task], reference: Path) -> None:

@@ -34,7 +34,7 @@ def check_latent(model: str | Path, store: Store) -> Path:
     own = latent is not None and latent.about.get("data") == store.fingerprint and "before" not in latent.about
     if latent is None or not own or latent.n_cells != store.n_cells:
         raise UsageError(
-            f"--data.edit-labels: the model in --init-from {model} has no latent of the cells of {store.path}, and of "
+            f"--data.edit-labels: the model in --init-from {model} has no latent of the cells of {store.where}, and of "
             "those alone; train it on the same store"
         )
     return folder

@@ -80,7 +80,7 @@ Files = Annotated[list[str], repeated(".h5ad or .zarr files, folders of them, or
 Queries = Annotated[
     list[str], repeated(".h5ad or .zarr files, folders of them, globs, URLs, or tables of queries (.csv, .tsv)")
 ]
-Out = Annotated[Path, told("Where the result goes; written under another name, then renamed.")]
+Out = Annotated[str, told("Where the result goes, a path or a URL; written under another name, then renamed.")]
 Seed = Annotated[int, told("Seed of everything random.")]
 BatchKey = Annotated[str | None, told("Column of obs with the batch (condition) of each cell.")]
 FileBatch = Annotated[str | None, told("Column of obs with the batch; default: one batch a file, named after it.")]

@@ -29,7 +29,7 @@ from scarcade.engine.storage import Mirror, is_url
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.toml", "metrics.jsonl", "checkpoints", "model"
 
 # What may differ between two starts of one run: where and how fast it is computed, not what.
-_FREE = ("scale.", "checkpoint.", "optim.log_every", "data.read_ahead", "data.path")
+_FREE = ("scale.", "checkpoint.", "optim.log_every", "data.read_ahead", "data.path", "data.cache")
 _MAY_GROW = ("optim.epochs", "optim.max_steps")
 
 

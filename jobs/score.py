@@ -1,6 +1,7 @@
 """Scores of a latent on disk or in memory: how well it keeps labels apart, mixes batches, and was labelled."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from scarcade.dataloaders.source import AnnDataFile, opened
 from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import OpenError, UsageError
 from scarcade.engine.scores import integration, label_accuracy
+from scarcade.engine.storage import is_url, shown
+from scarcade.jobs.fetched import near
 from scarcade.jobs.latent import VARIANCE, read_latent
 
 
@@ -29,7 +32,7 @@ def score(
     """Integration scores (`engine.scores.integration`), and accuracy of a column of predicted labels.
 
     Args:
-        latent: a ``latent.zarr``, or an .h5ad, .zarr or AnnData with a latent in obsm.
+        latent: a ``latent.zarr``, or an .h5ad, .zarr or AnnData with a latent in obsm; or a URL (it is copied here).
         labels, batches: columns of obs; at least one. predicted: column that is compared with `labels`.
         obsm: which entry of obsm; default: the only one that begins with X_ and is neither a PCA nor a UMAP.
         unlabelled: labels that mean no label; such cells are not scored.
@@ -44,7 +47,10 @@ def score(
         raise UsageError("--predicted is compared with --labels, which was not given")
     if max_cells < 10:
         raise UsageError(f"--max-cells {max_cells}: at least 10 cells are needed for a score")
-    cells, obs, where = _cells(latent, obsm)
+    far = isinstance(latent, str) and is_url(latent)
+    with near(latent) if far else nullcontext(latent) as here:
+        cells, obs, where = _cells(here, obsm)
+    where = shown(latent) if far else where
     label_codes = _codes(obs, labels, where, "--labels", unlabelled)
     scores = integration(
         cells, label_codes, _codes(obs, batches, where, "--batches", ()), max_cells=max_cells, seed=seed

@@ -12,7 +12,7 @@ import torch
 
 from scarcade.dataloaders.loader import LoaderConfig
 from scarcade.dataloaders.store import Store, open_store
-from scarcade.engine.config import merged, nested
+from scarcade.engine.config import checked, merged, nested
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.gradients import running_statistics
@@ -100,7 +100,8 @@ def train(
         BusyError: another process works on the run. ClusterError, StorageError, CheckpointError: as they say.
         NonFiniteError: the loss was not finite; nothing was updated.
     """
-    store = data if isinstance(data, Store) else open_store(data)
+    own = checked(LoaderConfig, nested(settings or {}).get("data", {}), prefix="data.")
+    store = data if isinstance(data, Store) else open_store(data, cache=(own.cache, own.cache_gb))
     _check_keys(store.schema, batch_key, label_key)
     direct: dict[str, Any] = {"optim.epochs": epochs, "data.batch_size": batch_size}
     direct |= {"scale.workers": workers, "scale.threads": threads}
@@ -191,7 +192,7 @@ def _finished(
         return None
     if model.get("data_fingerprint") != store.fingerprint:
         raise DataChangedError(
-            f"--out {folder.place}: its model was trained on other data than {store.path}; give another --out"
+            f"--out {folder.place}: its model was trained on other data than {store.where}; give another --out"
         )
     if model.get("parent") != (None if change is None else change.model.fingerprint):
         raise DataChangedError(
@@ -207,7 +208,7 @@ def _train(folder: RunFolder, store: Store, config: TrainConfig, tell: Progress)
     """Run the loop where `config.scale` says; returns what `work` did."""
     arguments = {
         "config": config.model_dump(mode="json"),
-        "data": str(store.path),
+        "data": store.place,
         "fingerprint": store.fingerprint,
         "out": folder.place,
     }

@@ -37,9 +37,9 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What each worker does: read its lanes, train, and on rank 0 write the model."""
     began = time.perf_counter()
     config = checked(TrainConfig, arguments["config"])
-    store = open_store(arguments["data"])
+    store = open_store(arguments["data"], cache=(config.data.cache, config.data.cache_gb))
     if store.fingerprint != arguments["fingerprint"]:
-        raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
+        raise DataChangedError(f"{store.where}: is not the same store on every machine of the cluster")
     assert config.data.lanes is not None
     change = update_in(config, store)
     folder = RunFolder(arguments["out"])

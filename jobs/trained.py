@@ -158,7 +158,7 @@ class Trained:
         replace: bool = False,
         progress: Progress | None = None,
         **settings: Any,
-    ) -> Path:
+    ) -> Path | str:
         """Write latent and `outputs` of all cells to the folder `out`, batch by batch (see `jobs.embed.embed`)."""
         return embed(
             self.model,

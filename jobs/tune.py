@@ -20,6 +20,7 @@ from typing import Any
 
 import tomli_w
 
+from scarcade.dataloaders.loader import LoaderConfig
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.config import checked, merged, nested
 from scarcade.engine.errors import ClusterError, DataChangedError, InputError, UsageError
@@ -125,7 +126,8 @@ def tune(
         InputError, ClusterError: not one trial succeeded.
         DataChangedError: the store is not the one that the search began with. BusyError: another process works on it.
     """
-    store = data if isinstance(data, Store) else open_store(data)
+    own = checked(LoaderConfig, nested(settings or {}).get("data", {}), prefix="data.")
+    store = data if isinstance(data, Store) else open_store(data, cache=(own.cache, own.cache_gb))
     if is_url(out):
         raise UsageError(f"--out {out}: a search is kept in a folder; give a path, on a cluster one that all nodes see")
     given = nested(settings or {})
@@ -262,7 +264,7 @@ def _check_data(folder: RunFolder, store: Store) -> None:
         return  # a new search, or one whose file `settle` will speak of
     if before != store.fingerprint:
         raise DataChangedError(
-            f"--out {folder.place}: this search began with other data than {store.path}; give those, or another --out"
+            f"--out {folder.place}: this search began with other data than {store.where}; give those, or another --out"
         )
 
 
@@ -316,7 +318,7 @@ def _write(board: Board, job: Job, best: Trial, table: Mapping[str, Any], tell: 
         tell({"warning": f"{len(failed)} of {len(board)} trials failed, as trials.csv says: {', '.join(failed[:5])}"})
     write_report(
         board.out / REPORT,
-        title=f"{job.fixed.name or 'scvi'} on {job.store.path.name}",
+        title=f"{job.fixed.name or 'scvi'} on {Path(job.store.place).name}",
         objective=title,
         mode=board.mode,
         space=described(job.space, table),

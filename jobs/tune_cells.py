@@ -47,8 +47,8 @@ def scored_cells(store: Store, schema: Schema, held_out: float) -> FixedCells:
     there, wanted = store.n_before(held_out), int(rows[-1]) + 1
     if there < wanted:
         raise UsageError(
-            f"--data.validation {held_out:g}: holds out {there:,} cells of {store.path}; scores are those of the first "
-            f"{wanted:,}, which no trial may train on. Set it to {SHARE:g} or more, or search by elbo or loss"
+            f"--data.validation {held_out:g}: holds out {there:,} cells of {store.where}; scores are those of the "
+            f"first {wanted:,}, which no trial may train on. Set it to {SHARE:g} or more, or search by elbo or loss"
         )
     return _read(store, schema, rows)
 
@@ -63,12 +63,12 @@ def learnt_cells(store: Store, schema: Schema, held_out: float) -> FixedCells:
     if store.n_before(held_out) > first:
         raise UsageError(
             f"--data.validation {held_out:g}: labels of held-out cells are predicted from cells of the last half of "
-            f"{store.path}, which every trial trains on; set it to {_LEARNT_FROM:g} or less"
+            f"{store.where}, which every trial trains on; set it to {_LEARNT_FROM:g} or less"
         )
     rows = _usable(store, first, store.n_cells)[-LEARNT:]
     if not len(rows):
         raise UsageError(
-            f"label_accuracy: none of the last {store.n_cells - first:,} cells of {store.path} has a label"
+            f"label_accuracy: none of the last {store.n_cells - first:,} cells of {store.where} has a label"
         )
     return _read(store, schema, rows)
 
@@ -84,7 +84,7 @@ def scored_rows(store: Store) -> np.ndarray:
     if len(rows) < LEAST:
         having = "have a label" if store.schema.labels else "are there"
         raise UsageError(
-            f"{store.path}: of the first {searched:,} cells, a tenth of the store, {len(rows)} {having}; scores of "
+            f"{store.where}: of the first {searched:,} cells, a tenth of the store, {len(rows)} {having}; scores of "
             f"cells need {LEAST} at least. Search by elbo or loss"
         )
     return rows
@@ -102,7 +102,7 @@ def _read(store: Store, schema: Schema, rows: np.ndarray) -> FixedCells:
     """The cells at some ascending rows that lie close together, in codes of `schema`."""
     if schema.genes != store.schema.genes:
         raise GenesError(
-            f"{store.path}: has other genes than the model; cells are scored where both are the same. Search by elbo "
+            f"{store.where}: has other genes than the model; cells are scored where both are the same. Search by elbo "
             "or loss"
         )
     start, stop = int(rows[0]), int(rows[-1]) + 1
@@ -138,7 +138,7 @@ def _known(obs: pd.DataFrame, column: Categories, store: Store) -> np.ndarray:
     codes = _codes(obs, column)
     if (codes < 0).any():
         value = obs[column.name].iloc[int(np.argmax(codes < 0))]
-        raise CategoryError(f"{store.path}: '{column.name}' has the value {value!r}, which the model does not know")
+        raise CategoryError(f"{store.where}: '{column.name}' has the value {value!r}, which the model does not know")
     return codes
 
 

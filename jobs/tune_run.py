@@ -131,7 +131,8 @@ class _Attended:
         shared = {
             "fixed": job.fixed.record(),
             "objective": job.objective.model_dump(mode="json"),
-            "data": str(job.store.path),
+            "data": job.store.place,
+            "cache": list(job.store.cache),
             "fingerprint": job.store.fingerprint,
             "out": str(board.out),
             "threads": share.threads,

@@ -126,7 +126,7 @@ def validation_scores(
     finally:
         model.train(training)
     if undefined := [name for name in names if not np.isfinite(found.get(name, np.nan))]:
-        raise UsageError(f"metric '{undefined[0]}': is not defined on the {len(cells):,} scored cells of {store.path}")
+        raise UsageError(f"metric '{undefined[0]}': is not defined on the {len(cells):,} scored cells of {store.where}")
     return {name: found[name] for name in names}
 
 
@@ -146,16 +146,16 @@ def _check_codes(names: Sequence[str], cells: FixedCells, store: Store) -> None:
     for name in _NEED_LABELS.intersection(names):
         if cells.labels is None:
             raise UsageError(
-                f"metric '{name}': needs labels, and {store.path} has none (ingest with --label-key); without there "
+                f"metric '{name}': needs labels, and {store.where} has none (ingest with --label-key); without there "
                 f"are {', '.join([*LOSSES, *_BATCHES, 'batch_score'])}"
             )
         if len(np.unique(cells.labels)) < 2:
             only = store.schema.labels[0].name
-            raise UsageError(f"metric '{name}': the scored cells of {store.path} have one value alone in '{only}'")
+            raise UsageError(f"metric '{name}': the scored cells of {store.where} have one value alone in '{only}'")
     for name in _NEED_BATCHES.intersection(names):
         if len(np.unique(cells.batches)) < 2:
             raise UsageError(
-                f"metric '{name}': needs batches to mix, and the scored cells of {store.path} are of one alone; there "
+                f"metric '{name}': needs batches to mix, and the scored cells of {store.where} are of one alone; there "
                 f"are {', '.join([*LOSSES, *_ACCURACY, 'label_score'])}"
             )
 

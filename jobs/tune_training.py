@@ -46,7 +46,7 @@ class TrialTraining:
         began = time.perf_counter()
         self.parameters = dict(parameters)
         self._objective = checked(Objective, shared["objective"])
-        self._store = _opened(shared["data"], shared["fingerprint"])
+        self._store = _opened(shared["data"], shared["fingerprint"], tuple(shared["cache"]))
         self._config = Fixed(**shared["fixed"]).config(parameters, self._store)
         folder = trial_folder(Path(shared["out"]), name)
         if not (folder / RECORD).is_file():
@@ -120,9 +120,9 @@ def adopt(checkpoint: Path, out: Path, name: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _opened(path: str, fingerprint: str) -> Store:
+def _opened(path: str, fingerprint: str, cache: tuple[str | None, float | None]) -> Store:
     """The store, opened once for all trials of a process."""
-    store = open_store(path)
+    store = open_store(path, cache=cache)
     if store.fingerprint != fingerprint:
-        raise DataChangedError(f"{store.path}: is not the same store on every machine of the cluster")
+        raise DataChangedError(f"{store.where}: is not the same store on every machine of the cluster")
     return store

@@ -30,6 +30,7 @@ SMALL = 1024  # counts below this have their log factorial in a table
 STRIP = 512  # genes that are done together, in the first cache
 FEW = 6  # counts up to this are a product of so many factors; larger ones take the gamma function
 EPS = np.float32(1e-8)
+EPS_32 = 0x322BCC77  # its bits
 EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz", "nnan", "ninf", "arcp"}
 
@@ -267,48 +268,60 @@ def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G) -> 
     return np.float64(total)
 
 
+@njit(forceinline=True, error_model="numpy")
+def _copy(from_N, first, to_S) -> None:  # type: ignore[no-untyped-def]
+    for s in range(len(to_S)):
+        to_S[s] = from_N[first + s]
+
+
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _zinb_as_zero(  # type: ignore[no-untyped-def]
-    x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work_2S
+    x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work
 ) -> np.float64:
     """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
 
     For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_few` and `_many`.
-    In short loops over a strip that stays in the first cache: in a single one each entry waits for the entry before,
-    as the processor does not look far enough ahead.
+
+    Strip by strip, in the first cache, in loops that each have few arrays: with more than a handful LLVM makes no
+    vector code, as it would have to compare all of them for overlaps when it runs (the third loop took five times as
+    long). What goes from loop to loop lies in one array, `work`, at places a constant apart, which need no comparing.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     total = zero
     for first in range(0, len(scale_G), STRIP):
         end = min(first + STRIP, len(scale_G))
+        n = end - first
         x_S, scale_S, theta_S, dropout_S = x_G[first:end], scale_G[first:end], theta_G[first:end], dropout_G[first:end]
-        t_S, d_theta_S, d_dropout_S = t_G[first:end], d_theta_G[first:end], d_dropout_G[first:end]
-        log_ratio_S, e_S, d_S = log_ratio_G[first:end], work_2S[0], work_2S[1]
-        for s in range(len(x_S)):
+        for s in range(n):
             base = theta_S[s] + EPS
             rate = library * scale_S[s]
-            log_ratio_S[s] = log1p32(rate / base)
-            t_S[s] = rate / (base + rate)
-        for s in range(len(x_S)):
+            work[s] = log1p32(rate / base)
+            work[STRIP + s] = rate / (base + rate)
+        for s in range(n):
             pi = dropout_S[s]
-            e_S[s] = exp32(-abs(pi))
-            d_S[s] = exp32(-abs(-theta_S[s] * log_ratio_S[s] - pi))
-        for s in range(len(x_S)):
-            theta, log_ratio, share, pi = theta_S[s], log_ratio_S[s], t_S[s], dropout_S[s]
+            work[2 * STRIP + s] = exp32(-abs(pi))
+            work[3 * STRIP + s] = exp32(-abs(-theta_S[s] * work[s] - pi))
+        for s in range(n):
+            theta, pi, log_ratio, share = theta_S[s], dropout_S[s], work[s], work[STRIP + s]
             log_nb = -theta * log_ratio
-            e, d = e_S[s], d_S[s]
+            e, d = work[2 * STRIP + s], work[3 * STRIP + s]
             i = one / (one + e)
             extra = i if pi >= zero else e * i  # sigmoid(pi)
             j = one / (one + d)
             from_nb = j if log_nb >= pi else d * j  # probability that a zero comes from the negative binomial
             is_zero = x_S[s] < EPS
-            e_S[s] = (one + d) * i if is_zero else i
-            total += (max(pi, log_nb) if is_zero else zero) - max(pi, zero)
-            t_S[s] = -from_nb * theta * share
-            d_theta_S[s] = from_nb * theta * (theta / (theta + EPS) * share - log_ratio)
-            d_dropout_S[s] = (one - extra - from_nb) if is_zero else -extra
-        for s in range(len(x_S)):
-            total += log32(e_S[s])  # with the maxima: log(e^pi + e^log_nb) - log(1 + e^pi), or -log(1 + e^pi)
+            work[STRIP + s] = -from_nb * theta * share
+            work[2 * STRIP + s] = (one + d) * i if is_zero else i
+            work[3 * STRIP + s] = from_nb * theta * (theta / (theta + EPS) * share - log_ratio)
+            work[4 * STRIP + s] = (one - extra - from_nb) if is_zero else -extra
+            work[5 * STRIP + s] = (max(pi, log_nb) if is_zero else zero) - max(pi, zero)
+        for s in range(n):
+            # log(e^pi + e^log_nb) - log(1 + e^pi), or -log(1 + e^pi)
+            total += work[5 * STRIP + s] + log32(work[2 * STRIP + s])
+        _copy(work, 0, log_ratio_G[first:end])
+        _copy(work, STRIP, t_G[first:end])
+        _copy(work, 3 * STRIP, d_theta_G[first:end])
+        _copy(work, 4 * STRIP, d_dropout_G[first:end])
     return np.float64(total)
 
 
@@ -318,13 +331,18 @@ def _find(x_G, few_G, many_G):  # type: ignore[no-untyped-def]
 
     Without a branch, which would be mispredicted.
     """
-    few, many = 0, 0
+    there = 0
     for g in range(len(x_G)):
+        few_G[there] = g
+        there += bits32(x_G[g]) >= np.int32(EPS_32)  # counts are not negative: they are in the order of their bits
+    few, many = 0, 0
+    for k in range(there):
+        g = few_G[k]
         x = x_G[g]
         small = (x <= np.float32(FEW)) & (np.float32(np.int32(x)) == x)
         few_G[few] = many_G[many] = g
-        few += (x >= EPS) & small
-        many += (x >= EPS) & (not small)
+        few += small
+        many += not small
     return few, many
 
 
@@ -409,14 +427,14 @@ def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
 
 @njit(forceinline=True, error_model="numpy")
 def _row(  # type: ignore[no-untyped-def]
-    x_G, scale_G, log_library, theta_G, dropout_G, table, t_G, d_theta_G, d_dropout_G, log_ratio_G, places_2G, work_2S,
+    x_G, scale_G, log_library, theta_G, dropout_G, table, t_G, d_theta_G, d_dropout_G, log_ratio_G, places_2G, work_S,
     work_6G,
 ):  # fmt: skip
     """(log p, d/d log library) of one cell, and its gradients by logits (`t_G`), log theta and dropout logits."""
     library = np.float32(np.exp(np.float64(log_library)))
     if len(dropout_G) > 0:
         value = _zinb_as_zero(
-            x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work_2S
+            x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work_S
         )
     else:
         value = _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G)
@@ -440,7 +458,7 @@ def rows(  # type: ignore[no-untyped-def]
     scale_G, log_ratio_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     row_theta_G = np.empty(n_genes, np.float32)
     places_2G = np.empty((2, n_genes + 1), np.int32)
-    work_2S, work_6G = np.empty((2, STRIP), np.float32), np.empty((6, n_genes))
+    work_S, work_6G = np.empty(6 * STRIP, np.float32), np.empty((6, n_genes))
     theta_is_finite = _finite(theta[0]) if shared else True
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
@@ -455,7 +473,7 @@ def rows(  # type: ignore[no-untyped-def]
         _softmax(logits_BG[b], scale_G)
         value_B[b], d_library_B[b] = _row(
             x_BG[b], scale_G, log_library_B[b], theta_G, dropout_BG[b], table, d_logits_BG[b], d_theta_G,
-            d_dropout_BG[b], log_ratio_G, places_2G, work_2S, work_6G,
+            d_dropout_BG[b], log_ratio_G, places_2G, work_S, work_6G,
         )  # fmt: skip
         if shared:
             _add(weight_B[b], row_theta_G, d_theta[b // CHUNK])
@@ -492,7 +510,7 @@ def head_rows(  # type: ignore[no-untyped-def]
     t_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     pi_G, d_pi_G = np.empty(n_more, np.float32), np.empty(n_more, np.float32)
     places_2G = np.empty((2, n_genes + 1), np.int32)
-    work_2S, work_6G = np.empty((2, STRIP), np.float32), np.empty((6, n_genes))
+    work_S, work_6G = np.empty(6 * STRIP, np.float32), np.empty((6, n_genes))
     theta_is_finite = _finite(theta[0]) if shared else True
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
@@ -506,7 +524,7 @@ def head_rows(  # type: ignore[no-untyped-def]
             _softmax(t_G, scale_G)
             value_B[b], d_library_B[b] = _row(
                 x_BG[b], scale_G, log_library_B[b], theta_G, pi_G, table, t_G, d_theta_G, d_pi_G, log_ratio_G,
-                places_2G, work_2S, work_6G,
+                places_2G, work_S, work_6G,
             )  # fmt: skip
         else:  # the code above assumes finite numbers, and would make up a fine loss
             value_B[b] = d_library_B[b] = np.nan

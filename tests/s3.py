@@ -1,8 +1,11 @@
 """An S3 server on the loopback, for tests of what is kept in object stores."""
 
+import logging
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -15,6 +18,7 @@ def s3_server() -> Iterator[Callable[[str], str]]:
         warnings.simplefilter("ignore")
         import boto3
 
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request, else
         server = moto.ThreadedMotoServer(port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
@@ -28,3 +32,33 @@ def s3_server() -> Iterator[Callable[[str], str]]:
     finally:
         patch.undo()
         server.stop()
+
+
+def address_of(url: str) -> str:
+    """The server's address in a URL that `s3_server` gave."""
+    return unquote(url.split("endpoint_override=")[1].split("&", maxsplit=1)[0])
+
+
+def through(url: str, address: str) -> str:
+    """`url` with its server asked at another address."""
+    return url.replace(quote(address_of(url), safe=""), quote(address, safe=""))
+
+
+@contextmanager
+def checked_keys(url: str) -> Iterator[None]:
+    """The server of `url` lets nobody in within the block: no key is right."""
+
+    def post(n: bytes) -> None:
+        request = urllib.request.Request(
+            f"{address_of(url)}/moto-api/reset-auth",
+            data=n,
+            method="POST",
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        urllib.request.urlopen(request).close()
+
+    post(b"0")
+    try:
+        yield
+    finally:
+        post(b"inf")

@@ -141,7 +141,7 @@ def test_to_anndata_of_some_batches(made: Made) -> None:
 def test_a_store_travels_by_its_path(made: Made) -> None:
     opens, arguments = made.store.__reduce__()  # what Ray moves to a worker
     again = opens(*arguments)
-    assert arguments == (made.store.path,)
+    assert arguments == (str(made.store.path), (None, None))
     assert again.fingerprint == made.store.fingerprint
 
 

@@ -43,7 +43,7 @@ def test_all_outputs_of_a_model_are_written_and_filled_in_alike(
     offered = list(trained.model.offered)
     assert "expression" in offered
     out = trained.write(tmp_path / "out.zarr", store, offered, batch_size=70)
-    assert problems(out) == []
+    assert problems(Path(out)) == []
     written = ad.read_zarr(out)
     assert written.n_obs == store.n_cells
     np.testing.assert_allclose(read_latent(out).mean, written.obsm[trained.model.obsm_key])
