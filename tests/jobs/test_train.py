@@ -202,3 +202,21 @@ def test_a_run_lives_in_an_object_store_as_on_a_disk(store: Store, tmp_path: Pat
         weights = longer.model.model.state_dict()
     disk = load(tmp_path / "disk" / "model").model.state_dict()
     assert all(bool((weights[name] == disk[name]).all()) for name in disk)
+
+
+def test_products_in_bfloat16_are_an_option_that_a_run_keeps(tmp_path: Path) -> None:
+    store = simulate(tmp_path / "a.zarr", cells=600, genes=700, batches=2, labels=3, seed=2)
+    settings = {"optim": {"products": "bfloat16"}, "scale": {"threads": 1}}
+    whole = train(store, out=tmp_path / "whole", epochs=3, settings={"scale": {"threads": 1}})
+    rounded = train(store, out=tmp_path / "rounded", epochs=3, settings=settings)
+    values = [run.history[-1]["validation/elbo"] for run in (whole, rounded)]
+    assert values[0] != values[1]
+    assert abs(values[1] - values[0]) < 0.005 * abs(values[0])
+    with pytest.raises(UsageError, match=r"--optim.products was bfloat16, now float32"):
+        train(store, out=tmp_path / "rounded", epochs=3)
+    # a run of an older version, whose file does not tell it, was one in float32
+    config = tmp_path / "whole" / "config.toml"
+    config.write_text(config.read_text().replace('products = "float32"\n', ""))
+    assert train(store, out=tmp_path / "whole", epochs=3).stopped == "epochs"
+    with pytest.raises(UsageError, match=r"--optim.products was float32, now bfloat16"):
+        train(store, out=tmp_path / "whole", epochs=3, settings=settings)
