@@ -174,3 +174,19 @@ def test_what_cannot_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 4
     assert "those of the cluster's nodes" in err
     assert not os.path.exists(out)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_user")
+def test_a_search_is_a_job_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = tmp_path / "atlas.zarr", tmp_path / "search"
+    simulate(store, cells=600, genes=50, batches=2, labels=3)
+    Path("tune.toml").write_text("epochs = 2\ntrials = 3\n[space]\nmodel.n_latent = {choice = [4, 6]}\n")
+    tune = ("tune", "--data", store, "--out", out, "--config", "tune.toml", "--threads", 1, "--tune.concurrent", 1)
+    code, log, err = ended(capsys, "submit", "--wait", "--", *tune)
+    assert code == 0, log + err
+    assert json.loads((out / "trials.json").read_text())
+    assert (out / "best.toml").is_file()
+    assert (out / "report.html").is_file()
+    code, log, err = ended(capsys, "submit", "--wait", "--", *tune)  # a second attempt finds that nothing is missing
+    assert code == 0, log + err
