@@ -40,12 +40,15 @@ class Task:
     original: str
     likelihood: str
     batch: int
+    products: str = "float32"  # of ours (--optim.products)
 
 
 TASKS = [
     Task("scvi", "scvi_tools", "zinb", 128),
     Task("scvi", "scvi_tools", "zinb", 1024),
     Task("scvi", "scvi_tools", "nb", 1024),
+    Task("scvi", "scvi_tools", "zinb", 1024, "bfloat16"),
+    Task("scvi", "scvi_tools", "nb", 1024, "bfloat16"),
     Task("scanvi", "scvi_tools", "zinb", 128),
     Task("scanvi", "scvi_tools", "zinb", 1024),
     Task("totalvi", "scvi_tools", "nb", 256),
@@ -77,7 +80,8 @@ def make(folder: Path, cells: int, *, h5ad: bool = True) -> tuple[Path, Path, Pa
 def measure(python: str, contender: str, data: Path, task: Task, **options: object) -> dict[str, float] | None:
     """One training in a process of its own; None with a line on stderr where it failed."""
     command = [python, str(WORKERS / f"training_{contender}.py"), task.model, str(data)]
-    for name, value in {"batch": task.batch, "likelihood": task.likelihood, **options}.items():
+    given = {"batch": task.batch, "likelihood": task.likelihood, "products": task.products, **options}
+    for name, value in given.items():
         command += [f"--{name}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options["threads"])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -132,7 +136,11 @@ def main() -> None:
         numbers = [f"{ours['cells_per_s']:,.0f}", f"{theirs['cells_per_s']:,.0f}" if theirs else ""]
         numbers += [str(rows[-1].get("times", "")), str(rows[-1].get("times_per_cpu_s", ""))]
         peak = f"{ours['peak_mb']:,.0f}" + (f", {theirs['peak_mb']:,.0f}" if theirs else "")
-        print(f"| {task.model} | {task.likelihood} | {task.batch} | " + " | ".join([*numbers, peak]) + " |", flush=True)
+        kind = "" if task.products == "float32" else f", {task.products}"
+        print(
+            f"| {task.model} | {task.likelihood}{kind} | {task.batch} | " + " | ".join([*numbers, peak]) + " |",
+            flush=True,
+        )
     out = options.out or (RESULTS if options.peer_python else None)
     if out is None:
         return
@@ -145,7 +153,7 @@ def main() -> None:
 
 
 def task_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[part.name] for part in fields(Task))
+    return tuple(row.get(part.name, part.default) for part in fields(Task))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def train(name: str, options: argparse.Namespace) -> dict[str, float]:
         kind(kind.Config(**settings), store.schema, seed=0),
         loader,
         None,
-        OptimConfig(**{**defaults.get("optim", {}), "epochs": options.epochs}),
+        OptimConfig(**{**defaults.get("optim", {}), "epochs": options.epochs, "products": options.products}),
         progress=lambda line: timer.end() if line["of"] == "epoch" else None,
     )
     return timer.result(loader.n_cells)

@@ -64,7 +64,7 @@ def test_a_path_of_this_machine_is_refused(argv: list[str]) -> None:
     ("argv", "told"),
     [
         ([], "wants a command"),
-        (["score", "s3://bucket/latent.zarr"], "takes no URL"),
+        (["merge", "s3://bucket/model", "/x.delta", "--out", "/whole"], "takes no URL"),
         (["submit", "--", "train"], "runs here"),
         (["jobs", "list"], "runs here"),
         (["train", "--help"], "leave --help out"),
