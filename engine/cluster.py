@@ -35,6 +35,7 @@ _FAST = {
     # processes started in advance are never used: ours all have an environment of their own
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",  # else 15: beside anything else that runs, training with workers would stand still
 }
 HEAD_AWAY_S = 20.0  # how long a cluster's head may be away; Ray ends a driver whose head is away for 60 s
 _token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
