@@ -27,6 +27,10 @@ def s3_server() -> Iterator[Callable[[str], str]]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "x")
         client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
         client.create_bucket(Bucket="bucket")
+        # all servers of a process have one memory: what the one before was given is still there
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket="bucket"):
+            for one in page.get("Contents", ()):
+                client.delete_object(Bucket="bucket", Key=one["Key"])
     try:
         yield lambda path: f"s3://bucket/{path}?endpoint_override=http%3A%2F%2F{host}%3A{port}&region=us-east-1"
     finally:
