@@ -161,13 +161,16 @@ def train(
     threads: Threads = None,
     batch_key: BatchKey = None,
     label_key: Annotated[str | None, told("The store's primary label column, to make sure of it.")] = None,
+    log: Annotated[tuple[str, ...], repeated("Curves for tensorboard, mlflow or wandb too (short for --log.to)")] = (),
     sections: Given = NO_SECTIONS,
     common: Common = COMMON,
 ) -> None:
     """Train a reference, or update one with new data; the same command again continues the run."""
     from scarcade.jobs.train import train as run
 
-    settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
+    settings = sections.with_direct(
+        epochs=epochs, batch_size=batch_size, workers=workers, threads=threads, log=log or None
+    )
     if update_weights is not None:
         settings["update_weights"] = update_weights
     with Bar("training") as bar:

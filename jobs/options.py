@@ -22,8 +22,9 @@ DIRECT = {
     "batch-size": "data.batch-size",
     "workers": "scale.workers",
     "threads": "scale.threads",
+    "log": "log.to",
 }
-"""Options that `train`, `tune` and `map` take directly, and the fields that they are short for."""
+"""Options that `train`, `tune` and `map` take directly (`log`: `train` alone), and the fields they are short for."""
 
 
 @dataclass(frozen=True)

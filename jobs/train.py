@@ -23,6 +23,7 @@ from scarcade.engine.optim import final_kl_weight
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.mislabelled import check_latent
 from scarcade.jobs.programs import programs_given
+from scarcade.jobs.run_curves import check_targets, run_curves
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
 from scarcade.jobs.train_work import built, label_columns, update_in, work
@@ -119,6 +120,7 @@ def train(
         config = resolved(merged(begun, given), name=model, recipe=recipe, seed=seed, store=store, reference=known)
         if config.data.edit_labels and config.init_from is not None:
             check_latent(config.init_from, store)
+        check_targets(config.log, folder)
         change = update_in(config, store, known)
         with folder.locked():
             folder.sweep()
@@ -131,6 +133,9 @@ def train(
                 folder.fetch()
             else:
                 tell({"note": f"{folder.place} is trained already ({done['epochs']} epochs); more with --epochs"})
+                with run_curves(config, folder, tell) as curves:  # which may lack lines, or be new
+                    curves.ended = "finished"
+                folder.publish_metrics()
             history = epoch_lines(list(folder.metrics.read()))
     finally:
         folder.close()

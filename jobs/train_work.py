@@ -24,6 +24,7 @@ from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
 from scarcade.jobs.latent import LATENT
 from scarcade.jobs.mislabelled import contradicted_in
+from scarcade.jobs.run_curves import run_curves
 from scarcade.jobs.run_folder import RunFolder
 from scarcade.jobs.train_config import TrainConfig
 from scarcade.jobs.update import Update, update_of
@@ -50,18 +51,20 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if change is not None and not trainable(model):
             result = FitResult(history=[], steps=0, epochs=0, cells=0, stopped="epochs")
         else:
-            result = fit(
-                model,
-                loaders[0],
-                loaders[1] if len(loaders) > 1 else None,
-                config.optim,
-                world=worker.world,
-                seed=config.seed,
-                checkpoints=checkpoints_in(worker, folder, config, store, change),
-                metrics=folder.metrics,
-                progress=worker.tell,
-                stop=worker.stop,
-            )
+            with run_curves(config, folder, worker.tell, first=worker.world.first) as curves:
+                result = fit(
+                    model,
+                    loaders[0],
+                    loaders[1] if len(loaders) > 1 else None,
+                    config.optim,
+                    world=worker.world,
+                    seed=config.seed,
+                    checkpoints=checkpoints_in(worker, folder, config, store, change),
+                    metrics=folder.metrics,
+                    progress=curves.progress,
+                    stop=worker.stop,
+                )
+                curves.ended = "interrupted" if result.stopped == "interrupted" else "finished"
         record = _record(result, config, began)
         if worker.world.first:
             if result.stopped != "interrupted":
