@@ -1,8 +1,8 @@
 """Sends the metrics of a run to MLflow: one run there for one run here, joined again when it is continued.
 
-Which run it is, is kept in ``OUT/mlflow.json``; which lines it has, MLflow itself is asked, so that lines that were sent
-just before a kill are not sent twice. Without a tracking URI it is a file of the run, ``OUT/mlflow.db``, and nothing
-goes over a network; MLflow's own usage reports are switched off.
+Which run it is, is kept in ``OUT/mlflow.json``; which lines it has, MLflow itself is asked, so that lines that were
+sent just before a kill are not sent twice. Without a tracking URI it is a file of the run, ``OUT/mlflow.db``, and
+nothing goes over a network; MLflow's own usage reports are switched off.
 """
 
 import logging

@@ -5,6 +5,7 @@ Results go to stdout, progress and notes to stderr. Every command imports what i
 """
 
 import math
+import time
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,6 +42,7 @@ from scarcade.jobs.options import (
 )
 from scarcade.jobs.submit_commands import jobs_app, submit
 
+_BEGAN = time.time()  # of the command, nearly: parsing its options already imports what it runs
 app = App(
     name="scarcade",
     help="Train single-cell reference atlases on Ray, straight from disk, and map queries onto them.",
@@ -162,6 +164,9 @@ def train(
     batch_key: BatchKey = None,
     label_key: Annotated[str | None, told("The store's primary label column, to make sure of it.")] = None,
     log: Annotated[tuple[str, ...], repeated("Curves for tensorboard, mlflow or wandb too (short for --log.to)")] = (),
+    profile: Annotated[
+        bool, flag("Tell where the time goes, in OUT/profile.json, with a trace in OUT/profile.")
+    ] = False,
     sections: Given = NO_SECTIONS,
     common: Common = COMMON,
 ) -> None:
@@ -187,6 +192,7 @@ def train(
             batch_key=batch_key,
             label_key=label_key,
             settings=settings,
+            profile=_BEGAN if profile else False,
             progress=training_told(bar),
         )
     print(f"{done.path}/model")

@@ -24,6 +24,7 @@ from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
 from scarcade.jobs.latent import LATENT
 from scarcade.jobs.mislabelled import contradicted_in
+from scarcade.jobs.profiled import Profiled
 from scarcade.jobs.run_curves import run_curves
 from scarcade.jobs.run_folder import RunFolder
 from scarcade.jobs.train_config import TrainConfig
@@ -44,6 +45,7 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     assert config.data.lanes is not None
     change = update_in(config, store)
     folder = RunFolder(arguments["out"])
+    profiled = None if arguments["profile"] is None else Profiled(worker.world, folder, arguments["profile"])
     try:
         if worker.world.first:
             folder.fetch()
@@ -63,13 +65,18 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
                     metrics=folder.metrics,
                     progress=curves.progress,
                     stop=worker.stop,
+                    watch=None if profiled is None else profiled.watch,
                 )
                 curves.ended = "interrupted" if result.stopped == "interrupted" else "finished"
+        if profiled is not None:
+            profiled.trained(loaders[0])
         record = _record(result, config, began)
         if worker.world.first:
             if result.stopped != "interrupted":
                 _save(model, store, folder, record, worker, change)
             folder.publish_metrics()
+        if profiled is not None:
+            record |= {"profile": profiled.written(saved=result.stopped != "interrupted")}
         return record
     finally:
         folder.close()
