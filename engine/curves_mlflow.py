@@ -8,6 +8,7 @@ nothing goes over a network; MLflow's own usage reports are switched off.
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from scarcade.engine.curves import About, LogConfig, numbers
@@ -31,7 +32,7 @@ class Mlflow:
         for name in ("mlflow", "alembic"):  # which tell of every table that they make
             logging.getLogger(name).setLevel(logging.WARNING)
         self._metric = Metric
-        self._client: Any = MlflowClient(tracking_uri=config.mlflow_place or f"sqlite:///{about.folder / 'mlflow.db'}")
+        self._client: Any = MlflowClient(tracking_uri=config.mlflow_place or _database(about.folder / "mlflow.db"))
         run = None
         if joined.ident is not None:
             try:
@@ -70,3 +71,15 @@ class Mlflow:
     def close(self, ended: str) -> None:
         """Say how the run ended."""
         self._client.set_terminated(self._run, _STATUS[ended])
+
+
+def _database(path: Path) -> str:
+    """URI of the file, which is made if it is not there: whole or not at all, for half of its tables is for ever."""
+    from mlflow.tracking import MlflowClient
+
+    if not path.exists():
+        making = path.with_name(f".tmp-{path.name}")
+        making.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{making}")
+        making.replace(path)
+    return f"sqlite:///{path}"
