@@ -121,7 +121,7 @@ class Run:
         self.epochs = config.epochs or default_epochs(self.n_cells)
         self.products = getattr(torch, config.products)
         self.optimiser, self.names = adam(model, config)
-        self.parameters: list[nn.Parameter] = self.optimiser.param_groups[0]["params"]
+        self.parameters: list[nn.Parameter] = self.optimiser.parameters
         self.gradients = GradientSum(model, world, signals=3)
         self.readback: Readback[tuple[int, np.ndarray]] = Readback(world.device)
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
@@ -168,7 +168,7 @@ class Run:
             restore_moments(self.optimiser, self.names, blank)
         self.world.from_first([*self.model.state_dict().values(), *moments(self.optimiser, self.names).values()])
         self.state = TrainingState.from_dict(shared["state"])
-        self.optimiser.param_groups[0]["lr"] = self.state.lr
+        self.optimiser.lr = self.state.lr
 
     # running
 
@@ -220,7 +220,7 @@ class Run:
         self.turn_to("copying")
         batch = with_others(batch.to(device), world)
         self.turn_to("forward")
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         with products_in(self.products):
             losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
         loss = losses.minimise.sum() / batch.n_global
@@ -244,7 +244,7 @@ class Run:
         if self.readback.deferred:
             # the update of a step that is not finite, and of those after it, is left out on the device
             self.bad = torch.maximum(self.bad, (~numbers[0].isfinite()).float())
-            cast(Any, self.optimiser).found_inf = self.bad
+            self.optimiser.found_inf = self.bad
         asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
         if self.config.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
@@ -297,7 +297,7 @@ class Run:
             found = validate(self.model, self.validation, self._now(), seed=self.seed, world=self.world)
             line |= found
             state.watch(found, config)
-            self.optimiser.param_groups[0]["lr"] = state.lr
+            self.optimiser.lr = state.lr
             self.turn_to("metrics")
         state.since_line = state.since_epoch = ({}, 0)
         state.history.append(line)
