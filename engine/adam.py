@@ -47,7 +47,7 @@ class Adam:
         kept = [self.state.get(parameter) or self._first(parameter) for parameter in moved]
         steps = [one["step"] for one in kept]
         torch._foreach_add_(steps, 1)
-        fused: Any = torch._fused_adam_  # type: ignore[attr-defined]
+        fused: Any = torch._fused_adam_
         fused(
             moved,
             [parameter.grad for parameter in moved],

@@ -45,7 +45,8 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     assert config.data.lanes is not None
     change = update_in(config, store)
     folder = RunFolder(arguments["out"])
-    profiled = None if arguments["profile"] is None else Profiled(worker.world, folder, arguments["profile"])
+    since = arguments.get("profile")
+    profiled = None if since is None else Profiled(worker.world, folder, since)
     try:
         if worker.world.first:
             folder.fetch()

@@ -16,7 +16,7 @@ def test_it_is_torchs_fused_adam_to_the_last_bit(weight_decay: float) -> None:
     for number in range(10):
         cells = torch.randn(20, 7)
         for model, optimiser in ((ours, own), (theirs, other)):
-            optimiser.zero_grad()  # type: ignore[attr-defined]
+            optimiser.zero_grad()
             model(cells).square().sum().backward()
         if number == 4:  # a parameter that the step does not reach
             for model in (ours, theirs):
