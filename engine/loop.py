@@ -27,6 +27,7 @@ from scarcade.engine.optim import (
     restore_moments,
 )
 from scarcade.engine.precision import products_in
+from scarcade.engine.profile import LOADING, Stopwatch
 from scarcade.engine.readback import Readback
 from scarcade.engine.state import Checkpointing, FitResult, TrainingState
 from scarcade.engine.together import with_others
@@ -36,6 +37,10 @@ from scarcade.engine.world import World
 FitConfig = OptimConfig
 _OPTIMISER = "optimiser:"
 _WEIGHTS = "model:"
+
+
+def _unwatched(part: str) -> None:
+    """Where no stopwatch runs."""
 
 
 def fit(
@@ -50,6 +55,7 @@ def fit(
     metrics: MetricsFile | None = None,
     progress: Report | None = None,
     stop: Callable[[], bool] | None = None,
+    watch: Stopwatch | None = None,
 ) -> FitResult:
     """Train `model`, from the newest checkpoint if there is one.
 
@@ -62,6 +68,7 @@ def fit(
         metrics: where lines of metrics go, written by rank 0. `progress` is given the same lines.
         stop: asked in each step; once it says True on any worker, all of them stop together, commit a
             checkpoint and return "interrupted".
+        watch: is told which part of the work begins.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; the update was not made.
@@ -70,6 +77,8 @@ def fit(
     world = world or World()
     run = Run(model.to(world.device), train, validation, config, world=world, seed=seed)
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
+    if watch is not None:
+        run.turn_to = watch.to
     run.begin()
     try:
         began_at = run.state.step
@@ -112,13 +121,14 @@ class Run:
         self.epochs = config.epochs or default_epochs(self.n_cells)
         self.products = getattr(torch, config.products)
         self.optimiser, self.names = adam(model, config)
-        self.parameters: list[nn.Parameter] = self.optimiser.param_groups[0]["params"]
+        self.parameters: list[nn.Parameter] = self.optimiser.parameters
         self.gradients = GradientSum(model, world, signals=3)
         self.readback: Readback[tuple[int, np.ndarray]] = Readback(world.device)
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
         self.sums = Sums()
         self.state = TrainingState(lr=config.lr)
         self.clock = Clock(train.waited, 0)
+        self.turn_to: Callable[[str], None] = _unwatched
 
     # beginning
 
@@ -158,7 +168,7 @@ class Run:
             restore_moments(self.optimiser, self.names, blank)
         self.world.from_first([*self.model.state_dict().values(), *moments(self.optimiser, self.names).values()])
         self.state = TrainingState.from_dict(shared["state"])
-        self.optimiser.param_groups[0]["lr"] = self.state.lr
+        self.optimiser.lr = self.state.lr
 
     # running
 
@@ -166,6 +176,7 @@ class Run:
         """The rest of the current epoch; False if the run was asked to stop in it."""
         state, steps = self.state, self.train.steps_per_epoch
         self.model.train(self.config.mode == "train")
+        self.turn_to(LOADING)
         if state.in_epoch < steps and not self._at_last_step():
             for batch in self.train.epoch(state.epoch, state.in_epoch):
                 save, interrupted = self._step(batch)
@@ -179,6 +190,7 @@ class Run:
                     break
                 if save and not at_end:
                     self.save()
+                self.turn_to(LOADING)
         self._check(self.readback.drain())
         if state.in_epoch == steps:
             self._end_of_epoch()
@@ -205,8 +217,10 @@ class Run:
             kl_weight(self.config, epoch=state.epoch, step=state.step, cells=state.cells),
             state.lr,
         )
+        self.turn_to("copying")
         batch = with_others(batch.to(device), world)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.turn_to("forward")
+        self.optimiser.zero_grad()
         with products_in(self.products):
             losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
         loss = losses.minimise.sum() / batch.n_global
@@ -214,25 +228,29 @@ class Run:
             loss = loss + losses.penalty / world.size
         if losses.labelled is not None and batch.labelled is not None:
             loss = loss + losses.labelled.sum() / batch.labelled.n_global
+        self.turn_to("backward")
         loss.backward()  # type: ignore[no-untyped-call]
         asked = (
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
             float(self.stop is not None and self.stop()),
         )
         own = torch.cat([loss.detach().reshape(1), torch.tensor(asked, device=device)])
+        self.turn_to("all-reduce")
         shared = self.gradients.finish(own, len(batch) / batch.n_global)
+        self.turn_to("optimiser")
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         numbers = torch.cat([(shared[0] + norm).reshape(1), shared[1:]])
         if self.readback.deferred:
             # the update of a step that is not finite, and of those after it, is left out on the device
             self.bad = torch.maximum(self.bad, (~numbers[0].isfinite()).float())
-            cast(Any, self.optimiser).found_inf = self.bad
+            self.optimiser.found_inf = self.bad
         asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
         if self.config.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
         self.optimiser.step()
         self.contract.after_step(where)
+        self.turn_to("metrics")
         self.sums.add(losses)
         state.step += 1
         state.in_epoch += 1
@@ -271,13 +289,16 @@ class Run:
 
     def _end_of_epoch(self) -> None:
         state, config = self.state, self.config
+        self.turn_to("metrics")
         self._gather()
         line = {**self._where("epoch"), **means(*state.since_epoch, "train")}
         if self.validation is not None and config.validate_every and (state.epoch + 1) % config.validate_every == 0:
+            self.turn_to("validation")
             found = validate(self.model, self.validation, self._now(), seed=self.seed, world=self.world)
             line |= found
             state.watch(found, config)
-            self.optimiser.param_groups[0]["lr"] = state.lr
+            self.optimiser.lr = state.lr
+            self.turn_to("metrics")
         state.since_line = state.since_epoch = ({}, 0)
         state.history.append(line)
         state.epoch, state.in_epoch = state.epoch + 1, 0
@@ -315,6 +336,7 @@ class Run:
         """Commit where the run stands."""
         if self.checkpoints is None:
             return
+        self.turn_to("checkpoint")
         self._check(self.readback.drain())
         self._gather()
         tensors = {f"{_WEIGHTS}{k}": v for k, v in self.model.state_dict().items()}

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from scarcade.engine.adam import MOMENTS, Adam
 from scarcade.engine.config import Section
 from scarcade.engine.errors import CheckpointError, UsageError
 
@@ -84,7 +84,7 @@ def final_kl_weight(config: OptimConfig, *, epochs: int, steps_per_epoch: int, n
     return kl_weight(config, epoch=last // max(steps_per_epoch, 1), step=last, cells=cells)
 
 
-def adam(model: nn.Module, config: OptimConfig) -> tuple[torch.optim.Adam, list[str]]:
+def adam(model: nn.Module, config: OptimConfig) -> tuple[Adam, list[str]]:
     """Adam over the parameters of `model` that train, and their names in the same order.
 
     The fused kernel does one pass over the moments where the plain one does ten.
@@ -96,34 +96,28 @@ def adam(model: nn.Module, config: OptimConfig) -> tuple[torch.optim.Adam, list[
     if not named:
         raise UsageError("the model has no parameter that trains; were all of them frozen?")
     parameters = [p for _, p in named]
-    fused = all(p.dtype.is_floating_point and p.device.type in ("cpu", "cuda") for p in parameters)
-    optimiser = torch.optim.Adam(
-        parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=fused
-    )
+    optimiser = Adam(parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
     return optimiser, [name for name, _ in named]
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-def moments(optimiser: torch.optim.Adam, names: Sequence[str]) -> dict[str, Tensor]:
+def moments(optimiser: Adam, names: Sequence[str]) -> dict[str, Tensor]:
     """The optimiser's state as named tensors: ``<parameter>/<moment>``; nothing before the first step."""
     state = optimiser.state
     return {
         f"{name}/{kind}": state[p][kind]
-        for name, p in zip(names, optimiser.param_groups[0]["params"], strict=True)
+        for name, p in zip(names, optimiser.parameters, strict=True)
         for kind in MOMENTS
         if p in state
     }
 
 
-def restore_moments(optimiser: torch.optim.Adam, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
+def restore_moments(optimiser: Adam, names: Sequence[str], saved: Mapping[str, Tensor]) -> None:
     """The inverse of `moments`.
 
     Raises:
         CheckpointError: the tensors are not those of this optimiser.
     """
-    parameters = optimiser.param_groups[0]["params"]
+    parameters = optimiser.parameters
     wanted = {f"{name}/{kind}" for name in names for kind in MOMENTS}
     if not saved:
         return

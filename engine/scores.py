@@ -3,17 +3,13 @@
 Pure functions of (latent, labels, batches). Labels and batches are integer codes; -1 means "not known", and
 such cells are never scored. What is quadratic in cells is computed on a sample whose size and seed are arguments.
 All integration scores lie in [0, 1], 1 is best; definitions follow scIB (Luecken et al., Nature Methods 2022)
-where they are named there, and differences are said.
+where they are named there, and differences are said. What scipy and scikit-learn compute is imported where it is
+used: a mapping asks for the accuracy of labels alone, and their import is a second of its start.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.stats import chi2
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
 from scarcade.engine.contracts import UNLABELLED
 from scarcade.engine.errors import InputError
@@ -43,11 +39,15 @@ def label_accuracy(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]
 
 def silhouette_label(latent: np.ndarray, labels: np.ndarray) -> float:
     """Mean silhouette width over cells, (s + 1) / 2: are cells nearer to their label than to the next? (scIB ASW)."""
+    from sklearn.metrics import silhouette_samples
+
     return float((silhouette_samples(latent, labels).mean() + 1) / 2)
 
 
 def silhouette_batch(latent: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> float:
     """Within each label, 1 - |silhouette over batches|, meant over cells and then over labels (scIB batch ASW)."""
+    from sklearn.metrics import silhouette_samples
+
     scores = []
     for label in np.unique(labels):
         of_label = labels == label
@@ -94,15 +94,20 @@ def rejected_mixing(codes: np.ndarray, expected: np.ndarray, *, alpha: float = 0
     Args:
         codes: (N, k) batches of the neighbours. expected: (B,) shares, summing to 1.
     """
+    from scipy.special import chdtrc
+
     k = codes.shape[1]
     observed = _shares(codes, np.ones(codes.shape), n_codes=len(expected))
     there = expected > 0
     statistic = ((observed[:, there] - k * expected[there]) ** 2 / (k * expected[there])).sum(axis=1)
-    return float(np.mean(chi2.sf(statistic, max(1, there.sum() - 1)) < alpha))
+    return float(np.mean(chdtrc(max(1, there.sum() - 1), statistic) < alpha))
 
 
 def graph_connectivity(places: np.ndarray, labels: np.ndarray) -> float:
     """Mean over labels of the share of its cells in the largest connected part of the neighbour graph (scIB)."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
     n, k = places.shape
     graph = csr_matrix((np.ones(n * k, np.int8), places.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
     shares = []
@@ -118,6 +123,9 @@ def clusters_agree(latent: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> 
 
     Not optimised over resolutions against the labels, as scIB's Louvain is: that flatters.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     clusters = KMeans(len(np.unique(labels)), n_init=3, random_state=seed).fit_predict(latent)
     return {
         "nmi": float(normalized_mutual_info_score(labels, clusters)),

@@ -18,8 +18,8 @@ from typing import Any
 from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
-from scarcade.engine.config import merged, nested, read_toml
 from scarcade.engine.errors import UsageError
+from scarcade.engine.tables import merged, nested, read_toml
 from scarcade.jobs.commands import app
 from scarcade.jobs.console import note, only_our_warnings
 from scarcade.jobs.exits import explained, stop_tidily_on_sigterm

@@ -5,6 +5,7 @@ Results go to stdout, progress and notes to stderr. Every command imports what i
 """
 
 import math
+import time
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,6 +42,7 @@ from scarcade.jobs.options import (
 )
 from scarcade.jobs.submit_commands import jobs_app, submit
 
+_BEGAN = time.time()  # of the command, nearly: parsing its options already imports what it runs
 app = App(
     name="scarcade",
     help="Train single-cell reference atlases on Ray, straight from disk, and map queries onto them.",
@@ -161,13 +163,19 @@ def train(
     threads: Threads = None,
     batch_key: BatchKey = None,
     label_key: Annotated[str | None, told("The store's primary label column, to make sure of it.")] = None,
+    log: Annotated[tuple[str, ...], repeated("Curves for tensorboard, mlflow or wandb too (short for --log.to)")] = (),
+    profile: Annotated[
+        bool, flag("Tell where the time goes, in OUT/profile.json, with a trace in OUT/profile.")
+    ] = False,
     sections: Given = NO_SECTIONS,
     common: Common = COMMON,
 ) -> None:
     """Train a reference, or update one with new data; the same command again continues the run."""
     from scarcade.jobs.train import train as run
 
-    settings = sections.with_direct(epochs=epochs, batch_size=batch_size, workers=workers, threads=threads)
+    settings = sections.with_direct(
+        epochs=epochs, batch_size=batch_size, workers=workers, threads=threads, log=log or None
+    )
     if update_weights is not None:
         settings["update_weights"] = update_weights
     with Bar("training") as bar:
@@ -184,6 +192,7 @@ def train(
             batch_key=batch_key,
             label_key=label_key,
             settings=settings,
+            profile=_BEGAN if profile else False,
             progress=training_told(bar),
         )
     print(f"{done.path}/model")

@@ -7,12 +7,15 @@ Nothing heavy is imported here, as in `commands`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from scarcade.engine.config import Section, merged, nested
 from scarcade.engine.errors import UsageError
+from scarcade.engine.tables import merged, nested
+
+if TYPE_CHECKING:
+    from scarcade.engine.config import Section
 
 WITH_SECTIONS = ("train", "tune", "map")
 UNCHECKED = {"tune": ("space",)}
@@ -22,8 +25,9 @@ DIRECT = {
     "batch-size": "data.batch-size",
     "workers": "scale.workers",
     "threads": "scale.threads",
+    "log": "log.to",
 }
-"""Options that `train`, `tune` and `map` take directly, and the fields that they are short for."""
+"""Options that `train`, `tune` and `map` take directly (`log`: `train` alone), and the fields they are short for."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,14 @@ Force = Annotated[bool, flag("Replace OUT if it is there.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 
 
-def sections_of(command: str, model: str) -> dict[str, type[Section]]:
+def sections_of(command: str, model: str) -> "dict[str, type[Section]]":
     """The sections of a command's configuration by name; those of `train` depend on the model.
 
     Raises:
         UsageError: there is no such model.
     """
+    from scarcade.engine.config import Section
+
     config: type[Section]
     own: dict[str, type[Section]] = {}
     if command == "map":

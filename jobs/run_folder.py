@@ -3,7 +3,7 @@
 ::
 
     config.toml           as resolved; the same command again is held to it
-    metrics.jsonl         one JSON object a line
+    metrics.jsonl         one JSON object a line; with --log drawn from it: tensorboard/, mlflow.db, wandb/
     checkpoints/step-*    the newest two
     model/                the trained model, once the run is over
 """
@@ -27,9 +27,11 @@ from scarcade.engine.metrics import MetricsFile
 from scarcade.engine.storage import Mirror, is_url
 
 CONFIG, METRICS, CHECKPOINTS, MODEL = "config.toml", "metrics.jsonl", "checkpoints", "model"
+_JOINED = ("mlflow.json", "wandb.json")  # which runs there this one is
+CURVES = "tensorboard"
 
 # What may differ between two starts of one run: where and how fast it is computed, not what.
-_FREE = ("scale.", "checkpoint.", "optim.log_every", "data.read_ahead", "data.path", "data.cache")
+_FREE = ("scale.", "checkpoint.", "log.", "optim.log_every", "data.read_ahead", "data.path", "data.cache")
 _MAY_GROW = ("optim.epochs", "optim.max_steps")
 
 
@@ -57,13 +59,16 @@ class RunFolder:
     def fetch(self) -> None:
         """Bring configuration and metrics here from the URL."""
         if self.mirror is not None:
-            for name in (CONFIG, METRICS):
+            for name in (CONFIG, METRICS, *_JOINED):
                 self.mirror.pull_file(name, self.local / name)
 
     def publish_metrics(self) -> None:
-        """Bring the metrics to the URL."""
+        """Bring the metrics to the URL, and the curves drawn from them."""
         if self.mirror is not None and self.metrics.path.exists():
             self.mirror.push_file(self.metrics.path, METRICS)
+            for path in [*(self.local / name for name in _JOINED), *(self.local / CURVES).glob("*")]:
+                if path.is_file():
+                    self.mirror.push_file(path, path.relative_to(self.local).as_posix())
 
     def publish_model(self) -> None:
         """Bring the model to the URL, in place of an older one."""
@@ -139,7 +144,7 @@ class RunFolder:
                 before = tomllib.loads(path.read_text())
             except (OSError, ValueError) as error:
                 raise OpenError(f"{path}: cannot be read ({error}); restore it or give another --out") from error
-            _same({**_flat(defaults or {}), **_flat(before)}, _flat(tomllib.loads(config)), self.place, free, may_grow)
+            _same({**flat(defaults or {}), **flat(before)}, flat(tomllib.loads(config)), self.place, free, may_grow)
             write_bytes(path, config.encode())
         if self.mirror is not None:
             self.mirror.push_file(path, CONFIG)
@@ -167,11 +172,12 @@ class RunFolder:
             return None
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"optim": {"lr": 1e-3}}`` -> ``{"optim.lr": 1e-3}``."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
+            out |= flat(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value
     return out

@@ -1,6 +1,7 @@
 """Trains a reference on a store: resolves the configuration, runs the loop, leaves a model. Resumes by itself."""
 
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,9 @@ from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import final_kl_weight
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.mislabelled import check_latent
+from scarcade.jobs.profiled import profile_table
 from scarcade.jobs.programs import programs_given
+from scarcade.jobs.run_curves import check_targets, run_curves
 from scarcade.jobs.run_folder import MODEL, RunFolder
 from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
 from scarcade.jobs.train_work import built, label_columns, update_in, work
@@ -76,6 +79,7 @@ def train(
     batch_key: str | None = None,
     label_key: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    profile: bool | float = False,
     progress: Progress | None = None,
 ) -> TrainedRun:
     """Train a model on a store, and leave it in ``out/model``. The same call again continues an unfinished run.
@@ -93,6 +97,8 @@ def train(
         epochs, batch_size, workers, threads: short for the fields of `TrainConfig` of those names.
         batch_key, label_key: must be those of the store, if given.
         settings: further fields, as a tree (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``).
+        profile: write where the time goes to ``out/profile.json`` and a trace to ``out/profile``, and tell it as a
+            note; a time (as ``time.time()`` gives it): counted from then.
 
     Raises:
         UsageError: a setting that does not exist, cannot be, or differs from what the run began with.
@@ -100,6 +106,7 @@ def train(
         BusyError: another process works on the run. ClusterError, StorageError, CheckpointError: as they say.
         NonFiniteError: the loss was not finite; nothing was updated.
     """
+    since = None if profile is False else time.time() if profile is True else float(profile)
     own = checked(LoaderConfig, nested(settings or {}).get("data", {}), prefix="data.")
     store = data if isinstance(data, Store) else open_store(data, cache=(own.cache, own.cache_gb))
     _check_keys(store.schema, batch_key, label_key)
@@ -119,6 +126,7 @@ def train(
         config = resolved(merged(begun, given), name=model, recipe=recipe, seed=seed, store=store, reference=known)
         if config.data.edit_labels and config.init_from is not None:
             check_latent(config.init_from, store)
+        check_targets(config.log, folder)
         change = update_in(config, store, known)
         with folder.locked():
             folder.sweep()
@@ -127,10 +135,13 @@ def train(
             if done is None:
                 for sentence in _notices(config, store, change):
                     tell({"note": sentence})
-                done = _train(folder, store, config, tell)
+                done = _train(folder, store, config, tell, since)
                 folder.fetch()
             else:
                 tell({"note": f"{folder.place} is trained already ({done['epochs']} epochs); more with --epochs"})
+                with run_curves(config, folder, tell) as curves:  # which may lack lines, or be new
+                    curves.ended = "finished"
+                folder.publish_metrics()
             history = epoch_lines(list(folder.metrics.read()))
     finally:
         folder.close()
@@ -204,16 +215,21 @@ def _finished(
     return None if more and record.get("stopped") != "early" else record
 
 
-def _train(folder: RunFolder, store: Store, config: TrainConfig, tell: Progress) -> dict[str, Any]:
+def _train(
+    folder: RunFolder, store: Store, config: TrainConfig, tell: Progress, profile: float | None
+) -> dict[str, Any]:
     """Run the loop where `config.scale` says; returns what `work` did."""
     arguments = {
         "config": config.model_dump(mode="json"),
         "data": store.place,
         "fingerprint": store.fingerprint,
         "out": folder.place,
+        "profile": profile,
     }
     with interruptible() as interrupts:
         done = run(work, arguments, config.scale, folder.place, tell=tell, interrupts=interrupts)
+    if done.get("profile") is not None:
+        tell({"note": profile_table(done["profile"])})
     if done["stopped"] == "interrupted":
         tell({"note": f"stopped at step {done['steps']}; the same command continues from there"})
         interrupts.pass_on()

@@ -11,6 +11,7 @@ from scarcade.dataloaders.loader import LoaderConfig, lanes_for
 from scarcade.dataloaders.store import Store
 from scarcade.engine.checkpoint import CheckpointConfig
 from scarcade.engine.config import Section, checked, merged
+from scarcade.engine.curves import LogConfig
 from scarcade.engine.errors import UsageError
 from scarcade.engine.launch import Scale
 from scarcade.engine.optim import OptimConfig, default_epochs
@@ -38,6 +39,7 @@ class TrainConfig(Section):
     surgery: SurgeryConfig = SurgeryConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     scale: Scale = Scale()
+    log: LogConfig = LogConfig()
 
 
 def resolved(

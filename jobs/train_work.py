@@ -24,6 +24,8 @@ from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
 from scarcade.jobs.latent import LATENT
 from scarcade.jobs.mislabelled import contradicted_in
+from scarcade.jobs.profiled import Profiled
+from scarcade.jobs.run_curves import run_curves
 from scarcade.jobs.run_folder import RunFolder
 from scarcade.jobs.train_config import TrainConfig
 from scarcade.jobs.update import Update, update_of
@@ -43,6 +45,8 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
     assert config.data.lanes is not None
     change = update_in(config, store)
     folder = RunFolder(arguments["out"])
+    since = arguments.get("profile")
+    profiled = None if since is None else Profiled(worker.world, folder, since)
     try:
         if worker.world.first:
             folder.fetch()
@@ -50,23 +54,30 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if change is not None and not trainable(model):
             result = FitResult(history=[], steps=0, epochs=0, cells=0, stopped="epochs")
         else:
-            result = fit(
-                model,
-                loaders[0],
-                loaders[1] if len(loaders) > 1 else None,
-                config.optim,
-                world=worker.world,
-                seed=config.seed,
-                checkpoints=checkpoints_in(worker, folder, config, store, change),
-                metrics=folder.metrics,
-                progress=worker.tell,
-                stop=worker.stop,
-            )
+            with run_curves(config, folder, worker.tell, first=worker.world.first) as curves:
+                result = fit(
+                    model,
+                    loaders[0],
+                    loaders[1] if len(loaders) > 1 else None,
+                    config.optim,
+                    world=worker.world,
+                    seed=config.seed,
+                    checkpoints=checkpoints_in(worker, folder, config, store, change),
+                    metrics=folder.metrics,
+                    progress=curves.progress,
+                    stop=worker.stop,
+                    watch=None if profiled is None else profiled.watch,
+                )
+                curves.ended = "interrupted" if result.stopped == "interrupted" else "finished"
+        if profiled is not None:
+            profiled.trained(loaders[0])
         record = _record(result, config, began)
         if worker.world.first:
             if result.stopped != "interrupted":
                 _save(model, store, folder, record, worker, change)
             folder.publish_metrics()
+        if profiled is not None:
+            record |= {"profile": profiled.written(saved=result.stopped != "interrupted")}
         return record
     finally:
         folder.close()

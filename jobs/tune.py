@@ -140,6 +140,10 @@ def tune(
     direct |= {"init_from": _absolute(init_from), "update": _absolute(update)}
     direct["model.programs"] = programs_given(programs)
     given = merged(given, nested({name: value for name, value in direct.items() if value is not None}))
+    if given.get("log", {}).get("to") and not refit:
+        raise UsageError(
+            "--log.to: curves are those of one training; a search has its report; give --refit, or leave it out"
+        )
     job, parameters = _job(store, given, config, wanted, space, name=model, recipe=recipe, seed=seed, trials=trials)
     mode, tell = job.objective.better(), progress or _plain
     folder = RunFolder(out)

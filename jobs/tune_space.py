@@ -25,6 +25,7 @@ Parameters = dict[str, Any]
 _FIXED = {
     "scale.": "is where and how fast a trial is computed",
     "checkpoint.": "is where and how fast a trial is computed",
+    "log.": "is where curves of a training go",
     "data.validation": "decides which cells the trials are compared on, which must be the same for all",
     "optim.epochs": "is what the scheduler gives and takes: --epochs says how many a trial has at most",
     "optim.max_steps": "is what the scheduler gives and takes: --epochs says how many a trial has at most",

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from scarcade.engine.adam import Adam
 from scarcade.engine.errors import CheckpointError, UsageError
 from scarcade.engine.optim import (
     OptimConfig,
@@ -71,7 +72,7 @@ def test_early_stopping_waits_for_its_patience() -> None:
 
 
 def test_moments_survive_a_round_trip_bit_for_bit() -> None:
-    def three_steps(optimiser: torch.optim.Adam, model: nn.Module) -> None:
+    def three_steps(optimiser: Adam, model: nn.Module) -> None:
         for i in range(3):
             optimiser.zero_grad()
             model(torch.full((4, 3), float(i + 1))).square().sum().backward()
