@@ -109,7 +109,7 @@ class Store:
         return Path(self.place)
 
     def __repr__(self) -> str:
-        return f"<Store {self.path}: {self.n_cells} cells x {self.n_genes} genes>"
+        return f"<Store {self.where}: {self.n_cells} cells x {self.n_genes} genes>"
 
     def _opened(self) -> tuple[LocalFiles | RemoteFiles, dict[str, Any]]:
         if is_url(self.place):
@@ -176,7 +176,7 @@ class Store:
         """A small element (var, schema, truth) by anndata, its bytes checked before."""
         import anndata as ad
         import zarr
-        from zarr.core.buffer import default_buffer_prototype
+        from zarr.buffer import default_buffer_prototype
 
         files = [file for file in self._manifest["files"] if file.startswith(f"{name}/")]
         if not files:

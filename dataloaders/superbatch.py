@@ -14,6 +14,8 @@ from torch import Tensor
 
 from scarcade.dataloaders import kernels
 
+_LOG1P = np.log1p(np.arange(1024)).astype(np.float32)  # of counts up to 1,023, which nearly all are
+
 
 class BufferPool:
     """Buffers of gene indices and values, lent and taken back. A fresh one costs its page faults.
@@ -95,9 +97,6 @@ class PackedCounts:
 
     __slots__ = ("_n_genes", "_ring", "_slot", "_start", "_stop", "_superbatch")
 
-    # (a property of the class, not of a batch: made once)
-    _LOG1P = np.log1p(np.arange(1024)).astype(np.float32)
-
     def __init__(self, superbatch: Superbatch, start: int, stop: int, n_genes: int, ring: DenseRing) -> None:
         self._superbatch = superbatch
         self._start, self._stop = start, stop
@@ -127,7 +126,7 @@ class PackedCounts:
         one = self._superbatch
         starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
         tensor, array = self._ring.rows(2 + self._slot, len(starts), self._n_genes)
-        kernels.scatter_log1p(one.indices, one.data, starts, lengths, self._LOG1P, array)
+        kernels.scatter_log1p(one.indices, one.data, starts, lengths, _LOG1P, array)
         return tensor
 
     def unpacked(self, device: torch.device) -> Tensor:

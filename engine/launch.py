@@ -84,6 +84,8 @@ def run(
     cpus, threads = scale.grant(private=private)
     needed = max(cores(), int(cpus * scale.workers + 0.999))
     launch = uuid.uuid4().hex
+    if private and scale.min_workers is not None:
+        tell({"note": "--scale.min-workers is for clusters, whose nodes can be lost: without one it changes nothing"})
 
     def begin(size: int, avoid: frozenset[str] = frozenset()) -> Attended:
         remove_traces(place)

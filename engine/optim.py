@@ -26,7 +26,7 @@ class OptimConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="Stop after that many optimiser steps, whatever the epoch.")
     products: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="kind of number of the products over all genes in training; losses and sums stay float32",
+        description="kind of number of the large products (over all genes) in training; losses and sums stay float32",
     )
     lr: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
     eps: float = Field(0.01, gt=0, description="Added to the root of Adam's second moment.")

@@ -10,7 +10,9 @@ class Scale(Section):
     """How many workers train, and what each of them is given."""
 
     workers: int = Field(0, ge=0, description="Ray Train workers; 0: train in this process, without Ray.")
-    min_workers: int | None = Field(None, ge=1, description="Elastic: go on with as few as this when nodes are lost.")
+    min_workers: int | None = Field(
+        None, ge=1, description="On a cluster: go on with as few as this when nodes are lost."
+    )
     threads: int | None = Field(None, ge=1, description="Threads of each worker; default: its cores.")
     cpus_per_worker: float | None = Field(None, gt=0, description="Cores reserved for each worker; default: its share.")
     gpus: bool = Field(False, description="One GPU for each worker (nccl); without workers: use the GPU.")

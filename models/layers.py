@@ -101,15 +101,16 @@ class Dispersion(ConditionRows):
         return found
 
 
-WIDE = 1 << 16  # weights from which on a product is one over all genes
+WIDE = 1 << 16  # weights from which on a product is a large one: those over all genes, and between wide layers
 
 
-def wide_addmm(rows: Tensor, x_BI: Tensor, weight_HI: Tensor) -> Tensor:
-    """``rows + x W^T`` (B, H), the product in the kind of number that is asked for where it is a large one."""
+def product_of(x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None = None) -> Tensor:
+    """``x W^T + plus`` (B, H); a large product in the kind of number that is asked for, whatever the layer."""
     kind = products()
-    if kind == torch.float32 or weight_HI.numel() < WIDE or x_BI.dtype != torch.float32:
-        return torch.addmm(rows, x_BI, weight_HI.T)
-    return rows + F.linear(x_BI.to(kind), weight_HI.to(kind)).float()
+    if kind != torch.float32 and weight_HI.numel() >= WIDE and x_BI.dtype == torch.float32:
+        product_BH = F.linear(x_BI.to(kind), weight_HI.to(kind)).float()
+        return product_BH if plus is None else product_BH + plus
+    return F.linear(x_BI, weight_HI, plus) if plus is None or plus.dim() == 1 else torch.addmm(plus, x_BI, weight_HI.T)
 
 
 def linear_with_rows(
@@ -126,7 +127,7 @@ def linear_with_rows(
     """
     if not conditions and product_BH is None:
         assert x_BI is not None
-        return F.linear(x_BI, weight, bias) if bias is None else wide_addmm(bias, x_BI, weight)
+        return product_of(x_BI, weight, bias)
     if not conditions:
         assert product_BH is not None
         return product_BH if bias is None else product_BH + bias
@@ -141,7 +142,7 @@ def linear_with_rows(
     if product_BH is not None:
         return rows_BH + product_BH
     assert x_BI is not None
-    return wide_addmm(rows_BH, x_BI, weight)
+    return product_of(x_BI, weight, rows_BH)
 
 
 class ConditionalLinear(nn.Module):
@@ -294,6 +295,9 @@ class Linear(nn.Linear):
         self.bias = nn.Parameter(torch.empty(n_out))
         start_uniform(self.weight, n_in**-0.5, generator)
         start_uniform(self.bias, n_in**-0.5, generator)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return product_of(input, self.weight, self.bias)
 
 
 class Encoder(nn.Module):

@@ -16,7 +16,7 @@ from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
 from scarcade.models.threads import run
-from scarcade.models.trained_head import Logits, head_log_likelihood
+from scarcade.models.trained_head import Logits, codes_of, head_log_likelihood
 
 
 def _compute(
@@ -33,10 +33,10 @@ def _compute(
     n_cells, n_genes = x_BG.shape
     theta = torch.exp(log_theta).reshape(-1, n_genes)
     shared = log_theta.dim() == 1
-    if code_B is None:  # one row of theta for all cells, or one for each
-        code_B = torch.zeros(n_cells, dtype=torch.int64) if shared else torch.arange(n_cells)
-    elif n_cells and not 0 <= int(code_B.min()) <= int(code_B.max()) < len(theta):
-        raise IndexError(f"codes {int(code_B.min())} to {int(code_B.max())} of a table with {len(theta)} rows")
+    if code_B is not None:
+        codes = codes_of(code_B, len(theta))
+    else:  # one row of theta for all cells, or one for each
+        codes = np.zeros(n_cells, np.int64) if shared else np.arange(n_cells)
     value_B, d_library_B = torch.empty_like(log_library_B), torch.empty_like(log_library_B)
     d_logits_BG = torch.empty_like(logits_BG)
     d_theta = torch.zeros(-(-n_cells // kernel.CHUNK), n_genes) if len(theta) == 1 else torch.empty_like(logits_BG)
@@ -46,7 +46,7 @@ def _compute(
         logits_BG.numpy(),
         log_library_B.numpy(),
         theta.numpy(),
-        code_B.numpy(),
+        codes,
         np.empty((n_cells, 0), np.float32) if dropout_BG is None else dropout_BG.numpy(),
         weight_B.numpy(),
         kernel.LOG_FACTORIAL,

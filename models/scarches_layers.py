@@ -20,7 +20,15 @@ from scarcade.engine.contracts import Batch, Noise, Schema
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.models import layers
 from scarcade.models.distributions import Path
-from scarcade.models.layers import Codes, ConditionRows, Dispersion, linear_with_rows, seeded, start_uniform
+from scarcade.models.layers import (
+    Codes,
+    ConditionRows,
+    Dispersion,
+    linear_with_rows,
+    product_of,
+    seeded,
+    start_uniform,
+)
 from scarcade.models.model import AtlasModel
 
 
@@ -128,7 +136,7 @@ class PlainLinear(nn.Module):
         start_uniform(self.weight, n_in**-0.5, generator)
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        return F.linear(x_BI, self.weight)
+        return product_of(x_BI, self.weight)
 
 
 class Stack(nn.Module):

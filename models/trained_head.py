@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from scarcade.engine.precision import products
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.block_buffers import BlockBuffers
-from scarcade.models.layers import Codes, ConditionRows, wide_addmm
+from scarcade.models.layers import Codes, ConditionRows, product_of
 from scarcade.models.threads import run
 
 BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
@@ -48,7 +48,7 @@ class Logits:
     def tensor(self) -> Tensor:
         """(B, G)."""
         rows_BG = self.table_KG[0] if self.code_B is None else F.embedding(self.code_B, self.table_KG)
-        return wide_addmm(rows_BG, self.h_BH, self.weight_GH)
+        return product_of(self.h_BH, self.weight_GH, rows_BG)
 
 
 def logits_of(layer: nn.Module, h_BH: Tensor, codes: Codes, weight_GH: Tensor | None = None) -> Logits:
@@ -113,7 +113,7 @@ class _Product:
         self.h_BH, self.weight_GH = h_BH.to(kind), weight_GH.to(kind)
         self.table, self.code_B = table_KG.contiguous(), code_B
         n_cells = len(h_BH)
-        self.codes = np.zeros(n_cells, np.int64) if code_B is None else _checked(code_B, len(table_KG))
+        self.codes = np.zeros(n_cells, np.int64) if code_B is None else codes_of(code_B, len(table_KG))
         self.one_row = len(table_KG) == 1
         self.d_h_BH = torch.empty(n_cells, h_BH.shape[1])
         self.d_weight_GH = torch.zeros(weight_GH.shape) if graded else None
@@ -147,7 +147,12 @@ class _Product:
         return self.d_h_BH, self.d_weight_GH, self.d_table.sum(0, keepdim=True) if self.one_row else self.d_table
 
 
-def _checked(code_B: Tensor, n_rows: int) -> np.ndarray:
+def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
+    """The codes of cells in a table of `n_rows`, as the kernels take them, which do not look.
+
+    Raises:
+        IndexError: one has no row.
+    """
     if len(code_B) and not 0 <= int(code_B.min()) <= int(code_B.max()) < n_rows:
         raise IndexError(f"codes {int(code_B.min())} to {int(code_B.max())} of a table with {n_rows} rows")
     return code_B.numpy()
@@ -178,7 +183,7 @@ def _compute(
     theta = torch.exp(log_theta).reshape(-1, n_genes).contiguous()
     shared = log_theta.dim() == 1
     if code_B is not None:
-        codes = _checked(code_B, len(theta))
+        codes = codes_of(code_B, len(theta))
     else:
         codes = np.zeros(n_cells, np.int64) if shared else np.arange(n_cells)
     one = len(theta) == 1
@@ -193,18 +198,9 @@ def _compute(
         other = np.empty((n, 0), first.dtype) if more is None else more.forward(rows)
         d_theta_rows = d_theta if one else _buffers.rows("theta", n, n_genes)
         also = logits if more is None else more
-        given = (
-            *(x_BG[rows].numpy(), first, logits.table.numpy(), logits.codes[rows], log_library_B[rows].numpy()),
-            *(
-                theta.numpy(),
-                codes[rows],
-                other,
-                also.table.numpy(),
-                also.codes[rows],
-                each[rows],
-                kernel.LOG_FACTORIAL,
-            ),
-        )
+        given: tuple[Any, ...] = (x_BG[rows].numpy(), first, logits.table.numpy(), logits.codes[rows])
+        given += (log_library_B[rows].numpy(), theta.numpy(), codes[rows])
+        given += (other, also.table.numpy(), also.codes[rows], each[rows], kernel.LOG_FACTORIAL)
         sums = d_theta_rows.numpy(), logits.d_table.numpy(), also.d_table.numpy()
         found = (value_B[rows].numpy(), d_library_B[rows].numpy(), *sums)
         run(n, partial(_rows, rows.start // kernel.CHUNK, given, found))

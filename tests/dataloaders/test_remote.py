@@ -68,6 +68,7 @@ def everything(store: Store) -> list[np.ndarray]:
 def test_all_that_is_in_it_is_what_is_on_the_disk(made: Made, place: str, tmp_path: Path, gb: float) -> None:
     store = open_store(place, (str(tmp_path), gb))
     assert store.fingerprint == made.store.fingerprint
+    assert "3000 cells x 50 genes" in repr(store)
     for there, here in zip(everything(store), everything(made.store), strict=True):
         np.testing.assert_array_equal(there, here)
     truth = store.truth()
