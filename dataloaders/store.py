@@ -119,6 +119,8 @@ class Store:
                     f"{self.where}: there is no store (no {MANIFEST}); `scarcade ingest --out URL` makes one"
                 )
             return RemoteFiles(self.place, manifest, shard_cache(*self.cache)), manifest
+        if self.path.is_file():
+            raise OpenError(f"{self.path}: is a file and not a store; `scarcade ingest` makes one of .h5ad files")
         if not self.path.is_dir():
             raise OpenError(f"{self.path}: there is no such folder; a store is made by `scarcade ingest` or `simulate`")
         return LocalFiles(self.path), read_manifest(self.path)

@@ -7,6 +7,7 @@ files of cells, so that looking at an .h5ad is quick.
 import json
 import tomllib
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,8 @@ def _run(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[str
         out["config"] = tomllib.loads((path / "config.toml").read_text())
     except (OSError, ValueError) as error:
         found.append(f"config.toml: {error}")
+    if (path / "trials").is_dir():
+        return out | _search(path, found)
     checkpoints = sorted((path / "checkpoints").glob("step-*")) if (path / "checkpoints").is_dir() else []
     valid = []
     for checkpoint in checkpoints:
@@ -216,6 +219,20 @@ def _run(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[str
     if out["finished"]:
         found += [f"model/{one}" for one in problems(path / "model")]
         out["model"] = str(path / "model")
+    return out
+
+
+def _search(path: Path, found: list[str]) -> dict[str, Any]:
+    """The run of `scarcade tune`: how many trials are in which state, and the best configuration once there is one."""
+    states: Counter[str] = Counter()
+    for trial in sorted((path / "trials").iterdir()):
+        try:
+            states[str(_json(trial / "trial.json").get("state"))] += 1
+        except OpenError as error:
+            found.append(str(error))
+    out: dict[str, Any] = {"trials": dict(states), "finished": (path / "best.toml").is_file()}
+    if out["finished"]:
+        out["best"] = str(path / "best.toml")
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scarcade.dataloaders.ingest import ingest
+from scarcade.dataloaders.store import open_store
 from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import OpenError
 from scarcade.engine.folder import committed, write_json
@@ -72,6 +73,28 @@ def test_a_store_and_what_is_wrong_with_it(tmp_path: Path) -> None:
     info = inspect(store.path)
     assert (info["intact"], len(info["problems"])) == (False, 1)
     assert "X/data" in info["problems"][0]
+
+
+def test_a_search(tmp_path: Path) -> None:
+    search = tmp_path / "search"
+    for name, state in (("trial-0000", "done"), ("trial-0001", "stopped"), ("trial-0002", "done")):
+        (search / "trials" / name).mkdir(parents=True)
+        (search / "trials" / name / "trial.json").write_text(json.dumps({"state": state}))
+    (search / "config.toml").write_text("trials = 3\n")
+    info = inspect(search)
+    assert (info["kind"], info["finished"], info["intact"]) == ("run", False, True)
+    assert info["trials"] == {"done": 2, "stopped": 1}
+    (search / "best.toml").write_text("")
+    (search / "trials" / "trial-0001" / "trial.json").write_text("{")
+    info = inspect(search)
+    assert (info["finished"], info["best"], info["intact"]) == (True, str(search / "best.toml"), False)
+    assert "trial-0001" in info["problems"][0]
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "a.h5ad").write_bytes(b"x")
+    with pytest.raises(OpenError, match=r"a\.h5ad: is a file and not a store; `scarcade ingest`"):
+        open_store(tmp_path / "a.h5ad")
 
 
 def test_a_model_a_run_and_a_query_against_them(tmp_path: Path) -> None:
