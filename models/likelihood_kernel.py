@@ -283,8 +283,8 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
     For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_few` and `_many`.
 
     Strip by strip, in the first cache, in loops that each have few arrays: with more than a handful LLVM makes no
-    vector code, as it would have to compare all of them for overlaps when it runs (the third loop was not, when all
-    was one). What goes from loop to loop lies in one array, `work`, at places a constant apart, which need no comparing.
+    vector code, as it would have to compare all of them for overlaps when it runs. What goes from loop to loop lies in
+    one array, `work`, at places a constant apart, which need no comparing.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     total = zero
