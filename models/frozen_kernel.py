@@ -12,37 +12,18 @@ file anew (`touch`), because numba's cache notices changes of a function's own f
 import numpy as np
 from numba import njit
 
-from scarcade.models.likelihood_kernel import EPS, SUMS, _finite, _highest, exp32, log32
-
-
-@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _exponentials(logits_G: np.ndarray, out_G: np.ndarray) -> np.float32:
-    """exp(logits - the largest of them), and the sum."""
-    highest = _highest(logits_G)
-    total = np.float32(0.0)
-    for g in range(len(logits_G)):
-        e = exp32(logits_G[g] - highest)
-        out_G[g] = e
-        total += e
-    return total
-
-
-@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _of_ratio(ratio: np.float32) -> tuple[np.float32, np.float32]:
-    """(ln(1 + ratio), ratio / (1 + ratio)), with one division for both."""
-    w = np.float32(1.0) + ratio
-    inverse = np.float32(1.0) / w
-    return log32(w) + (ratio - (w - np.float32(1.0))) * inverse, ratio * inverse
+from scarcade.models.likelihood_kernel import EPS, SUMS, _exponentials, _finite, _highest, _wide, exp32, log32, of_ratio
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _nb_zeros(factor, e_G, theta_G, inverse_G, t_G):  # type: ignore[no-untyped-def]
     """Every count as if it were 0: writes rate * d/d rate; returns the sums of log p and of what was written."""
+    _wide()
     value, slope = np.float32(0.0), np.float32(0.0)
     for g in range(len(e_G)):
         ratio = factor * e_G[g] * inverse_G[g]  # rate / (theta + eps)
         theta = theta_G[g]
-        log_ratio, share = _of_ratio(ratio)
+        log_ratio, share = of_ratio(ratio)
         t = -theta * share
         value -= theta * log_ratio
         t_G[g] = t
@@ -56,12 +37,13 @@ def _zinb_zeros(factor, e_G, theta_G, inverse_G, there_G, dropout_G, t_G):  # ty
 
     Counts that are not 0 (`there_G` is 1) add log(1 - sigmoid(dropout)) and the log p of an nb's zero.
     """
+    _wide()
     zero, one = np.float32(0.0), np.float32(1.0)
     value, slope = zero, zero
     for g in range(len(e_G)):
         ratio = factor * e_G[g] * inverse_G[g]
         theta = theta_G[g]
-        log_ratio, share = _of_ratio(ratio)
+        log_ratio, share = of_ratio(ratio)
         log_nb = -theta * log_ratio
         pi = dropout_G[g]
         e = exp32(-abs(pi))
@@ -85,6 +67,7 @@ def _counts(places, x_N, factor, e_G, theta_G, t_G, work):  # type: ignore[no-un
 
     They are gathered first, so that the arithmetic is vector code.
     """
+    _wide()
     n = len(places)
     for k in range(n):
         g = places[k]
@@ -108,6 +91,7 @@ def _counts(places, x_N, factor, e_G, theta_G, t_G, work):  # type: ignore[no-un
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _through_softmax(e_G, inverse_total, slope, t_G) -> None:  # type: ignore[no-untyped-def]
+    _wide()
     factor = inverse_total * slope
     for g in range(len(e_G)):
         t_G[g] -= e_G[g] * factor
@@ -137,7 +121,7 @@ def rows(  # type: ignore[no-untyped-def]
                 dropout_BG[b] = np.nan
             continue
         places, x_N = genes[indptr[b] : indptr[b + 1]], counts[indptr[b] : indptr[b + 1]]
-        total = _exponentials(t_G, e_G)
+        total = _exponentials(t_G, _highest(t_G), e_G)
         inverse_total = np.float32(1.0) / total
         factor = library_B[b] * inverse_total
         if zinb:

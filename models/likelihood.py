@@ -38,21 +38,17 @@ def _compute(
     else:  # one row of theta for all cells, or one for each
         codes = np.zeros(n_cells, np.int64) if shared else np.arange(n_cells)
     value_B, d_library_B = torch.empty_like(log_library_B), torch.empty_like(log_library_B)
-    d_logits_BG = torch.empty_like(logits_BG)
+    # the kernel writes gradients over logits, to which it would add biases: two rows of none, that it sums none for
+    d_logits_BG = logits_BG.clone()
+    d_dropout_BG = torch.empty(n_cells, 0) if dropout_BG is None else dropout_BG.clone()
+    no_bias, no_codes = np.zeros((2, n_genes), np.float32), np.zeros(n_cells, np.int64)
     d_theta = torch.zeros(-(-n_cells // kernel.CHUNK), n_genes) if len(theta) == 1 else torch.empty_like(logits_BG)
-    d_dropout_BG = torch.empty(n_cells, 0) if dropout_BG is None else torch.empty_like(dropout_BG)
     given = [
-        x_BG.contiguous().numpy(),
-        logits_BG.numpy(),
-        log_library_B.numpy(),
-        theta.numpy(),
-        codes,
-        np.empty((n_cells, 0), np.float32) if dropout_BG is None else dropout_BG.numpy(),
-        weight_B.numpy(),
-        kernel.LOG_FACTORIAL,
+        *(x_BG.contiguous().numpy(), d_logits_BG.numpy(), no_bias, no_codes, log_library_B.numpy()),
+        *(theta.numpy(), codes, d_dropout_BG.numpy(), no_bias, no_codes, weight_B.numpy(), kernel.LOG_FACTORIAL),
     ]
-    found = [part.numpy() for part in (value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG)]
-    run(n_cells, lambda start, stop: kernel.rows(start, stop, *given, *found))
+    found = [value_B.numpy(), d_library_B.numpy(), d_theta.numpy(), no_bias, no_bias]
+    run(n_cells, lambda start, stop: kernel.rows(start, stop, 0, *given, *found))
     return value_B, d_logits_BG, d_library_B, d_theta.sum(0) if len(theta) == 1 else d_theta, d_dropout_BG
 
 

@@ -1,9 +1,10 @@
 """Softmax and negative binomial (zero-inflated or not) in one pass over the counts: value and all gradients.
 
 Eager torch walks over (cells x genes) some forty times, and computes lgamma and digamma of zeros, which are 85
-to 95 % of the counts and for which they cancel. Here every entry is first treated as a zero, in vector code;
-the counts that are not zero are then gathered and finished in float64. Nearly all of those are small, and need
-no gamma function either: a ratio of two, Gamma(x + theta) / (Gamma(theta) x!), is a product of x factors.
+to 95 % of the counts and for which they cancel. Here every entry is first treated as a zero; the counts that are
+not zero are then gathered and finished. Nearly all of those are small, and need no gamma function either: a ratio of
+two, Gamma(x + theta) / (Gamma(theta) x!), is a product of x factors. All of this is vector code of float32, but for
+the large counts, which are float64.
 
 exp, log and the gamma function are written out because a call into the C library would keep the compiler from
 making vector code of the loops. Theirs are the flags "contract" alone: full fast math would rearrange their
@@ -21,18 +22,23 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 CHUNK = 32  # rows whose gradients by a shared theta are added up together, whatever the number of threads
 SMALL = 1024  # counts below this have their log factorial in a table
+LANES = 16  # numbers whose places are found together
 STRIP = 512  # genes that are done together, in the first cache
 FEW = 6  # counts up to this are a product of so many factors; larger ones take the gamma function
+LOW_THETA, HIGH_THETA = 0x1E3CE508, 0x49742400  # bits of 1e-20 and 1e6: of others a product of FEW may overflow
 EPS = np.float32(1e-8)
 EPS_32 = 0x322BCC77  # its bits
 EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz", "nnan", "ninf", "arcp"}
+
+COMPRESSED = bool(binding.get_host_cpu_features().get("avx512f"))  # whether there is an instruction for `_places`
 
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 LOG2_E = np.float32(1.44269504)
@@ -131,6 +137,50 @@ def _stored_made(context: Any, x: Any, like: Any) -> Any:
 _stored: Any = intrinsic(_stored_made)
 
 
+def _wide_made(context: Any) -> Any:
+    """Lets the compiler use the widest vectors there are in the function that calls this: it takes half of them."""
+
+    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # llvmlite lets through the attributes that it knows
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return c.get_dummy_value()
+
+    return types.none(), made
+
+
+_wide: Any = intrinsic(_wide_made)
+
+
+def _packed_made(context: Any, from_G: Any, first: Any, out_N: Any, n: Any) -> Any:
+    """Writes which of 16 numbers from `first` on are not below EPS, as places, to `out_N[n:]`; returns how many.
+
+    They are not negative: they are in the order of their bits.
+    """
+
+    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        given, first_, out, n_ = arguments
+        whole = ir.IntType(32)
+        lanes, masks = ir.VectorType(whole, LANES), ir.VectorType(ir.IntType(1), LANES)
+        data = c.make_array(signature.args[0])(c, builder, given).data
+        at = builder.bitcast(builder.gep(data, [first_]), lanes.as_pointer())
+        bits = builder.load(at, align=4)
+        there = builder.icmp_signed(">=", bits, ir.Constant(lanes, [EPS_32] * LANES))
+        start = builder.trunc(first_, whole)
+        places = builder.insert_element(ir.Constant(lanes, ir.Undefined), start, ir.Constant(whole, 0))
+        places = builder.shuffle_vector(places, places, ir.Constant(lanes, [0] * LANES))
+        places = builder.add(places, ir.Constant(lanes, list(range(LANES))))
+        to = builder.gep(c.make_array(signature.args[2])(c, builder, out).data, [n_])
+        store = ir.FunctionType(ir.VoidType(), [lanes, whole.as_pointer(), masks])
+        name = f"llvm.masked.compressstore.v{LANES}i32"
+        builder.call(cgutils.get_or_insert_function(builder.module, store, name), [places, to, there])
+        return builder.zext(builder.ctpop(builder.bitcast(there, ir.IntType(LANES))), ir.IntType(64))
+
+    return types.int64(from_G, types.int64, out_N, types.int64), made
+
+
+_packed: Any = intrinsic(_packed_made)
+
+
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def exp32(x: np.float32) -> np.float32:
     """e**x; 0 below -87 and capped at 88."""
@@ -219,6 +269,7 @@ LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, SMALL, dtyp
 @njit(forceinline=True, error_model="numpy")
 def _finite(x_G: np.ndarray) -> bool:
     """Whether no entry is infinite or not a number: by their bits, which no fast math can argue away."""
+    _wide()
     largest = np.int32(0)
     for g in range(len(x_G)):
         largest = max(largest, bits32(x_G[g]) & np.int32(0x7FFFFFFF))
@@ -226,99 +277,147 @@ def _finite(x_G: np.ndarray) -> bool:
 
 
 @njit(forceinline=True, error_model="numpy")
+def _ordered(bits: np.int32) -> np.int32:
+    """Integers in the order of the floats of which these are the bits, and back."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))  # type: ignore[return-value]
+
+
+@njit(forceinline=True, error_model="numpy")
 def _highest(x_G: np.ndarray) -> np.float32:
     """The largest of finite numbers, as the largest of integers in the same order: of floats it is no vector code."""
+    _wide()
     found = np.int32(-0x7FFFFFFF)
     for g in range(len(x_G)):
-        bits = bits32(x_G[g])
-        found = max(found, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-    return float32(found ^ ((found >> np.int32(31)) & np.int32(0x7FFFFFFF)))  # type: ignore[no-any-return]
+        found = max(found, _ordered(bits32(x_G[g])))
+    return float32(_ordered(found))  # type: ignore[no-any-return]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _widen(given_G: np.ndarray, bias_G: np.ndarray, out_G: np.ndarray) -> tuple[bool, np.float32]:
+    """float32 of bfloat16 (as int16), or of float32, and the bias. Returns whether all are finite, and the highest."""
+    _wide()
+    largest, highest = np.int32(0), np.int32(-0x7FFFFFFF)
+    for g in range(len(given_G)):
+        number = _float_of(given_G[g]) + bias_G[g]
+        bits = bits32(number)
+        largest = max(largest, bits & np.int32(0x7FFFFFFF))
+        highest = max(highest, _ordered(bits))
+        out_G[g] = number
+    return bool(largest < np.int32(0x7F800000)), float32(_ordered(highest))
+
+
+@njit(forceinline=True, error_model="numpy")
+def _narrow(given_G: np.ndarray, out_G: np.ndarray) -> None:
+    """The inverse: rounded to the nearest, if `out_G` is bfloat16."""
+    _wide()
+    for g in range(len(given_G)):
+        out_G[g] = _stored(given_G[g], out_G[g])
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _softmax(logits_G: np.ndarray, out_G: np.ndarray) -> None:
-    highest = _highest(logits_G)
+def _exponentials(logits_G: np.ndarray, highest: np.float32, out_G: np.ndarray) -> np.float32:
+    """exp(logits - highest), and the sum."""
+    _wide()
     total = np.float32(0.0)
     for g in range(len(logits_G)):
         e = exp32(logits_G[g] - highest)
         out_G[g] = e
         total += e
-    scale = np.float32(1.0) / total
-    for g in range(len(logits_G)):
-        out_G[g] *= scale
+    return total
 
 
-@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G) -> np.float64:  # type: ignore[no-untyped-def]
-    """Every count as if it were 0: writes rate * d/d rate and d/d log theta; returns log p of those that are.
+@njit(forceinline=True, error_model="numpy")
+def _inverse(theta_G: np.ndarray, out_G: np.ndarray) -> tuple[bool, bool]:
+    """1 / (theta + EPS). Returns whether all theta are finite, and whether `_few` can take all of them."""
+    _wide()
+    lowest, highest = np.int32(0x7FFFFFFF), np.int32(0)
+    for g in range(len(theta_G)):
+        bits = bits32(theta_G[g])
+        lowest, highest = min(lowest, bits), max(highest, bits & np.int32(0x7FFFFFFF))
+        out_G[g] = np.float32(1.0) / (theta_G[g] + EPS)
+    usual = (lowest >= np.int32(LOW_THETA)) & (highest <= np.int32(HIGH_THETA))
+    return bool(highest < np.int32(0x7F800000)), bool(usual)
 
-    For the others it writes ln(1 + rate / theta).
-    """
-    total = np.float32(0.0)
-    for g in range(len(scale_G)):
-        theta = theta_G[g]
-        base = theta + EPS
-        rate = library * scale_G[g]
-        log_ratio = log1p32(rate / base)
-        share = rate / (base + rate)
-        total -= theta * log_ratio if x_G[g] < EPS else np.float32(0.0)
-        t_G[g] = -theta * share
-        d_theta_G[g] = theta * (theta / base * share - log_ratio)
-        log_ratio_G[g] = log_ratio
-    return np.float64(total)
+
+@njit(forceinline=True, error_model="numpy", fastmath=EXACT)
+def of_ratio(ratio: np.float32) -> tuple[np.float32, np.float32]:
+    """(ln(1 + ratio), ratio / (1 + ratio)), with one division for both."""
+    w = np.float32(1.0) + ratio
+    inverse = np.float32(1.0) / w
+    return log32(w) + (ratio - (w - np.float32(1.0))) * inverse, ratio * inverse
 
 
 @njit(forceinline=True, error_model="numpy")
 def _copy(from_N, first, to_S) -> None:  # type: ignore[no-untyped-def]
+    _wide()
     for s in range(len(to_S)):
         to_S[s] = from_N[first + s]
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _zinb_as_zero(  # type: ignore[no-untyped-def]
-    x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work
-) -> np.float64:
-    """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
-
-    For a count that is not 0 the sum has log(1 - sigmoid(dropout)) alone; the rest is added by `_few` and `_many`.
+def _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
+    """Every count as if it were 0, of the rate factor * e: writes rate * d/d rate and d/d log theta; returns log p.
 
     Strip by strip, in the first cache, in loops that each have few arrays: with more than a handful LLVM makes no
     vector code, as it would have to compare all of them for overlaps when it runs. What goes from loop to loop lies in
     one array, `work`, at places a constant apart, which need no comparing.
     """
+    _wide()
+    total = np.float32(0.0)
+    for first in range(0, len(e_G), STRIP):
+        end = min(first + STRIP, len(e_G))
+        e_S, theta_S, inverse_S = e_G[first:end], theta_G[first:end], inverse_G[first:end]
+        for s in range(end - first):
+            theta, inverse = theta_S[s], inverse_S[s]
+            log_ratio, share = of_ratio(factor * e_S[s] * inverse)
+            total -= theta * log_ratio
+            work[s] = -theta * share
+            work[STRIP + s] = theta * (theta * inverse * share - log_ratio)
+        _copy(work, 0, t_G[first:end])
+        _copy(work, STRIP, d_theta_G[first:end])
+    return np.float64(total)
+
+
+@njit(forceinline=True, error_model="numpy", fastmath=SUMS)
+def _zinb_as_zero(  # type: ignore[no-untyped-def]
+    x_G, factor, e_G, theta_G, inverse_G, dropout_G, t_G, d_theta_G, d_dropout_G, work
+) -> np.float64:
+    """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
+
+    A count that is not 0 adds log(1 - sigmoid(dropout)) and the log p of an nb's zero; the rest is of `_few`.
+    """
+    _wide()
     zero, one = np.float32(0.0), np.float32(1.0)
     total = zero
-    for first in range(0, len(scale_G), STRIP):
-        end = min(first + STRIP, len(scale_G))
+    for first in range(0, len(e_G), STRIP):
+        end = min(first + STRIP, len(e_G))
         n = end - first
-        x_S, scale_S, theta_S, dropout_S = x_G[first:end], scale_G[first:end], theta_G[first:end], dropout_G[first:end]
+        x_S, e_S, dropout_S = x_G[first:end], e_G[first:end], dropout_G[first:end]
+        theta_S, inverse_S = theta_G[first:end], inverse_G[first:end]
         for s in range(n):
-            base = theta_S[s] + EPS
-            rate = library * scale_S[s]
-            work[s] = log1p32(rate / base)
-            work[STRIP + s] = rate / (base + rate)
+            theta, inverse = theta_S[s], inverse_S[s]
+            log_ratio, share = of_ratio(factor * e_S[s] * inverse)
+            work[s] = -theta * log_ratio
+            work[STRIP + s] = -theta * share
+            work[3 * STRIP + s] = theta * (theta * inverse * share - log_ratio)
         for s in range(n):
             pi = dropout_S[s]
             work[2 * STRIP + s] = exp32(-abs(pi))
-            work[3 * STRIP + s] = exp32(-abs(-theta_S[s] * work[s] - pi))
+            work[4 * STRIP + s] = exp32(-abs(work[s] - pi))
         for s in range(n):
-            theta, pi, log_ratio, share = theta_S[s], dropout_S[s], work[s], work[STRIP + s]
-            log_nb = -theta * log_ratio
-            e, d = work[2 * STRIP + s], work[3 * STRIP + s]
-            i = one / (one + e)
-            extra = i if pi >= zero else e * i  # sigmoid(pi)
-            j = one / (one + d)
-            from_nb = j if log_nb >= pi else d * j  # probability that a zero comes from the negative binomial
+            log_nb, pi = work[s], dropout_S[s]
+            e, d = one + work[2 * STRIP + s], one + work[4 * STRIP + s]
+            both = one / (e * d)
+            i, j = d * both, e * both  # 1 / e and 1 / d
+            extra = i if pi >= zero else one - i  # sigmoid(pi)
+            from_nb = j if log_nb >= pi else one - j  # probability that a zero comes from the negative binomial
             is_zero = x_S[s] < EPS
-            work[STRIP + s] = -from_nb * theta * share
-            work[2 * STRIP + s] = (one + d) * i if is_zero else i
-            work[3 * STRIP + s] = from_nb * theta * (theta / (theta + EPS) * share - log_ratio)
+            work[STRIP + s] *= from_nb
+            work[3 * STRIP + s] *= from_nb
             work[4 * STRIP + s] = (one - extra - from_nb) if is_zero else -extra
-            work[5 * STRIP + s] = (max(pi, log_nb) if is_zero else zero) - max(pi, zero)
-        for s in range(n):
-            # log(e^pi + e^log_nb) - log(1 + e^pi), or -log(1 + e^pi)
-            total += work[5 * STRIP + s] + log32(work[2 * STRIP + s])
-        _copy(work, 0, log_ratio_G[first:end])
+            # log(e^pi + e^log_nb) - log(1 + e^pi), or log_nb - log(1 + e^pi)
+            total += (max(pi, log_nb) if is_zero else log_nb) - max(pi, zero)
+            total += log32(d * i if is_zero else i)
         _copy(work, STRIP, t_G[first:end])
         _copy(work, 3 * STRIP, d_theta_G[first:end])
         _copy(work, 4 * STRIP, d_dropout_G[first:end])
@@ -326,20 +425,22 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True, error_model="numpy")
-def _find(x_G, few_G, many_G):  # type: ignore[no-untyped-def]
+def _find(x_G, usual, few_G, many_G):  # type: ignore[no-untyped-def]
     """Places of the counts that are not zero, and how many there are: whole numbers up to `FEW`, and the others.
 
-    Without a branch, which would be mispredicted.
+    Without a branch, which would be mispredicted. All are among the others if theta is not `usual`.
     """
-    there = 0
-    for g in range(len(x_G)):
+    there, packed = 0, len(x_G) // LANES * LANES if COMPRESSED else 0
+    for g in range(0, packed, LANES):
+        there += _packed(x_G, g, few_G, there)
+    for g in range(packed, len(x_G)):
         few_G[there] = g
         there += bits32(x_G[g]) >= np.int32(EPS_32)  # counts are not negative: they are in the order of their bits
     few, many = 0, 0
     for k in range(there):
         g = few_G[k]
         x = x_G[g]
-        small = (x <= np.float32(FEW)) & (np.float32(np.int32(x)) == x)
+        small = usual & (x <= np.float32(FEW)) & (np.float32(np.int32(x)) == x)
         few_G[few] = many_G[many] = g
         few += small
         many += not small
@@ -354,177 +455,134 @@ def _log_factorial(x: np.float64, table: np.ndarray) -> np.float64:
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _few(places, x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
+def _few(places, x_G, factor, e_G, theta_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
     """Sets the gradients of the counts 1, 2, ... `FEW` at `places`, and returns the sum of their log p.
 
-    With q = rate / (theta + rate), log p = -theta ln(1 + rate / theta) + ln of the product over k < x of
-    q (theta + k) / (k + 1), whose derivative by theta is found beside it.
+    Less what they have of `_nb_as_zero`, -theta ln(1 + rate / theta). The rest is x ln(rate / (theta + rate)) and the
+    logarithm of the product over k < x of (theta + k) / (k + 1), whose derivative by theta is found beside it.
+    Differences of nearly equal numbers are multiplied out: theta may be large.
     """
+    _wide()
     n = len(places)
+    one = np.float32(1.0)
     for i in range(n):
         g = places[i]
-        work[0, i] = np.float64(x_G[g])
-        work[1, i] = np.float64(theta_G[g])
-        work[2, i] = np.float64(library * scale_G[g])
-        work[3, i] = np.float64(log_ratio_G[g])
-    total = 0.0
+        work[0, i] = x_G[g]
+        work[1, i] = theta_G[g]
+        work[2, i] = factor * e_G[g]
+    total = np.float32(0.0)
     for i in range(n):
-        x, theta, rate, log_ratio = work[0, i], work[1, i], work[2, i], work[3, i]
-        base = theta + 1e-8
-        one_by_sum = 1.0 / (base + rate)
-        q = (rate + 1e-8) * one_by_sum
-        product, derivative = q * theta, q  # of x = 1
+        x, theta, rate = work[0, i], work[1, i], work[2, i]
+        base = theta + EPS
+        inverse, by_sum, rate_eps = one / base, one / (base + rate), rate + EPS
+        product, derivative = theta, one  # of x = 1
         for k in range(1, FEW):
-            scale = q * (1.0 / (k + 1.0))
-            factor = theta + k
-            more = x > k
-            derivative = (derivative * factor + product) * scale if more else derivative
-            product = product * factor * scale if more else product
-        total += log64(product) - theta * log_ratio
-        work[4, i] = rate * (x / (rate + 1e-8) - (x + theta) * one_by_sum)
-        work[5, i] = theta * (theta / base - (theta + x) * one_by_sum - log_ratio + derivative / product)
+            scale = np.float32(1.0 / (k + 1.0))
+            factor_k = theta + np.float32(k)
+            more = x > np.float32(k)
+            derivative = (derivative * factor_k + product) * scale if more else derivative
+            product = product * factor_k * scale if more else product
+        total += x * log32(rate_eps * by_sum) + log32(product)
+        log_ratio, _ = of_ratio(rate * inverse)
+        work[0, i] = x * (rate / rate_eps) - rate * (x + theta) * by_sum
+        work[1, i] = theta * ((theta * inverse * rate - x) * by_sum + (derivative / product - log_ratio))
     for i in range(n):
-        t_G[places[i]] = np.float32(work[4, i])
-        d_theta_G[places[i]] = np.float32(work[5, i])
-    return total  # type: ignore[return-value]
+        t_G[places[i]] = work[0, i]
+        d_theta_G[places[i]] = work[1, i]
+    return np.float64(total)
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _many(places, x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
-    """As `_few`, of any numbers."""
+def _many(places, x_G, factor, e_G, theta_G, table, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
+    """As `_few`, of any numbers, in float64."""
     total = 0.0
     for i in range(len(places)):
         g = places[i]
-        x, theta, rate = np.float64(x_G[g]), np.float64(theta_G[g]), np.float64(library * scale_G[g])
+        x, theta, rate = np.float64(x_G[g]), np.float64(theta_G[g]), np.float64(factor * e_G[g])
         base = theta + 1e-8
         all_sum = base + rate
-        log_ratio = np.float64(log_ratio_G[g])
         log_gamma, digamma = gamma_logs(x + theta)
         log_gamma_0, digamma_0 = gamma_logs(theta)
-        total += x * log64((rate + 1e-8) / all_sum) - theta * log_ratio + log_gamma - log_gamma_0
-        total -= _log_factorial(x, table)
+        total += x * log64((rate + 1e-8) / all_sum) + log_gamma - log_gamma_0 - _log_factorial(x, table)
+        slope = (theta / base * rate - x) / all_sum - log64(1.0 + rate / base) + digamma - digamma_0
         t_G[g] = np.float32(rate * (x / (rate + 1e-8) - (x + theta) / all_sum))
-        d_theta_G[g] = np.float32(theta * (theta / base - (theta + x) / all_sum - log_ratio + digamma - digamma_0))
+        d_theta_G[g] = np.float32(theta * slope)
     return total  # type: ignore[return-value]
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _finish(scale_G, t_G) -> np.float32:  # type: ignore[no-untyped-def]
+def _finish(inverse_total, e_G, t_G) -> np.float32:  # type: ignore[no-untyped-def]
     """rate * d/d rate -> d/d logits through the softmax, in place; returns d/d log library."""
+    _wide()
     total = np.float32(0.0)
     for g in range(len(t_G)):
         total += t_G[g]
+    share = total * inverse_total
     for g in range(len(t_G)):
-        t_G[g] -= scale_G[g] * total
+        t_G[g] -= e_G[g] * share
     return total
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
+    _wide()
     for g in range(len(from_G)):
         to_G[g] += weight * from_G[g]
 
 
 @njit(forceinline=True, error_model="numpy")
 def _row(  # type: ignore[no-untyped-def]
-    x_G, scale_G, log_library, theta_G, dropout_G, table, t_G, d_theta_G, d_dropout_G, log_ratio_G, places_2G, work_S,
-    work_6G,
+    x_G, highest, log_library, theta_G, inverse_G, usual, pi_G, table, e_G, t_G, d_theta_G, d_pi_G, places_2G, work_S,
+    work_3G,
 ):  # fmt: skip
-    """(log p, d/d log library) of one cell, and its gradients by logits (`t_G`), log theta and dropout logits."""
-    library = np.float32(np.exp(np.float64(log_library)))
-    if len(dropout_G) > 0:
-        value = _zinb_as_zero(
-            x_G, library, scale_G, theta_G, dropout_G, t_G, d_theta_G, d_dropout_G, log_ratio_G, work_S
-        )
+    """(log p, d/d log library) of one cell with the logits `t_G`, which become their gradients, as log theta and dropout
+    logits do in `d_theta_G` and `d_pi_G`."""
+    inverse_total = np.float32(1.0) / _exponentials(t_G, highest, e_G)
+    factor = np.float32(np.exp(np.float64(log_library))) * inverse_total
+    if len(pi_G) > 0:
+        value = _zinb_as_zero(x_G, factor, e_G, theta_G, inverse_G, pi_G, t_G, d_theta_G, d_pi_G, work_S)
     else:
-        value = _nb_as_zero(x_G, library, scale_G, theta_G, t_G, d_theta_G, log_ratio_G)
-    few, many = _find(x_G, places_2G[0], places_2G[1])
-    value += _few(places_2G[0, :few], x_G, library, scale_G, theta_G, log_ratio_G, t_G, d_theta_G, work_6G)
-    value += _many(places_2G[1, :many], x_G, library, scale_G, theta_G, log_ratio_G, table, t_G, d_theta_G)
-    return value, _finish(scale_G, t_G)
+        value = _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work_S)
+    few, many = _find(x_G, usual, places_2G[0], places_2G[1])
+    value += _few(places_2G[0, :few], x_G, factor, e_G, theta_G, t_G, d_theta_G, work_3G)
+    value += _many(places_2G[1, :many], x_G, factor, e_G, theta_G, table, t_G, d_theta_G)
+    return value, _finish(inverse_total, e_G, t_G)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rows(  # type: ignore[no-untyped-def]
-    start, stop, x_BG, logits_BG, log_library_B, theta, code_B, dropout_BG, weight_B, table,
-    value_B, d_logits_BG, d_library_B, d_theta, d_dropout_BG,
-) -> None:  # fmt: skip
-    """Rows [start, stop). `code_B` says which row of theta (K, G) is a cell's. If there is one for all of them,
-    `d_theta` (chunks, G) sums its gradients by weight; else `d_theta` is (B, G). `dropout_BG` is (B, 0) for the plain
-    negative binomial.
-    """
-    n_genes = x_BG.shape[1]
-    shared = len(theta) == 1
-    scale_G, log_ratio_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-    row_theta_G = np.empty(n_genes, np.float32)
-    places_2G = np.empty((2, n_genes + 1), np.int32)
-    work_S, work_6G = np.empty(6 * STRIP, np.float32), np.empty((6, n_genes))
-    theta_is_finite = _finite(theta[0]) if shared else True
-    for b in range(start, stop):
-        theta_G = theta[code_B[b]]
-        sound = theta_is_finite and log_library_B[b] < 88 and _finite(logits_BG[b])  # an empty cell has -inf
-        sound = sound and (shared or _finite(theta_G)) and _finite(dropout_BG[b])
-        if not sound:  # the code below assumes finite numbers, and would make up a fine loss
-            value_B[b] = d_library_B[b] = np.nan
-            d_logits_BG[b] = d_dropout_BG[b] = np.nan
-            d_theta[b // CHUNK if shared else b] = np.nan
-            continue
-        d_theta_G = row_theta_G if shared else d_theta[b]
-        _softmax(logits_BG[b], scale_G)
-        value_B[b], d_library_B[b] = _row(
-            x_BG[b], scale_G, log_library_B[b], theta_G, dropout_BG[b], table, d_logits_BG[b], d_theta_G,
-            d_dropout_BG[b], log_ratio_G, places_2G, work_S, work_6G,
-        )  # fmt: skip
-        if shared:
-            _add(weight_B[b], row_theta_G, d_theta[b // CHUNK])
-
-
-@njit(forceinline=True, error_model="numpy")
-def _widen(given_G: np.ndarray, bias_G: np.ndarray, out_G: np.ndarray) -> None:
-    """float32 of bfloat16 (as int16), or of float32, and the bias."""
-    for g in range(len(given_G)):
-        out_G[g] = _float_of(given_G[g]) + bias_G[g]
-
-
-@njit(forceinline=True, error_model="numpy")
-def _narrow(given_G: np.ndarray, out_G: np.ndarray) -> None:
-    """The inverse: rounded to the nearest, if `out_G` is bfloat16."""
-    for g in range(len(given_G)):
-        out_G[g] = _stored(given_G[g], out_G[g])
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def head_rows(  # type: ignore[no-untyped-def]
     start, stop, chunk, x_BG, logits_BG, bias, bias_code_B, log_library_B, theta, code_B, dropout_BG, more, more_code_B,
     weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
 ) -> None:  # fmt: skip
-    """As `rows`, in place: logits and dropout logits come without their biases, which are rows of `bias` and `more`, as
-    float32 or bfloat16 (as int16), and leave as their gradients.
+    """Rows [start, stop) of log p, with the gradients by logits and dropout logits in the place of these.
 
-    Rows are those of a block, whose first chunk is `chunk`. Gradients of what all cells share (theta, biases: tables of
-    one row) are summed by weight in (chunks of the batch, G); `d_theta` is (B, G) if there are several.
+    Logits come without their biases, which are rows of `bias` and `more`, as float32 or bfloat16 (as int16), and leave
+    as their gradients. `code_B` says which row of theta (K, G) is a cell's. `dropout_BG` is (B, 0) for the plain
+    negative binomial. Rows are those of a block, whose first chunk is `chunk`. Gradients of what all cells share
+    (theta, biases: tables of one row) are summed by weight in (chunks of the batch, G); `d_theta` is (B, G) if there
+    are several, and of biases there are none.
     """
     n_genes, n_more = x_BG.shape[1], dropout_BG.shape[1]
     shared = len(theta) == 1
-    scale_G, log_ratio_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-    t_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
+    e_G, t_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     pi_G, d_pi_G = np.empty(n_more, np.float32), np.empty(n_more, np.float32)
-    places_2G = np.empty((2, n_genes + 1), np.int32)
-    work_S, work_6G = np.empty(6 * STRIP, np.float32), np.empty((6, n_genes))
-    theta_is_finite = _finite(theta[0]) if shared else True
+    inverse_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
+    places_2G = np.empty((2, n_genes + LANES), np.int32)
+    work_S, work_3G = np.empty(5 * STRIP, np.float32), np.empty((3, n_genes), np.float32)
+    theta_is_finite, usual = _inverse(theta[0], inverse_G) if shared else (True, True)
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
-        _widen(logits_BG[b], bias[bias_code_B[b]], t_G)
+        if not shared:
+            theta_is_finite, usual = _inverse(theta_G, inverse_G)
+        sound, highest = _widen(logits_BG[b], bias[bias_code_B[b]], t_G)
         if n_more > 0:
-            _widen(dropout_BG[b], more[more_code_B[b]], pi_G)
-        sound = theta_is_finite and log_library_B[b] < 88 and _finite(t_G)  # an empty cell has -inf
-        sound = sound and (shared or _finite(theta_G)) and _finite(pi_G)
+            sound &= _widen(dropout_BG[b], more[more_code_B[b]], pi_G)[0]
+        sound &= theta_is_finite and log_library_B[b] < 88  # an empty cell has -inf
         d_theta_G = row_theta_G if shared else d_theta[b]
         if sound:
-            _softmax(t_G, scale_G)
             value_B[b], d_library_B[b] = _row(
-                x_BG[b], scale_G, log_library_B[b], theta_G, pi_G, table, t_G, d_theta_G, d_pi_G, log_ratio_G,
-                places_2G, work_S, work_6G,
+                x_BG[b], highest, log_library_B[b], theta_G, inverse_G, usual, pi_G, table, e_G, t_G, d_theta_G,
+                d_pi_G, places_2G, work_S, work_3G,
             )  # fmt: skip
         else:  # the code above assumes finite numbers, and would make up a fine loss
             value_B[b] = d_library_B[b] = np.nan

@@ -167,7 +167,7 @@ def _blocks(n_cells: int, kind: torch.dtype) -> list[slice]:
 
 
 def _rows(chunk: int, given: tuple[Any, ...], found: tuple[Any, ...], start: int, stop: int) -> None:
-    kernel.head_rows(start, stop, chunk, *given, *found)
+    kernel.rows(start, stop, chunk, *given, *found)
 
 
 def _compute(
