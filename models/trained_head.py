@@ -1,7 +1,8 @@
 """The last layer of a decoder that is trained, with its likelihood, as one function of the hidden units.
 
 Logits, likelihood and the way back through the weights are done block by block of cells, in memory that stays in the
-cache and is used again: (cells x genes) matrices are neither made anew in each step nor kept for a backward pass. All
+cache and is used again: (cells x genes) matrices are neither made anew in each step nor kept for a backward pass. Each
+thread does all of this for its own cells: threads that share each product wait for each other three times a block. All
 gradients are made in the forward pass, for cells of equal weight, as the engine's mean takes them; for other weights
 the pass is made again. (`frozen_head` is the same for a decoder that is not trained.)
 
@@ -13,7 +14,6 @@ Shapes: B cells, G genes, H hidden units, K rows of a table.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -101,7 +101,7 @@ _buffers = BlockBuffers()
 
 
 class _Product:
-    """One of the products ``h W^T`` block by block, and the gradients that come back through it."""
+    """One of the products ``h W^T``, and the gradients that come back through it."""
 
     def __init__(self, use: str, parts: Sequence[Tensor | None], kind: torch.dtype, graded: bool) -> None:
         h_BH, weight_GH, table_KG, code_B = parts
@@ -116,35 +116,69 @@ class _Product:
         self.codes = np.zeros(n_cells, np.int64) if code_B is None else codes_of(code_B, len(table_KG))
         self.one_row = len(table_KG) == 1
         self.d_h_BH = torch.empty(n_cells, h_BH.shape[1])
-        self.d_weight_GH = torch.zeros(weight_GH.shape) if graded else None
-        self.d_table = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one_row else len(table_KG), self.n_genes)
+        self.d_bias = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one_row else 0, self.n_genes)  # by chunk
+        self.shares: dict[int, _Share] = {}  # by first row
 
-    def forward(self, rows: slice) -> np.ndarray:
-        """The product of a block, as the kernel takes it, in a buffer where `backward` finds its gradient."""
-        out = _buffers.rows(self.use, rows.stop - rows.start, self.n_genes, self.kind)
-        torch.mm(self.h_BH[rows], self.weight_GH.T, out=out)
-        return (out if self.kind == torch.float32 else out.view(torch.int16)).numpy()
-
-    def backward(self, rows: slice, weight_B: Tensor | None) -> None:
-        if not self.graded:
-            return
-        assert self.d_weight_GH is not None
-        d_BG = _buffers.rows(self.use, rows.stop - rows.start, self.n_genes, self.kind)
-        h_BH = self.h_BH[rows] if weight_B is None else self.h_BH[rows] * weight_B[rows, None].to(self.kind)
-        if self.kind == torch.float32:
-            torch.mm(d_BG, self.weight_GH, out=self.d_h_BH[rows])
-            self.d_weight_GH.addmm_(d_BG.T, h_BH)
-        else:
-            self.d_h_BH[rows] = d_BG @ self.weight_GH
-            self.d_weight_GH += d_BG.T @ h_BH
-        if not self.one_row:
-            assert self.code_B is not None
-            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
-            self.d_table.index_add_(0, self.code_B[rows], d_rows)
+    def share(self, start: int) -> "_Share":
+        """Sums of the rows from `start` on, which a thread keeps for itself."""
+        own = self.shares[start] = _Share(self)
+        return own
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """By hidden units (of each cell, without its weight), weights, and table."""
-        return self.d_h_BH, self.d_weight_GH, self.d_table.sum(0, keepdim=True) if self.one_row else self.d_table
+        ordered = [self.shares[start] for start in sorted(self.shares)]
+        d_weight_GH = _total([one.d_weight_GH for one in ordered]) if self.graded else None
+        d_table = self.d_bias.sum(0, keepdim=True) if self.one_row else _total([one.d_table_KG for one in ordered])
+        return self.d_h_BH, d_weight_GH, d_table
+
+
+class _Share:
+    """What one thread does of a product, block by block, and its own sums over cells."""
+
+    def __init__(self, product: _Product) -> None:
+        self.of = product
+        self.began = False
+        self.d_weight_GH = torch.empty(product.weight_GH.shape if product.graded else (0,))
+        self.d_table_KG = torch.zeros(0 if product.one_row else len(product.table), product.n_genes)
+
+    def forward(self, rows: slice) -> np.ndarray:
+        """The product of a block, as the kernel takes it, in a buffer where `backward` finds its gradient."""
+        of = self.of
+        out = _buffers.rows(of.use, rows.stop - rows.start, of.n_genes, of.kind)
+        torch.mm(of.h_BH[rows], of.weight_GH.T, out=out)
+        return (out if of.kind == torch.float32 else out.view(torch.int16)).numpy()
+
+    def backward(self, rows: slice, weight_B: Tensor | None) -> None:
+        of = self.of
+        if not of.graded:
+            return
+        d_BG = _buffers.rows(of.use, rows.stop - rows.start, of.n_genes, of.kind)
+        h_BH = of.h_BH[rows] if weight_B is None else of.h_BH[rows] * weight_B[rows, None].to(of.kind)
+        if of.kind == torch.float32:
+            torch.mm(d_BG, of.weight_GH, out=of.d_h_BH[rows])
+            if self.began:
+                self.d_weight_GH.addmm_(d_BG.T, h_BH)
+            else:
+                torch.mm(d_BG.T, h_BH, out=self.d_weight_GH)
+        else:
+            of.d_h_BH[rows] = d_BG @ of.weight_GH
+            d_weight_GH = d_BG.T @ h_BH
+            if self.began:
+                self.d_weight_GH += d_weight_GH
+            else:
+                self.d_weight_GH.copy_(d_weight_GH)
+        self.began = True
+        if not of.one_row:
+            assert of.code_B is not None
+            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
+            self.d_table_KG.index_add_(0, of.code_B[rows], d_rows)
+
+
+def _total(shares: list[Tensor]) -> Tensor:
+    """Their sum, in the first of them."""
+    for other in shares[1:]:
+        shares[0] += other
+    return shares[0]
 
 
 def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
@@ -158,58 +192,70 @@ def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
     return code_B.numpy()
 
 
-def _blocks(n_cells: int, kind: torch.dtype) -> list[slice]:
-    """Blocks of whole chunks, whatever the number of threads."""
-    n_chunks = -(-n_cells // kernel.CHUNK)
-    n_blocks = max(1, n_cells // BLOCK[kind])
-    cuts = [min(n_cells, kernel.CHUNK * (n_chunks * i // n_blocks)) for i in range(n_blocks + 1)]
+def _blocks(start: int, stop: int, kind: torch.dtype) -> list[slice]:
+    """Blocks of whole chunks."""
+    n_chunks = -(-(stop - start) // kernel.CHUNK)
+    n_blocks = -(-(stop - start) // BLOCK[kind])
+    cuts = [min(stop, start + kernel.CHUNK * (n_chunks * i // n_blocks)) for i in range(n_blocks)] + [stop]
     return [slice(a, b) for a, b in pairwise(cuts)]
 
 
-def _rows(chunk: int, given: tuple[Any, ...], found: tuple[Any, ...], start: int, stop: int) -> None:
-    kernel.rows(start, stop, chunk, *given, *found)
+class _Cells:
+    """The cells of a batch with all that the kernel takes and gives of them."""
 
+    def __init__(
+        self,
+        given: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        both: Sequence[_Product],
+        weight_B: Tensor | None,
+    ) -> None:
+        self.x_BG, self.log_library_B, log_theta, code_B = given
+        self.both, self.weight_B = both, weight_B
+        n_cells, self.n_genes = self.x_BG.shape
+        self.theta = torch.exp(log_theta).reshape(-1, self.n_genes).contiguous()
+        if code_B is not None:
+            self.codes = codes_of(code_B, len(self.theta))
+        else:
+            self.codes = np.zeros(n_cells, np.int64) if log_theta.dim() == 1 else np.arange(n_cells)
+        self.one = len(self.theta) == 1
+        self.each = np.ones(n_cells, np.float32) if weight_B is None else weight_B.numpy()
+        self.value_B, self.d_library_B = torch.empty(n_cells), torch.empty(n_cells)
+        self.d_shared_theta = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one else 0, self.n_genes)  # by chunk
+        self.d_thetas: dict[int, Tensor] = {}  # a thread's own, by first row
 
-def _compute(
-    x_BG: Tensor,
-    log_library_B: Tensor,
-    log_theta: Tensor,
-    code_B: Tensor | None,
-    both: Sequence[_Product],
-    weight_B: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(log p (B,), gradients by log library (B,) and log theta); those of `both` products are with them."""
-    n_cells, n_genes = x_BG.shape
-    theta = torch.exp(log_theta).reshape(-1, n_genes).contiguous()
-    shared = log_theta.dim() == 1
-    if code_B is not None:
-        codes = codes_of(code_B, len(theta))
-    else:
-        codes = np.zeros(n_cells, np.int64) if shared else np.arange(n_cells)
-    one = len(theta) == 1
-    value_B, d_library_B = torch.empty(n_cells), torch.empty(n_cells)
-    d_theta = torch.zeros(-(-n_cells // kernel.CHUNK) if one else len(theta), n_genes)
-    each = np.ones(n_cells, np.float32) if weight_B is None else weight_B.numpy()
-    logits, more = both[0], both[1] if len(both) > 1 else None
-    for rows in _blocks(n_cells, logits.kind):
+    @torch.no_grad()  # a setting of each thread
+    def compute(self, start: int, stop: int) -> None:
+        """All of the rows [start, stop), in one thread."""
+        if not self.one:
+            self.d_thetas[start] = torch.zeros_like(self.theta)
+        shares = [product.share(start) for product in self.both]
+        for rows in _blocks(start, stop, self.both[0].kind):
+            self._block(rows, shares, self.d_thetas.get(start))
+
+    def _block(self, rows: slice, shares: list[_Share], d_theta_KG: Tensor | None) -> None:
         n = rows.stop - rows.start
-        first = logits.forward(rows)
-        # without dropout logits a matrix without columns, a table without rows
-        other = np.empty((n, 0), first.dtype) if more is None else more.forward(rows)
-        d_theta_rows = d_theta if one else _buffers.rows("theta", n, n_genes)
-        also = logits if more is None else more
-        given: tuple[Any, ...] = (x_BG[rows].numpy(), first, logits.table.numpy(), logits.codes[rows])
-        given += (log_library_B[rows].numpy(), theta.numpy(), codes[rows])
-        given += (other, also.table.numpy(), also.codes[rows], each[rows], kernel.LOG_FACTORIAL)
-        sums = d_theta_rows.numpy(), logits.d_table.numpy(), also.d_table.numpy()
-        found = (value_B[rows].numpy(), d_library_B[rows].numpy(), *sums)
-        run(n, partial(_rows, rows.start // kernel.CHUNK, given, found))
-        if not one:
-            weighted = d_theta_rows if weight_B is None else d_theta_rows * weight_B[rows, None]
-            d_theta.index_add_(0, torch.from_numpy(codes[rows]), weighted)
-        for product in both:
-            product.backward(rows, weight_B)
-    return value_B, d_library_B, d_theta.sum(0) if one else d_theta
+        logits, more = shares[0].forward(rows), shares[1].forward(rows) if len(shares) > 1 else None
+        first, also = self.both[0], self.both[-1]
+        d_theta = self.d_shared_theta if d_theta_KG is None else _buffers.rows("theta", n, self.n_genes)
+        kernel.rows(
+            *(0, n, rows.start // kernel.CHUNK),
+            *(self.x_BG[rows].numpy(), logits, first.table.numpy(), first.codes[rows]),
+            *(self.log_library_B[rows].numpy(), self.theta.numpy(), self.codes[rows]),
+            np.empty((n, 0), logits.dtype) if more is None else more,  # no dropout logits: no columns
+            *(also.table.numpy(), also.codes[rows], self.each[rows], kernel.LOG_FACTORIAL),
+            *(self.value_B[rows].numpy(), self.d_library_B[rows].numpy(), d_theta.numpy()),
+            *(first.d_bias.numpy(), also.d_bias.numpy()),
+        )
+        if d_theta_KG is not None:
+            weighted = d_theta if self.weight_B is None else d_theta * self.weight_B[rows, None]
+            d_theta_KG.index_add_(0, torch.from_numpy(self.codes[rows]), weighted)
+        for share in shares:
+            share.backward(rows, self.weight_B)
+
+    def d_theta(self) -> Tensor:
+        if self.one:
+            return self.d_shared_theta.sum(0)
+        return _total([self.d_thetas[start] for start in sorted(self.d_thetas)])
 
 
 class _LogP(torch.autograd.Function):
@@ -263,5 +309,6 @@ def _pass(
     both = [_Product("logits", parts[:4], kind, graded)]
     if parts[4] is not None:
         both.append(_Product("dropout", parts[4:], kind, graded))
-    value_B, d_library_B, d_theta = _compute(*given, both, weight_B)
-    return value_B, [d_library_B, d_theta, *(product.gradients() for product in both)]
+    cells = _Cells(given, both, weight_B)
+    run(len(given[0]), cells.compute)
+    return cells.value_B, [cells.d_library_B, cells.d_theta(), *(product.gradients() for product in both)]
