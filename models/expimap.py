@@ -26,7 +26,7 @@ from scarcade.engine.optim import default_epochs
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_likelihood
 from scarcade.models.hsic import hsic
 from scarcade.models.layers import seeded
-from scarcade.models.likelihood import counts_log_likelihood
+from scarcade.models.likelihood import counts_log_likelihood, why_not
 from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.programs import Programs, program_mask
 from scarcade.models.proximal import annealed, shrink_, shrink_groups_
@@ -43,6 +43,7 @@ from scarcade.models.scarches_layers import (
     encoder_input,
     log_normalised,
 )
+from scarcade.models.sparse import Sparse, seen
 from scarcade.models.terms import CONSTRAINED, FREE, Terms
 from scarcade.models.trained_head import Logits, logits_of
 
@@ -240,12 +241,12 @@ class Expimap(AtlasModel):
 
         With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1, without the HSIC.
         """
-        x_BG = batch.counts.dense(self.device)
-        size_B = cell_sizes(x_BG, batch, self.schema)
-        mean_BL, variance_BL = self.encode(x_BG, size_B, batch, noise)
+        x = self.counts_seen(batch)
+        size_B = cell_sizes(x, batch, self.schema)
+        mean_BL, variance_BL = self.encode(size_B, batch, noise)
         z_BL = draw(mean_BL, variance_BL, noise)
 
-        reconstruction_B = self.reconstruction(x_BG, size_B, self.logits(z_BL, batch), batch)
+        reconstruction_B = self.reconstruction(x, size_B, self.logits(z_BL, batch), batch)
         kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
@@ -255,10 +256,18 @@ class Expimap(AtlasModel):
             terms["hsic"] = batch.spread(each)
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
 
-    def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def counts_seen(self, batch: Batch) -> Tensor | Sparse:
+        """Counts (B, G) as the likelihood takes them."""
+        config = self.config
+        compiled = self._last_layer == "softmax" and config.likelihood_path in ("auto", "fused")
+        if compiled and why_not(config.recon_loss, self.decoder.weight, softplus=False) is None:
+            return Sparse.of(batch.counts)
+        return batch.counts.dense(self.device)
+
+    def encode(self, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
         product_BH = batch.known.get("product")
-        seen_BG = self._seen(x_BG, size_B, batch) if product_BH is None else None
+        seen_BG = self._seen(size_B, batch) if product_BH is None else None
         h_BH = self.encoder.trunk(seen_BG, covariate_codes(batch), noise, product_BH)
         parts = [(self.encoder.mean(h_BH), self.encoder.log_variance(h_BH).exp() + 1e-4)]
         parts += [terms.encode(h_BH) for terms in self.kinds_of_terms()]
@@ -287,15 +296,17 @@ class Expimap(AtlasModel):
             parts.append(terms.weight(masked=not self.config.soft_ext_mask).T)
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
-    def reconstruction(self, x_BG: Tensor, size_B: Tensor, eta: Logits, batch: Batch) -> Tensor:
+    def reconstruction(self, x: Tensor | Sparse, size_B: Tensor, eta: Logits, batch: Batch) -> Tensor:
         """-log p(x | z), or the squared error, summed over genes, (B,)."""
         if self.theta is None:
-            return (self._last(eta.tensor()) - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
+            assert isinstance(x, Tensor)
+            return (self._last(eta.tensor()) - log_normalised(x, size_B, self.config.target_sum)).square().sum(-1)
         path = self.config.likelihood_path
         if self._last_layer == "softmax":
             theta_KG, code_B = self.theta.table(), batch.batch
-            return -counts_log_likelihood(x_BG, eta, size_B.log(), theta_KG, None, code_B=code_B, path=path)
-        return -log_likelihood("nb", x_BG, self._last(eta.tensor()), self.theta(batch.batch), path=path)
+            return -counts_log_likelihood(x, eta, size_B.log(), theta_KG, None, code_B=code_B, path=path)
+        assert isinstance(x, Tensor)
+        return -log_likelihood("nb", x, self._last(eta.tensor()), self.theta(batch.batch), path=path)
 
     @property
     def _last_layer(self) -> str:
@@ -342,19 +353,17 @@ class Expimap(AtlasModel):
 
     @torch.no_grad()
     def constants(self, batch: Batch) -> dict[str, Tensor]:
-        x_BG = batch.counts.dense(self.device)
-        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
+        seen_BG = self._seen(cell_sizes(seen(batch.counts, self.device), batch, self.schema), batch)
         return {"product": self.encoder.trunk.first_product(seen_BG)}
 
-    def _seen(self, x_BG: Tensor, size_B: Tensor, batch: Batch) -> Tensor:
+    def _seen(self, size_B: Tensor, batch: Batch) -> Tensor:
         """What the encoder sees of the counts."""
-        return encoder_input(x_BG, size_B, batch, self.config, mse=self.config.recon_loss == "mse")
+        return encoder_input(size_B, batch, self.config, mse=self.config.recon_loss == "mse")
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent, (B, L) each."""
-        x_BG = batch.counts.dense(self.device)
-        return self.encode(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
+        return self.encode(cell_sizes(seen(batch.counts, self.device), batch, self.schema), batch)
 
     @torch.no_grad()
     def active_terms(self) -> Tensor:

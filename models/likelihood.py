@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
+from scarcade.models.sparse import Sparse
 from scarcade.models.threads import run
 from scarcade.models.trained_head import Logits, codes_of, head_log_likelihood
 
 
 def _compute(
-    x_BG: Tensor,
+    x: Sparse,
     logits_BG: Tensor,
     log_library_B: Tensor,
     log_theta: Tensor,
@@ -30,7 +31,7 @@ def _compute(
     weight_B: Tensor,
 ) -> tuple[Tensor, ...]:
     """(log p (B,), and its gradients by logits, log library (B,), log theta (G,) or (B, G), dropout logits)."""
-    n_cells, n_genes = x_BG.shape
+    n_cells, n_genes = logits_BG.shape
     theta = torch.exp(log_theta).reshape(-1, n_genes)
     shared = log_theta.dim() == 1
     if code_B is not None:
@@ -44,7 +45,7 @@ def _compute(
     no_bias, no_codes = np.zeros((2, n_genes), np.float32), np.zeros(n_cells, np.int64)
     d_theta = torch.zeros(-(-n_cells // kernel.CHUNK), n_genes) if len(theta) == 1 else torch.empty_like(logits_BG)
     given = [
-        *(x_BG.contiguous().numpy(), d_logits_BG.numpy(), no_bias, no_codes, log_library_B.numpy()),
+        *(x.indptr, x.genes, x.values, d_logits_BG.numpy(), no_bias, no_codes, log_library_B.numpy()),
         *(theta.numpy(), codes, d_dropout_BG.numpy(), no_bias, no_codes, weight_B.numpy(), kernel.LOG_FACTORIAL),
     ]
     found = [value_B.numpy(), d_library_B.numpy(), d_theta.numpy(), no_bias, no_bias]
@@ -62,7 +63,7 @@ class FusedLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_BG: Tensor,
+        x: Tensor | Sparse,
         logits_BG: Tensor,
         log_library_B: Tensor,
         log_theta: Tensor,
@@ -71,15 +72,16 @@ class FusedLikelihood(torch.autograd.Function):
     ) -> Tensor:
         logits_BG, log_library_B, log_theta = (part.contiguous() for part in (logits_BG, log_library_B, log_theta))
         dropout_BG = None if dropout_BG is None else dropout_BG.contiguous()
-        given = x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B
-        value_B, *gradients = _compute(*given, weight_B=torch.ones_like(log_library_B))
+        ctx.x = Sparse.of(x)
+        given = logits_BG, log_library_B, log_theta, dropout_BG, code_B
+        value_B, *gradients = _compute(ctx.x, *given, weight_B=torch.ones_like(log_library_B))
         ctx.save_for_backward(*given, *gradients)
         return value_B
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight_B: Tensor) -> tuple[Tensor | None, ...]:
-        x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B, *gradients = ctx.saved_tensors
+        logits_BG, log_library_B, log_theta, dropout_BG, code_B, *gradients = ctx.saved_tensors
         d_logits_BG, d_library_B, d_theta, d_dropout_BG = gradients
         weight_B1 = weight_B[:, None]
         if not ctx.needs_input_grad[3]:
@@ -92,7 +94,7 @@ class FusedLikelihood(torch.autograd.Function):
             d_theta = d_theta * weight_B[0]
         else:
             again = _compute(
-                x_BG, logits_BG, log_library_B, log_theta, dropout_BG, code_B, weight_B=weight_B.contiguous()
+                ctx.x, logits_BG, log_library_B, log_theta, dropout_BG, code_B, weight_B=weight_B.contiguous()
             )
             d_theta = again[3]
         return (
@@ -119,7 +121,7 @@ def why_not(family: str, like: Tensor, *, softplus: bool) -> str | None:
 
 
 def fused(
-    x_BG: Tensor,
+    x: Tensor | Sparse,
     logits: Tensor | Logits,
     log_size_B: Tensor,
     log_theta: Tensor,
@@ -128,9 +130,9 @@ def fused(
 ) -> Tensor:
     """log p of each cell by the kernel, together with the last layer where that is given and trained."""
     if isinstance(logits, Logits) and logits.trained and not isinstance(dropout, Tensor):
-        return head_log_likelihood(x_BG, logits, log_size_B, log_theta, dropout, code_B)
+        return head_log_likelihood(x, logits, log_size_B, log_theta, dropout, code_B)
     dropout_BG = None if dropout is None else _computed(dropout)
-    return FusedLikelihood.apply(x_BG, _computed(logits), log_size_B, log_theta, dropout_BG, code_B)  # type: ignore[no-any-return, no-untyped-call]
+    return FusedLikelihood.apply(x, _computed(logits), log_size_B, log_theta, dropout_BG, code_B)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _computed(logits: Tensor | Logits) -> Tensor:
@@ -138,7 +140,7 @@ def _computed(logits: Tensor | Logits) -> Tensor:
 
 
 def counts_log_likelihood(
-    x_BG: Tensor,
+    x: Tensor | Sparse,
     logits: Tensor | Logits,
     log_size_B: Tensor,
     log_theta: Tensor,
@@ -152,6 +154,7 @@ def counts_log_likelihood(
     Logits and dropout logits are given as they are, or as a last layer that is to be computed.
 
     Args:
+        x: counts (B, G); without their zeros (see `sparse_is_enough`) for the kernel alone.
         log_theta: (G,) or (B, G); with `code_B` a table (K, G), of which each cell has the row of its code.
 
     Raises:
@@ -162,11 +165,13 @@ def counts_log_likelihood(
     if path in ("auto", "fused"):
         reason = why_not(family, logits.h_BH if isinstance(logits, Logits) else logits, softplus=False)
         if reason is None:
-            return fused(x_BG, logits, log_size_B, log_theta, dropout, code_B)
+            return fused(x, logits, log_size_B, log_theta, dropout, code_B)
         if path == "fused":
             raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
+    if isinstance(x, Sparse):
+        raise TypeError("counts without their zeros are for the kernel alone")
     if code_B is not None:
         log_theta = F.embedding(code_B, log_theta)
     rate_BG = log_size_B.exp()[:, None] * torch.softmax(_computed(logits), -1)
     dropout_BG = None if dropout is None else _computed(dropout)
-    return log_likelihood(family, x_BG, rate_BG, log_theta, dropout_BG, path=path)
+    return log_likelihood(family, x, rate_BG, log_theta, dropout_BG, path=path)

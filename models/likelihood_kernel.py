@@ -22,23 +22,18 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 CHUNK = 32  # rows whose gradients by a shared theta are added up together, whatever the number of threads
 SMALL = 1024  # counts below this have their log factorial in a table
-LANES = 16  # numbers whose places are found together
 STRIP = 512  # genes that are done together, in the first cache
 FEW = 6  # counts up to this are a product of so many factors; larger ones take the gamma function
 LOW_THETA, HIGH_THETA = 0x1E3CE508, 0x49742400  # bits of 1e-20 and 1e6: of others a product of FEW may overflow
 EPS = np.float32(1e-8)
-EPS_32 = 0x322BCC77  # its bits
 EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz", "nnan", "ninf", "arcp"}
-
-COMPRESSED = bool(binding.get_host_cpu_features().get("avx512f"))  # whether there is an instruction for `_places`
 
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 LOG2_E = np.float32(1.44269504)
@@ -151,36 +146,6 @@ def _wide_made(context: Any) -> Any:
 _wide: Any = intrinsic(_wide_made)
 
 
-def _packed_made(context: Any, from_G: Any, first: Any, out_N: Any, n: Any) -> Any:
-    """Writes which of 16 numbers from `first` on are not below EPS, as places, to `out_N[n:]`; returns how many.
-
-    They are not negative: they are in the order of their bits.
-    """
-
-    def made(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        given, first_, out, n_ = arguments
-        whole = ir.IntType(32)
-        lanes, masks = ir.VectorType(whole, LANES), ir.VectorType(ir.IntType(1), LANES)
-        data = c.make_array(signature.args[0])(c, builder, given).data
-        at = builder.bitcast(builder.gep(data, [first_]), lanes.as_pointer())
-        bits = builder.load(at, align=4)
-        there = builder.icmp_signed(">=", bits, ir.Constant(lanes, [EPS_32] * LANES))
-        start = builder.trunc(first_, whole)
-        places = builder.insert_element(ir.Constant(lanes, ir.Undefined), start, ir.Constant(whole, 0))
-        places = builder.shuffle_vector(places, places, ir.Constant(lanes, [0] * LANES))
-        places = builder.add(places, ir.Constant(lanes, list(range(LANES))))
-        to = builder.gep(c.make_array(signature.args[2])(c, builder, out).data, [n_])
-        store = ir.FunctionType(ir.VoidType(), [lanes, whole.as_pointer(), masks])
-        name = f"llvm.masked.compressstore.v{LANES}i32"
-        builder.call(cgutils.get_or_insert_function(builder.module, store, name), [places, to, there])
-        return builder.zext(builder.ctpop(builder.bitcast(there, ir.IntType(LANES))), ir.IntType(64))
-
-    return types.int64(from_G, types.int64, out_N, types.int64), made
-
-
-_packed: Any = intrinsic(_packed_made)
-
-
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def exp32(x: np.float32) -> np.float32:
     """e**x; 0 below -87 and capped at 88."""
@@ -279,7 +244,7 @@ def _finite(x_G: np.ndarray) -> bool:
 @njit(forceinline=True, error_model="numpy")
 def _ordered(bits: np.int32) -> np.int32:
     """Integers in the order of the floats of which these are the bits, and back."""
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))  # type: ignore[return-value]
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -380,11 +345,12 @@ def _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work) -> np.flo
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _zinb_as_zero(  # type: ignore[no-untyped-def]
-    x_G, factor, e_G, theta_G, inverse_G, dropout_G, t_G, d_theta_G, d_dropout_G, work
+    there_G, factor, e_G, theta_G, inverse_G, dropout_G, t_G, d_theta_G, d_dropout_G, work
 ) -> np.float64:
     """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
 
-    A count that is not 0 adds log(1 - sigmoid(dropout)) and the log p of an nb's zero; the rest is of `_few`.
+    A count that is not 0 (`there_G` is 1) adds log(1 - sigmoid(dropout)) and the log p of an nb's zero; the rest is of
+    `_few` and `_many`.
     """
     _wide()
     zero, one = np.float32(0.0), np.float32(1.0)
@@ -392,7 +358,7 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
     for first in range(0, len(e_G), STRIP):
         end = min(first + STRIP, len(e_G))
         n = end - first
-        x_S, e_S, dropout_S = x_G[first:end], e_G[first:end], dropout_G[first:end]
+        there_S, e_S, dropout_S = there_G[first:end], e_G[first:end], dropout_G[first:end]
         theta_S, inverse_S = theta_G[first:end], inverse_G[first:end]
         for s in range(n):
             theta, inverse = theta_S[s], inverse_S[s]
@@ -411,7 +377,7 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
             i, j = d * both, e * both  # 1 / e and 1 / d
             extra = i if pi >= zero else one - i  # sigmoid(pi)
             from_nb = j if log_nb >= pi else one - j  # probability that a zero comes from the negative binomial
-            is_zero = x_S[s] < EPS
+            is_zero = there_S[s] == zero
             work[STRIP + s] *= from_nb
             work[3 * STRIP + s] *= from_nb
             work[4 * STRIP + s] = (one - extra - from_nb) if is_zero else -extra
@@ -425,25 +391,21 @@ def _zinb_as_zero(  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True, error_model="numpy")
-def _find(x_G, usual, few_G, many_G):  # type: ignore[no-untyped-def]
-    """Places of the counts that are not zero, and how many there are: whole numbers up to `FEW`, and the others.
+def _sorted_out(genes, counts, usual, places_2G, counts_2G):  # type: ignore[no-untyped-def]
+    """Puts whole numbers up to `FEW` and the other counts, with their genes, in two rows; returns how many are in each.
 
-    Without a branch, which would be mispredicted. All are among the others if theta is not `usual`.
+    Without a branch, which would be mispredicted. All are among the others if theta is not `usual`. A zero that was
+    kept is neither; what is not a number is among the others.
     """
-    there, packed = 0, len(x_G) // LANES * LANES if COMPRESSED else 0
-    for g in range(0, packed, LANES):
-        there += _packed(x_G, g, few_G, there)
-    for g in range(packed, len(x_G)):
-        few_G[there] = g
-        there += bits32(x_G[g]) >= np.int32(EPS_32)  # counts are not negative: they are in the order of their bits
     few, many = 0, 0
-    for k in range(there):
-        g = few_G[k]
-        x = x_G[g]
-        small = usual & (x <= np.float32(FEW)) & (np.float32(np.int32(x)) == x)
-        few_G[few] = many_G[many] = g
+    for k in range(len(genes)):
+        gene, x = genes[k], counts[k]
+        there = not x < EPS
+        small = there & usual & (x <= np.float32(FEW)) & (np.float32(np.int32(min(x, np.float32(FEW)))) == x)
+        places_2G[0, few] = places_2G[1, many] = gene
+        counts_2G[0, few] = counts_2G[1, many] = x
         few += small
-        many += not small
+        many += there & (not small)
     return few, many
 
 
@@ -455,7 +417,7 @@ def _log_factorial(x: np.float64, table: np.ndarray) -> np.float64:
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _few(places, x_G, factor, e_G, theta_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
+def _few(places, counts, factor, e_G, theta_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
     """Sets the gradients of the counts 1, 2, ... `FEW` at `places`, and returns the sum of their log p.
 
     Less what they have of `_nb_as_zero`, -theta ln(1 + rate / theta). The rest is x ln(rate / (theta + rate)) and the
@@ -467,12 +429,11 @@ def _few(places, x_G, factor, e_G, theta_G, t_G, d_theta_G, work) -> np.float64:
     one = np.float32(1.0)
     for i in range(n):
         g = places[i]
-        work[0, i] = x_G[g]
-        work[1, i] = theta_G[g]
-        work[2, i] = factor * e_G[g]
+        work[0, i] = theta_G[g]
+        work[1, i] = factor * e_G[g]
     total = np.float32(0.0)
     for i in range(n):
-        x, theta, rate = work[0, i], work[1, i], work[2, i]
+        x, theta, rate = counts[i], work[0, i], work[1, i]
         base = theta + EPS
         inverse, by_sum, rate_eps = one / base, one / (base + rate), rate + EPS
         product, derivative = theta, one  # of x = 1
@@ -493,12 +454,12 @@ def _few(places, x_G, factor, e_G, theta_G, t_G, d_theta_G, work) -> np.float64:
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _many(places, x_G, factor, e_G, theta_G, table, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
+def _many(places, counts, factor, e_G, theta_G, table, t_G, d_theta_G) -> np.float64:  # type: ignore[no-untyped-def]
     """As `_few`, of any numbers, in float64."""
     total = 0.0
     for i in range(len(places)):
         g = places[i]
-        x, theta, rate = np.float64(x_G[g]), np.float64(theta_G[g]), np.float64(factor * e_G[g])
+        x, theta, rate = np.float64(counts[i]), np.float64(theta_G[g]), np.float64(factor * e_G[g])
         base = theta + 1e-8
         all_sum = base + rate
         log_gamma, digamma = gamma_logs(x + theta)
@@ -531,44 +492,65 @@ def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True, error_model="numpy")
+def _mark(genes, counts, there_G) -> None:  # type: ignore[no-untyped-def]
+    for k in range(len(genes)):
+        there_G[genes[k]] = np.float32(not counts[k] < EPS)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _clear(genes, there_G) -> None:  # type: ignore[no-untyped-def]
+    for k in range(len(genes)):
+        there_G[genes[k]] = np.float32(0.0)
+
+
+@njit(forceinline=True, error_model="numpy")
 def _row(  # type: ignore[no-untyped-def]
-    x_G, highest, log_library, theta_G, inverse_G, usual, pi_G, table, e_G, t_G, d_theta_G, d_pi_G, places_2G, work_S,
-    work_3G,
+    genes, counts, highest, log_library, theta_G, inverse_G, usual, pi_G, table, e_G, there_G, t_G, d_theta_G, d_pi_G,
+    places_2G, counts_2G, work_S, work_2G,
 ):  # fmt: skip
-    """(log p, d/d log library) of one cell with the logits `t_G`, which become their gradients, as log theta and dropout
-    logits do in `d_theta_G` and `d_pi_G`."""
+    """(log p, d/d log library) of one cell with the logits `t_G`, which become their gradients.
+
+    Those by log theta and dropout logits come in `d_theta_G` and `d_pi_G`.
+    """
     inverse_total = np.float32(1.0) / _exponentials(t_G, highest, e_G)
     factor = np.float32(np.exp(np.float64(log_library))) * inverse_total
     if len(pi_G) > 0:
-        value = _zinb_as_zero(x_G, factor, e_G, theta_G, inverse_G, pi_G, t_G, d_theta_G, d_pi_G, work_S)
+        _mark(genes, counts, there_G)
+        value = _zinb_as_zero(there_G, factor, e_G, theta_G, inverse_G, pi_G, t_G, d_theta_G, d_pi_G, work_S)
+        _clear(genes, there_G)
     else:
         value = _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work_S)
-    few, many = _find(x_G, usual, places_2G[0], places_2G[1])
-    value += _few(places_2G[0, :few], x_G, factor, e_G, theta_G, t_G, d_theta_G, work_3G)
-    value += _many(places_2G[1, :many], x_G, factor, e_G, theta_G, table, t_G, d_theta_G)
+    few, many = _sorted_out(genes, counts, usual, places_2G, counts_2G)
+    value += _few(places_2G[0, :few], counts_2G[0, :few], factor, e_G, theta_G, t_G, d_theta_G, work_2G)
+    value += _many(places_2G[1, :many], counts_2G[1, :many], factor, e_G, theta_G, table, t_G, d_theta_G)
     return value, _finish(inverse_total, e_G, t_G)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def rows(  # type: ignore[no-untyped-def]
-    start, stop, chunk, x_BG, logits_BG, bias, bias_code_B, log_library_B, theta, code_B, dropout_BG, more, more_code_B,
-    weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
+    start, stop, chunk, indptr, genes, counts, logits_BG, bias, bias_code_B, log_library_B, theta, code_B, dropout_BG,
+    more, more_code_B, weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
 ) -> None:  # fmt: skip
     """Rows [start, stop) of log p, with the gradients by logits and dropout logits in the place of these.
 
-    Logits come without their biases, which are rows of `bias` and `more`, as float32 or bfloat16 (as int16), and leave
-    as their gradients. `code_B` says which row of theta (K, G) is a cell's. `dropout_BG` is (B, 0) for the plain
-    negative binomial. Rows are those of a block, whose first chunk is `chunk`. Gradients of what all cells share
-    (theta, biases: tables of one row) are summed by weight in (chunks of the batch, G); `d_theta` is (B, G) if there
-    are several, and of biases there are none.
+    The counts of row b that are not zero are those from `indptr[b]` to `indptr[b + 1]`. Logits come without their
+    biases, which are rows of `bias` and `more`, as float32 or bfloat16 (as int16), and leave as their gradients.
+    `code_B` says which row of theta (K, G) is a cell's. `dropout_BG` is (B, 0) for the plain negative binomial. Rows
+    are those of a block, whose first chunk is `chunk`. Gradients of what all cells share (theta, biases: tables of one
+    row) are summed by weight in (chunks of the batch, G); `d_theta` is (B, G) if there are several, and of biases
+    there are none.
     """
-    n_genes, n_more = x_BG.shape[1], dropout_BG.shape[1]
+    n_genes, n_more = logits_BG.shape[1], dropout_BG.shape[1]
     shared = len(theta) == 1
     e_G, t_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     pi_G, d_pi_G = np.empty(n_more, np.float32), np.empty(n_more, np.float32)
     inverse_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-    places_2G = np.empty((2, n_genes + LANES), np.int32)
-    work_S, work_3G = np.empty(5 * STRIP, np.float32), np.empty((3, n_genes), np.float32)
+    there_G = np.zeros(n_genes, np.float32)
+    longest = 0
+    for b in range(start, stop):
+        longest = max(longest, indptr[b + 1] - indptr[b])
+    places_2G, counts_2G = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.float32)
+    work_S, work_2G = np.empty(5 * STRIP, np.float32), np.empty((2, longest), np.float32)
     theta_is_finite, usual = _inverse(theta[0], inverse_G) if shared else (True, True)
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
@@ -581,8 +563,9 @@ def rows(  # type: ignore[no-untyped-def]
         d_theta_G = row_theta_G if shared else d_theta[b]
         if sound:
             value_B[b], d_library_B[b] = _row(
-                x_BG[b], highest, log_library_B[b], theta_G, inverse_G, usual, pi_G, table, e_G, t_G, d_theta_G,
-                d_pi_G, places_2G, work_S, work_3G,
+                genes[indptr[b] : indptr[b + 1]], counts[indptr[b] : indptr[b + 1]], highest, log_library_B[b],
+                theta_G, inverse_G, usual, pi_G, table, e_G, there_G, t_G, d_theta_G, d_pi_G, places_2G, counts_2G,
+                work_S, work_2G,
             )  # fmt: skip
         else:  # the code above assumes finite numbers, and would make up a fine loss
             value_B[b] = d_library_B[b] = np.nan

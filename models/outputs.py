@@ -15,6 +15,7 @@ from scarcade.engine.contracts import Batch, Noise, Step
 from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import log_normal, sample
 from scarcade.models.model import AtlasModel, Output, Where
+from scarcade.models.sparse import seen
 
 if TYPE_CHECKING:
     from scarcade.models.scvi import Decoded, Scvi
@@ -27,7 +28,7 @@ def decoded(
     model: "Scvi", batch: Batch, noise: Noise | None, transform_batch: Sequence[int | None] = OBSERVED
 ) -> "list[Decoded]":
     """The likelihood's parameters from one draw of the latent, decoded in each batch of `transform_batch`."""
-    q = model.encode(batch.counts.dense(model.device), batch)
+    q = model.encode(seen(batch.counts, model.device), batch)
     z_BL, log_library_B1 = model.draw_latent(q, noise)
     return [model.decode(model.shape_latent(z_BL), log_library_B1, batch, code) for code in transform_batch]
 
@@ -79,13 +80,14 @@ def loss_terms(model: AtlasModel, batch: Batch, noise: Noise | None) -> dict[str
 @torch.no_grad()
 def marginal_log_likelihood(model: "Scvi", batch: Batch, noise: Noise, n_samples: int) -> Tensor:
     """log p(x) of each cell by importance sampling from the posterior, (B,)."""
-    x_BG = batch.counts.dense(model.device)
-    q = model.encode(x_BG, batch)
+    x = model.counts_seen(batch)
+    assert x is not None
+    q = model.encode(x, batch)
     logs = []
     for _ in range(n_samples):
         z_BL, log_library_B1 = model.draw_latent(q, noise)
         p = model.decode(model.shape_latent(z_BL), log_library_B1, batch)
-        log_w_B = model.log_likelihood(x_BG, p)
+        log_w_B = model.log_likelihood(x, p)
         # log N(z; 0, 1) - log N(z; m, v): the constants cancel
         log_w_B += 0.5 * ((z_BL - q.mean_BL) ** 2 / q.variance_BL + q.variance_BL.log() - z_BL**2).sum(-1)
         if model.library_prior is not None and q.library_variance_B1 is not None:
@@ -103,7 +105,7 @@ def library_size(model: "Scvi", batch: Batch, *, mean: bool = True) -> Tensor:
     Raises:
         UsageError: the mean of a posterior is asked of a model whose library size is observed.
     """
-    q = model.encode(batch.counts.dense(model.device), batch)
+    q = model.encode(seen(batch.counts, model.device), batch)
     if not mean:
         return q.log_library_B1[:, 0].exp()
     if q.library_variance_B1 is None:

@@ -17,6 +17,7 @@ from scarcade.engine.contracts import Batch, Noise
 from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import log_normal
 from scarcade.models.model import Output, Where
+from scarcade.models.sparse import seen
 
 if TYPE_CHECKING:
     from scarcade.models.totalvi import DecodedBoth, Totalvi
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def decoded(model: "Totalvi", batch: Batch, noise: Noise | None, where: Where = None) -> list["DecodedBoth"]:
     """Both likelihoods' parameters from one draw of the latent, for each batch of `where`."""
-    q = model.encode(batch.counts.dense(model.device), batch)
+    q = model.encode(seen(batch.counts, model.device), batch)
     z_BL, log_library_B1 = model.draw_latent(q, noise)
     z_BL = model.shape_latent(z_BL)
     return [model.decode(z_BL, log_library_B1, batch, code, noise) for code in model.batch_codes(where)]
@@ -105,9 +106,10 @@ def marginal_log_likelihood(model: "Totalvi", batch: Batch, noise: Noise, n_samp
 
     Proteins that were not measured are left out.
     """
-    x_BG = batch.counts.dense(model.device)
+    x = model.counts_seen(batch)
+    assert x is not None
     y_BP, measured_BP = model.proteins(batch)
-    q = model.encode(x_BG, batch)
+    q = model.encode(x, batch)
     prior_mean_BP, prior_sd_BP = model.background(batch.batch)
     logs = []
     for _ in range(n_samples):
@@ -119,7 +121,7 @@ def marginal_log_likelihood(model: "Totalvi", batch: Batch, noise: Noise, n_samp
             + log_normal(log_back_BP, prior_mean_BP, prior_sd_BP**2)
             - log_normal(log_back_BP, p.proteins.back_mean_BP, p.proteins.back_sd_BP**2)
         )
-        log_w_B = model.log_likelihood(x_BG, p) + torch.where(measured_BP, proteins_BP, 0.0).sum(-1)
+        log_w_B = model.log_likelihood(x, p) + torch.where(measured_BP, proteins_BP, 0.0).sum(-1)
         log_w_B += 0.5 * ((z_BL - q.mean_BL) ** 2 / q.variance_BL + q.variance_BL.log() - z_BL**2).sum(-1)
         if model.library_prior is not None and q.library_variance_B1 is not None:
             mean_K, variance_K = model.library_prior.parts()

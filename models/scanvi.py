@@ -105,10 +105,10 @@ class Scanvi(Scvi):
 
         With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1.
         """
-        x_BG = self.counts_seen(batch)
-        q = self.encode(x_BG, batch, noise)
+        x = self.counts_seen(batch)
+        q = self.encode(x, batch, noise)
         z1_BL, log_library_B1 = self.draw_latent(q, noise)
-        reconstruction_B = -self.log_p(x_BG, z1_BL, log_library_B1, batch)
+        reconstruction_B = -self.log_p(x, z1_BL, log_library_B1, batch)
         kl_library_B = self.library_kl(q, batch)
 
         log_y_BC = F.log_softmax(self.classifier(z1_BL, noise), -1)
@@ -148,7 +148,7 @@ class Scanvi(Scvi):
 
     def classify(self, batch: Batch, noise: Noise | None = None) -> Tensor:
         """The classifier's logits at the mean of the latent, (B, C); `noise` is for dropout."""
-        x_BI = self.encoder_input(batch.counts.dense(self.device), batch)
+        x_BI = self.encoder_input(batch)
         mean_BL, _ = self.encoder(x_BI, self.codes(batch), noise)
         logits_BC: Tensor = self.classifier(mean_BL, noise)
         return logits_BC

@@ -30,6 +30,7 @@ from scarcade.models.layers import (
     start_uniform,
 )
 from scarcade.models.model import AtlasModel
+from scarcade.models.sparse import Sparse, totals
 
 
 def _split(value: Any) -> Any:
@@ -237,14 +238,14 @@ def dispersion_by_batch(schema: Schema, generator: torch.Generator) -> Dispersio
     return table
 
 
-def cell_sizes(x_BG: Tensor, batch: Batch, schema: Schema) -> Tensor:
+def cell_sizes(x: Tensor | Sparse, batch: Batch, schema: Schema) -> Tensor:
     """The size of each cell (B,): the sum of its counts, or its size factor if the data have one.
 
     Raises:
         CategoryError: the model wants a size factor, and the cells have none.
     """
     if schema.size_factor is None:
-        return x_BG.sum(-1)
+        return totals(x)
     if batch.size_factor is None:
         raise CategoryError(f"the model needs the size factor '{schema.size_factor}' of every cell")
     return batch.size_factor
@@ -256,7 +257,10 @@ def log_normalised(x_BG: Tensor, size_B: Tensor, target_sum: float) -> Tensor:
     return torch.log1p(x_BG * scale_B[:, None])
 
 
-def encoder_input(x_BG: Tensor, size_B: Tensor, batch: Batch, config: ScarchesConfig, *, mse: bool) -> Tensor:
+def encoder_input(size_B: Tensor, batch: Batch, config: ScarchesConfig, *, mse: bool) -> Tensor:
     """What the encoder sees of the counts, (B, G): their log1p, normalised first for mse or if it is asked for."""
     normalised = mse or config.normalise_input
-    return log_normalised(x_BG, size_B, config.target_sum) if normalised else batch.counts.log1p(x_BG.device)
+    device = size_B.device
+    if not normalised:
+        return batch.counts.log1p(device)
+    return log_normalised(batch.counts.dense(device), size_B, config.target_sum)

@@ -28,6 +28,7 @@ from scarcade.models.layers import Codes, Dispersion, Encoder, FullyConnected, L
 from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import fused, why_not
 from scarcade.models.model import AtlasModel, Output
+from scarcade.models.sparse import Sparse, seen, totals
 from scarcade.models.trained_head import Logits, logits_of
 
 Where = Literal["encoder", "decoder", "none", "both"]
@@ -216,11 +217,11 @@ class Scvi(AtlasModel):
 
         With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1.
         """
-        x_BG = self.counts_seen(batch)
-        q = self.encode(x_BG, batch, noise)
+        x = self.counts_seen(batch)
+        q = self.encode(x, batch, noise)
         z_BL, log_library_B1 = self.draw_latent(q, noise)
 
-        reconstruction_B = -self.log_p(x_BG, self.shape_latent(z_BL), log_library_B1, batch)
+        reconstruction_B = -self.log_p(x, self.shape_latent(z_BL), log_library_B1, batch)
         kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
         kl_library_B = self.library_kl(q, batch)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B}
@@ -229,18 +230,29 @@ class Scvi(AtlasModel):
         terms["elbo"] = reconstruction_B + kl_B + kl_library_B
         return Losses(reconstruction_B + step.kl_weight * kl_B + kl_library_B, terms)
 
-    def counts_seen(self, batch: Batch) -> Tensor | None:
-        """Dense counts (B, G); None where all that is wanted of them is known (`constants`)."""
-        return None if batch.known.keys() >= _KNOWN else batch.counts.dense(self.device)
+    def counts_seen(self, batch: Batch) -> Tensor | Sparse | None:
+        """Counts (B, G) as the likelihood takes them; None where all that is wanted of them is known (`constants`)."""
+        if batch.known.keys() >= _KNOWN:
+            return None
+        config = self.config
+        softplus = self.schema.size_factor is not None
+        compiled = config.likelihood_path in ("auto", "fused")
+        if compiled and why_not(config.gene_likelihood, self.scale.weight, softplus=softplus) is None:
+            return Sparse.of(batch.counts)
+        return batch.counts.dense(self.device)
 
-    def encode(self, x_BG: Tensor | None, batch: Batch, noise: Noise | None = None) -> Posterior:
-        """The posterior of each cell; `noise` is used for dropout, in training mode only."""
+    def encode(self, x: Tensor | Sparse | None, batch: Batch, noise: Noise | None = None) -> Posterior:
+        """The posterior of each cell; `noise` is used for dropout, in training mode only.
+
+        Args:
+            x: counts (B, G), for the library; None where it and the first layer's product are known.
+        """
         codes, known = self.codes(batch), batch.known
-        if x_BG is None:
+        if x is None:
             mean_BL, variance_BL = self.encoder(None, codes, noise, known["product"])
             return Posterior(mean_BL, variance_BL, known["log_library"][:, None])
-        library_B1 = x_BG.sum(-1, keepdim=True)
-        x_BI = self.encoder_input(x_BG, batch)
+        library_B1 = totals(x)[:, None]
+        x_BI = self.encoder_input(batch)
         mean_BL, variance_BL = self.encoder(x_BI, codes, noise, known.get("product"))
         if self.library is not None:
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
@@ -254,12 +266,12 @@ class Scvi(AtlasModel):
     @torch.no_grad()
     def constants(self, batch: Batch) -> dict[str, Tensor]:
         """The product of the first layer; with a head that is frozen too, all that is wanted of the counts' zeros."""
-        x_BG = batch.counts.dense(self.device)
-        found = {"product": self.encoder.trunk.first_product(self.encoder_input(x_BG, batch))}
+        found = {"product": self.encoder.trunk.first_product(self.encoder_input(batch))}
         head = self.frozen_head()
         if head is None:
             return found
-        return {**found, "log_library": x_BG.sum(-1).log(), "log_p": head.constants(batch.counts)}
+        log_library_B = totals(seen(batch.counts, self.device)).log()
+        return {**found, "log_library": log_library_B, "log_p": head.constants(batch.counts)}
 
     def frozen_head(self) -> FrozenHead | None:
         """The last layer and the likelihood as one function, where nothing of them is trained; else None."""
@@ -271,10 +283,10 @@ class Scvi(AtlasModel):
         head = FrozenHead(self.scale, self.dropout, theta.rows[0])
         return head if head_is_not_for_it(head) is None else None
 
-    def log_p(self, x_BG: Tensor | None, z_BL: Tensor, log_library_B1: Tensor, batch: Batch) -> Tensor:
+    def log_p(self, x: Tensor | Sparse | None, z_BL: Tensor, log_library_B1: Tensor, batch: Batch) -> Tensor:
         """log p(x | z) of each cell, (B,)."""
-        if x_BG is not None:
-            return self.log_likelihood(x_BG, self.decode(z_BL, log_library_B1, batch))
+        if x is not None:
+            return self.log_likelihood(x, self.decode(z_BL, log_library_B1, batch))
         head = self.frozen_head()
         assert head is not None
         return head.log_p(self.hidden(z_BL, batch), batch.counts, log_library_B1[:, 0], batch.known["log_p"])
@@ -286,9 +298,10 @@ class Scvi(AtlasModel):
             return z_BL, q.log_library_B1
         return z_BL, draw(q.log_library_B1, q.library_variance_B1, noise)
 
-    def encoder_input(self, x_BG: Tensor, batch: Batch) -> Tensor:
+    def encoder_input(self, batch: Batch) -> Tensor:
         """What encoders see of the counts, and of the continuous covariates if they are encoded."""
-        x_BI = batch.counts.log1p(self.device) if self.config.log_variational else x_BG
+        counts = batch.counts
+        x_BI = counts.log1p(self.device) if self.config.log_variational else counts.dense(self.device)
         if self.config.encode_covariates and batch.continuous is not None:
             x_BI = torch.cat([x_BI, batch.continuous], -1)
         return x_BI
@@ -324,8 +337,11 @@ class Scvi(AtlasModel):
         """The latent as the decoder and the users see it: its softmax if `latent_distribution` is "ln"."""
         return torch.softmax(z_BL, -1) if self.config.latent_distribution == "ln" else z_BL
 
-    def log_likelihood(self, x_BG: Tensor, p: Decoded) -> Tensor:
+    def log_likelihood(self, x: Tensor | Sparse, p: Decoded) -> Tensor:
         """log p(x | z) of each cell, (B,).
+
+        Args:
+            x: counts (B, G), as `counts_seen` gives them.
 
         Raises:
             UsageError: `likelihood_path` is "fused" and the kernel cannot compute this likelihood.
@@ -334,10 +350,11 @@ class Scvi(AtlasModel):
         if path in ("auto", "fused"):
             reason = why_not(family, p.logits.h_BH, softplus=p.softplus)
             if reason is None and p.log_theta is not None:
-                return fused(x_BG, p.logits, p.log_library_B1[:, 0], p.log_theta, p.dropout)
+                return fused(x, p.logits, p.log_library_B1[:, 0], p.log_theta, p.dropout)
             if path == "fused":
                 raise UsageError(f"--model.likelihood-path fused: the kernel cannot do this: {reason}")
-        return log_likelihood(family, x_BG, p.rate_BG, p.log_theta, p.dropout_BG, path=path)
+        assert isinstance(x, Tensor)
+        return log_likelihood(family, x, p.rate_BG, p.log_theta, p.dropout_BG, path=path)
 
     def library_kl(self, q: Posterior, batch: Batch) -> Tensor:
         """KL(q(log library) || prior of the cell's batch), (B,); 0 unless the library size is latent."""
@@ -353,7 +370,7 @@ class Scvi(AtlasModel):
 
         The draws are the same for every cell, so that a cell's latent does not depend on its batch of cells.
         """
-        q = self.encode(batch.counts.dense(self.device), batch)
+        q = self.encode(seen(batch.counts, self.device), batch)
         if self.config.latent_distribution == "normal":
             return q.mean_BL, q.variance_BL
         noise_SL = torch.randn(1000, self.config.n_latent, generator=seeded("ln")).to(self.device)
@@ -368,7 +385,7 @@ class Scvi(AtlasModel):
     @torch.no_grad()
     def draw(self, batch: Batch, noise: Noise | None) -> Tensor:
         """A draw of the latent; of "ln" its softmax, which is not a draw from the moments of `embed`."""
-        z_BL, _ = self.draw_latent(self.encode(batch.counts.dense(self.device), batch), noise)
+        z_BL, _ = self.draw_latent(self.encode(seen(batch.counts, self.device), batch), noise)
         return self.shape_latent(z_BL)
 
     def marginal_log_likelihood(self, batch: Batch, noise: Noise, n_samples: int) -> Tensor:

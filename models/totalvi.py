@@ -30,6 +30,7 @@ from scarcade.models.library import LibraryPrior
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.protein_background import CELLS, BackgroundPrior, Efficiency, sums
 from scarcade.models.scvi import RECIPES, Decoded, Posterior, Scvi
+from scarcade.models.sparse import seen
 from scarcade.models.trained_head import logits_of
 
 LOG_SQRT_2PI = 0.9189385332046727
@@ -210,14 +211,15 @@ class Totalvi(Scvi):
 
         The term "elbo" has w = 1. While w < 1 an adversary, where there is one, adds (1 - w) times its terms.
         """
-        x_BG = batch.counts.dense(self.device)
+        x = self.counts_seen(batch)
+        assert x is not None  # nothing of this model is known beforehand
         y_BP, measured_BP = self.proteins(batch)
-        q = self.encode(x_BG, batch, noise)
+        q = self.encode(x, batch, noise)
         z_BL, log_library_B1 = self.draw_latent(q, noise)
         z_BL = self.shape_latent(z_BL)
         p = self.decode(z_BL, log_library_B1, batch, noise=noise)
 
-        genes_B = -self.log_likelihood(x_BG, p)
+        genes_B = -self.log_likelihood(x, p)
         proteins_B = -torch.where(measured_BP, p.proteins.log_likelihood(y_BP), 0.0).sum(-1)
         kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
         kl_library_B = self.library_kl(q, batch)
@@ -274,17 +276,26 @@ class Totalvi(Scvi):
         z_BL, log_library_B1 = super().draw_latent(q, noise)
         return z_BL, log_library_B1 if q.library_variance_B1 is None else log_library_B1.clamp(max=15)
 
-    def encoder_input(self, x_BG: Tensor, batch: Batch) -> Tensor:
+    def encoder_input(self, batch: Batch) -> Tensor:
         """What encoders see of genes and proteins, and of the continuous covariates if they are encoded."""
         y_BP, _ = self.proteins(batch)
-        parts = [x_BG, y_BP]
-        if self.config.formulation == "1.3.1":
-            parts = [part / (1 + part.mean(-1, keepdim=True)) for part in parts]
-        if self.config.log_variational:
-            parts = [torch.log1p(part) for part in parts]
+        parts = [self._scaled(y_BP, y_BP.sum(-1, keepdim=True), y_BP.shape[1])]
         if self.config.encode_covariates and batch.continuous is not None:
             parts.append(batch.continuous)
-        return torch.cat(parts, -1)
+        x = seen(batch.counts, self.device)
+        if isinstance(x, Tensor):
+            return torch.cat([self._scaled(x, x.sum(-1, keepdim=True), x.shape[1]), *parts], -1)
+        values_N = self._scaled(torch.from_numpy(x.values), x.of_each(x.sums()), x.n_genes)
+        beside = torch.cat(parts, -1)
+        out = x.dense(values_N, room=beside.shape[1])
+        out[:, x.n_genes :] = beside
+        return out
+
+    def _scaled(self, counts: Tensor, total: Tensor, n: int) -> Tensor:
+        """Counts as encoders see them; 0 stays 0. `total` is that of each count's cell, over `n` genes or proteins."""
+        if self.config.formulation == "1.3.1":
+            counts = counts / (1 + total / n)
+        return torch.log1p(counts) if self.config.log_variational else counts
 
     def decode(
         self,

@@ -27,6 +27,7 @@ from scarcade.engine.precision import products
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.block_buffers import BlockBuffers
 from scarcade.models.layers import Codes, ConditionRows, product_of
+from scarcade.models.sparse import Sparse
 from scarcade.models.threads import run
 
 BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
@@ -74,7 +75,7 @@ def logits_of(layer: nn.Module, h_BH: Tensor, codes: Codes, weight_GH: Tensor | 
 
 
 def head_log_likelihood(
-    x_BG: Tensor,
+    x: Tensor | Sparse,
     logits: Logits,
     log_library_B: Tensor,
     log_theta: Tensor,
@@ -84,12 +85,13 @@ def head_log_likelihood(
     """log p of each cell (B,), as `FusedLikelihood` of the logits' tensors.
 
     Args:
+        x: counts (B, G).
         log_theta: (G,), (B, G), or with `code_B` a table (K, G).
     """
     more = (None, None, None, None) if dropout is None else _parts(dropout)
     graded = torch.is_grad_enabled()
     return _LogP.apply(  # type: ignore[no-any-return, no-untyped-call]
-        x_BG, log_library_B, log_theta, code_B, products(), graded, *_parts(logits), *more
+        Sparse.of(x), log_library_B, log_theta, code_B, products(), graded, *_parts(logits), *more
     )
 
 
@@ -205,13 +207,13 @@ class _Cells:
 
     def __init__(
         self,
-        given: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        given: tuple[Sparse, Tensor, Tensor, Tensor | None],
         both: Sequence[_Product],
         weight_B: Tensor | None,
     ) -> None:
-        self.x_BG, self.log_library_B, log_theta, code_B = given
+        self.x, self.log_library_B, log_theta, code_B = given
         self.both, self.weight_B = both, weight_B
-        n_cells, self.n_genes = self.x_BG.shape
+        n_cells, self.n_genes = len(self.x), self.x.n_genes
         self.theta = torch.exp(log_theta).reshape(-1, self.n_genes).contiguous()
         if code_B is not None:
             self.codes = codes_of(code_B, len(self.theta))
@@ -239,7 +241,8 @@ class _Cells:
         d_theta = self.d_shared_theta if d_theta_KG is None else _buffers.rows("theta", n, self.n_genes)
         kernel.rows(
             *(0, n, rows.start // kernel.CHUNK),
-            *(self.x_BG[rows].numpy(), logits, first.table.numpy(), first.codes[rows]),
+            *(self.x.indptr[rows.start : rows.stop + 1], self.x.genes, self.x.values),
+            *(logits, first.table.numpy(), first.codes[rows]),
             *(self.log_library_B[rows].numpy(), self.theta.numpy(), self.codes[rows]),
             np.empty((n, 0), logits.dtype) if more is None else more,  # no dropout logits: no columns
             *(also.table.numpy(), also.codes[rows], self.each[rows], kernel.LOG_FACTORIAL),
@@ -264,7 +267,7 @@ class _LogP(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_BG: Tensor,
+        x: Sparse,
         log_library_B: Tensor,
         log_theta: Tensor,
         code_B: Tensor | None,
@@ -272,7 +275,7 @@ class _LogP(torch.autograd.Function):
         graded: bool,
         *parts: Tensor | None,
     ) -> Tensor:
-        given = x_BG.contiguous(), log_library_B.contiguous(), log_theta.contiguous(), code_B
+        given = x, log_library_B.contiguous(), log_theta.contiguous(), code_B
         value_B, gradients = _pass(given, parts, kind, graded, None)
         ctx.given, ctx.kind = given, kind
         ctx.save_for_backward(*parts)
@@ -287,7 +290,8 @@ class _LogP(torch.autograd.Function):
         if equal:
             scale = weight_B[0] if len(weight_B) else torch.ones(())
             d_theta = d_theta * scale
-            found = [(d_h, d_weight * scale, d_table * scale) for d_h, d_weight, d_table in found]
+            # in place: they were made for this pass, and torch refuses a second one
+            found = [(d_h, d_weight.mul_(scale), d_table.mul_(scale)) for d_h, d_weight, d_table in found]
         else:
             weights = weight_B.contiguous()
             _, (_, d_theta, *found) = _pass(ctx.given, ctx.saved_tensors, ctx.kind, True, weights)
@@ -300,7 +304,7 @@ class _LogP(torch.autograd.Function):
 
 
 def _pass(
-    given: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    given: tuple[Sparse, Tensor, Tensor, Tensor | None],
     parts: Sequence[Tensor | None],
     kind: torch.dtype,
     graded: bool,

@@ -22,7 +22,7 @@ from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, seeded
-from scarcade.models.likelihood import counts_log_likelihood
+from scarcade.models.likelihood import counts_log_likelihood, why_not
 from scarcade.models.mmd import mmd
 from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.scarches_layers import (
@@ -37,6 +37,7 @@ from scarcade.models.scarches_layers import (
     encoder_input,
     log_normalised,
 )
+from scarcade.models.sparse import Sparse, seen
 from scarcade.models.trained_head import Logits, logits_of
 
 
@@ -77,9 +78,8 @@ def _expression(
             f"library_size {library_size!r}: this model was trained with --model.recon-loss mse, which decodes log "
             f"expression of cells scaled to {model.config.target_sum:g} counts; leave library_size at 1"
         )
-    x_BG = batch.counts.dense(model.device)
-    size_B = cell_sizes(x_BG, batch, model.schema)
-    z_BL = draw(*model.encode(x_BG, size_B, batch), noise)
+    size_B = cell_sizes(seen(batch.counts, model.device), batch, model.schema)
+    z_BL = draw(*model.encode(size_B, batch), noise)
     codes = model.batch_codes(transform_batch)
     scale_BG = torch.stack([model.decode(z_BL, batch, transform_batch=code).scale_BG for code in codes]).mean(0)
     return scale_BG * (size_B[:, None] if library_size == "latent" else float(library_size))
@@ -163,13 +163,13 @@ class Trvae(AtlasModel):
 
         With `noise=None` latents are their means. The term "elbo" is the negative ELBO with w = 1, without the MMD.
         """
-        x_BG = batch.counts.dense(self.device)
-        size_B = cell_sizes(x_BG, batch, self.schema)
-        mean_BL, variance_BL = self.encode(x_BG, size_B, batch, noise)
+        x = self.counts_seen(batch)
+        size_B = cell_sizes(x, batch, self.schema)
+        mean_BL, variance_BL = self.encode(size_B, batch, noise)
         z_BL = draw(mean_BL, variance_BL, noise)
         p = self.decode(z_BL, batch, noise=noise)
 
-        reconstruction_B = self.reconstruction(x_BG, size_B, p)
+        reconstruction_B = self.reconstruction(x, size_B, p)
         kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
@@ -181,10 +181,18 @@ class Trvae(AtlasModel):
             terms["mmd"] = batch.spread(each)
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
 
-    def encode(self, x_BG: Tensor, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def counts_seen(self, batch: Batch) -> Tensor | Sparse:
+        """Counts (B, G) as the likelihood takes them."""
+        config = self.config
+        compiled = config.likelihood_path in ("auto", "fused")
+        if compiled and why_not(config.recon_loss, self.scale.weight, softplus=False) is None:
+            return Sparse.of(batch.counts)
+        return batch.counts.dense(self.device)
+
+    def encode(self, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
         product_BH = batch.known.get("product")
-        seen_BG = self._seen(x_BG, size_B, batch) if product_BH is None else None
+        seen_BG = self._seen(size_B, batch) if product_BH is None else None
         mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, product_BH)
         return mean_BL, variance_BL
 
@@ -201,12 +209,13 @@ class Trvae(AtlasModel):
         dropout = None if self.dropout is None else logits_of(self.dropout, h_BH, codes)
         return Decoded(logits_of(self.scale, h_BH, codes), first_BH, log_theta_KG, codes["batch"], dropout)
 
-    def reconstruction(self, x_BG: Tensor, size_B: Tensor, p: Decoded) -> Tensor:
+    def reconstruction(self, x: Tensor | Sparse, size_B: Tensor, p: Decoded) -> Tensor:
         """-log p(x | z), or the squared error, summed over genes, (B,)."""
         if p.log_theta_KG is None:
-            return (p.scale_BG - log_normalised(x_BG, size_B, self.config.target_sum)).square().sum(-1)
+            assert isinstance(x, Tensor)
+            return (p.scale_BG - log_normalised(x, size_B, self.config.target_sum)).square().sum(-1)
         return -counts_log_likelihood(
-            x_BG,
+            x,
             p.logits,
             size_B.log(),
             p.log_theta_KG,
@@ -217,16 +226,14 @@ class Trvae(AtlasModel):
 
     @torch.no_grad()
     def constants(self, batch: Batch) -> dict[str, Tensor]:
-        x_BG = batch.counts.dense(self.device)
-        seen_BG = self._seen(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
+        seen_BG = self._seen(cell_sizes(seen(batch.counts, self.device), batch, self.schema), batch)
         return {"product": self.encoder.trunk.first_product(seen_BG)}
 
-    def _seen(self, x_BG: Tensor, size_B: Tensor, batch: Batch) -> Tensor:
+    def _seen(self, size_B: Tensor, batch: Batch) -> Tensor:
         """What the encoder sees of the counts."""
-        return encoder_input(x_BG, size_B, batch, self.config, mse=self.config.recon_loss == "mse")
+        return encoder_input(size_B, batch, self.config, mse=self.config.recon_loss == "mse")
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent, (B, L) each."""
-        x_BG = batch.counts.dense(self.device)
-        return self.encode(x_BG, cell_sizes(x_BG, batch, self.schema), batch)
+        return self.encode(cell_sizes(seen(batch.counts, self.device), batch, self.schema), batch)

@@ -27,16 +27,18 @@ for zinb in (True, False):
     logits, dropout = draw.normal(size=(2, n_cells, n_genes)).astype(np.float32)
     theta = np.exp(draw.normal(size=(1, n_genes))).astype(np.float32)
     value, d_library = np.empty((2, n_cells), np.float32)
-    d_logits, d_dropout = np.empty((2, n_cells, n_genes), np.float32)
     d_theta = np.zeros((1, n_genes), np.float32)
-    none = np.empty((0, 0), np.float32)
+    none, empty = np.empty((n_cells, 0), np.float32), np.zeros((1, n_genes), np.float32)
+    d_logits, d_dropout = logits.copy(), dropout.copy() if zinb else none
+    cells, genes = np.nonzero(x)
+    counts = np.searchsorted(cells, np.arange(n_cells + 1)), genes.astype(np.int32), x[cells, genes]
+    code, d_bias = np.zeros(n_cells, np.int64), np.zeros((2, 1, n_genes), np.float32)
     kernel.rows(
-        0, n_cells, x, logits, np.log(x.sum(1)), theta, np.zeros(n_cells, np.int64), dropout if zinb else none,
-        np.ones(n_cells, np.float32), kernel.LOG_FACTORIAL, value, d_logits, d_library, d_theta,
-        d_dropout if zinb else none,
+        0, n_cells, 0, *counts, d_logits, empty, code, np.log(x.sum(1)), theta, code, d_dropout, empty, code,
+        np.ones(n_cells, np.float32), kernel.LOG_FACTORIAL, value, d_library, d_theta, *d_bias,
     )
     found += [value, d_logits, d_library, d_theta] + ([d_dropout] if zinb else [])
-    cells, genes = np.nonzero(x)
+    none = np.empty((0, 0), np.float32)
     in_place = [logits.copy(), dropout.copy() if zinb else none]
     value = np.empty(n_cells, np.float32)
     frozen_kernel.rows(

@@ -47,7 +47,7 @@ def test_the_penalty_is_the_mmd_of_what_is_asked_for() -> None:
     batch = made_batch(SCHEMA, 24)
     z, y = model_of(beta=2.0).eval(), model_of(beta=2.0, mmd_on="y").eval()
     x = batch.counts.dense(torch.device("cpu"))
-    mean, _ = z.encode(x, x.sum(1), batch)
+    mean, _ = z.encode(x.sum(1), batch)
     on_z, on_y = z.losses(batch, Step(), None), y.losses(batch, Step(), None)
     assert on_z.penalty is not None
     assert on_y.penalty is not None

@@ -1,0 +1,69 @@
+"""Counts without their zeros, as the compiled likelihood takes them.
+
+Shapes: B cells, G genes, N counts that are not zero.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scarcade.engine.contracts import Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Cell b has the `values` of `genes` from ``indptr[b]`` to ``indptr[b + 1]``."""
+
+    indptr: np.ndarray  # int64 (B + 1,)
+    genes: np.ndarray  # int32 (N,)
+    values: np.ndarray  # float32 (N,)
+    n_genes: int
+
+    @classmethod
+    def of(cls, counts: "Counts | Tensor | Sparse") -> "Sparse":
+        """The counts of a batch, or a matrix (B, G) on a CPU."""
+        if isinstance(counts, Sparse):
+            return counts
+        if isinstance(counts, Tensor):
+            cells, genes = counts.nonzero(as_tuple=True)  # what is not a number is not zero
+            lengths = torch.bincount(cells, minlength=len(counts))
+            values = counts[cells, genes]
+            indptr, found, n_genes = np.concatenate([[0], lengths.cumsum(0).numpy()]), genes.numpy(), counts.shape[1]
+            return cls(indptr, found.astype(np.int32), values.numpy().astype(np.float32, copy=False), n_genes)
+        indptr, found, data = counts.csr()
+        return cls(indptr, found.astype(np.int32), data.astype(np.float32, copy=False), counts.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def of_each(self, rows_B: Tensor) -> Tensor:
+        """A number of each cell, for each of its counts (N,)."""
+        return torch.repeat_interleave(rows_B, torch.from_numpy(np.diff(self.indptr)), output_size=len(self.values))
+
+    def dense(self, values_N: Tensor, room: int = 0) -> Tensor:
+        """float32 (B, G + room) with `values_N` in the place of the counts; zeros elsewhere."""
+        width = self.n_genes + room
+        first_B = torch.arange(0, len(self) * width, width)
+        places_N = self.of_each(first_B) + torch.from_numpy(self.genes)
+        return torch.zeros(len(self) * width).scatter_(0, places_N, values_N).view(len(self), width)
+
+    def sums(self) -> Tensor:
+        """The library of each cell, (B,)."""
+        # not as differences of running sums: one count that is not finite would be in those of all cells behind it
+        filled = np.diff(self.indptr) > 0
+        sums = np.zeros(len(self), np.float32)
+        if len(self.values):
+            sums[filled] = np.add.reduceat(self.values, self.indptr[:-1][filled])
+        return torch.from_numpy(sums)
+
+
+def seen(counts: Counts, device: torch.device) -> Tensor | Sparse:
+    """The counts of a batch for whoever wants no more than their sums: without their zeros where that costs less."""
+    return Sparse.of(counts) if device.type == "cpu" else counts.dense(device)
+
+
+def totals(counts: Tensor | Sparse) -> Tensor:
+    """The library of each cell, (B,)."""
+    return counts.sums() if isinstance(counts, Sparse) else counts.sum(-1)
