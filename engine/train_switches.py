@@ -29,6 +29,8 @@ def switched(scale: Scale, *, restarts: bool) -> Iterator[None]:
         ),
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        # the dashboard of a named cluster tells of the run, by the name of its folder; a private session has none
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "0" if restarts else "1",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `shifts` looks after nodes that are to leave
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }

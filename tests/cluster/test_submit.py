@@ -5,9 +5,11 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import pytest
+import requests
 
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.jobs.cli import main
@@ -53,6 +55,15 @@ def files(folder: Path) -> list[Path]:
     return paths
 
 
+def training_runs(ray: Head) -> list[dict[str, Any]]:
+    """What the page of trainings of Ray's dashboard shows."""
+    headers = {"Authorization": f"Bearer {ray.token.read_text()}"}
+    answer = requests.get(f"{ray.url}/api/train/v2/runs/v1", headers=headers, timeout=30)
+    answer.raise_for_status()
+    found: list[dict[str, Any]] = answer.json()["train_runs"]
+    return found
+
+
 @pytest.mark.usefixtures("_user")
 def test_from_files_to_mapped_queries(
     ray: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -83,6 +94,7 @@ def test_from_files_to_mapped_queries(
     assert code == 0, log + err
     assert f"{run}/model" in log
     assert (run / "model" / "model.safetensors").is_file()
+    assert [(told["name"], told["status"]) for told in training_runs(ray)] == [("run", "FINISHED")]
 
     (tmp_path / "cut.h5ad").write_bytes(query.read_bytes()[:20_000])
     mapping = ("map", run / "model", query, tmp_path / "cut.h5ad", "--out", mapped, "--epochs", 1)
