@@ -2,7 +2,8 @@
 
 Logits, likelihood and the way back through the weights are done block by block of cells, in memory that stays in the
 cache and is used again: (cells x genes) matrices are neither made anew in each step nor kept for a backward pass. Each
-thread does all of this for its own cells: threads that share each product wait for each other three times a block. All
+thread does all of this for its own cells: threads that share each product wait for each other three times a block,
+which is worth while only where cells are few. All
 gradients are made in the forward pass, for cells of equal weight, as the engine's mean takes them; for other weights
 the pass is made again. (`frozen_head` is the same for a decoder that is not trained.)
 
@@ -14,6 +15,7 @@ Shapes: B cells, G genes, H hidden units, K rows of a table.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +33,7 @@ from scarcade.models.sparse import Sparse
 from scarcade.models.threads import run
 
 BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
+ROWS = 96  # cells of a thread from which on it takes them through everything by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,70 +120,75 @@ class _Product:
         n_cells = len(h_BH)
         self.codes = np.zeros(n_cells, np.int64) if code_B is None else codes_of(code_B, len(table_KG))
         self.one_row = len(table_KG) == 1
-        self.d_h_BH = torch.empty(n_cells, h_BH.shape[1])
         self.d_bias = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one_row else 0, self.n_genes)  # by chunk
-        self.shares: dict[int, _Share] = {}  # by first row
+        self.d_h_BH = torch.empty(h_BH.shape if graded else (0,))
+        self.d_weight_GH = torch.empty(weight_GH.shape if graded else (0,))
+        self.d_table_KG = torch.zeros(len(table_KG) if graded and not self.one_row else 0, self.n_genes)
+        self.more: dict[int, Tensor] = {}  # parts of d_h_BH that other threads summed, by their first gene
+        self.also: dict[int, tuple[Tensor, Tensor]] = {}  # parts of d_weight_GH and d_table_KG, by the first row
 
-    def share(self, start: int) -> "_Share":
-        """Sums of the rows from `start` on, which a thread keeps for itself."""
-        own = self.shares[start] = _Share(self)
-        return own
+    def buffer(self, n: int) -> Tensor:
+        """(n, G) of the calling thread."""
+        return _buffers.rows(self.use, n, self.n_genes, self.kind)
+
+    def multiply(self, rows: slice, genes: slice, out_BG: Tensor) -> None:
+        """The product of some rows and genes, to where the gradient is then found."""
+        torch.mm(self.h_BH[rows], self.weight_GH[genes].T, out=out_BG[:, genes])
+
+    def back(self, d_BG: Tensor, rows: slice, genes: slice, weight_B: Tensor | None, sums: "_Sums") -> None:
+        """Add to `sums` what comes back from some rows and genes."""
+        if not self.graded:
+            return
+        d_BG, weight_GH, d_weight_GH = d_BG[:, genes], self.weight_GH[genes], sums.d_weight_GH[genes]
+        h_BH = self.h_BH[rows] if weight_B is None else self.h_BH[rows] * weight_B[rows, None].to(self.kind)
+        if self.kind != torch.float32:
+            sums.d_h_BH[rows] = d_BG @ weight_GH
+            d_weight_GH.copy_(d_weight_GH + d_BG.T @ h_BH if sums.began else d_BG.T @ h_BH)
+        else:
+            torch.mm(d_BG, weight_GH, out=sums.d_h_BH[rows])
+            if sums.began:
+                d_weight_GH.addmm_(d_BG.T, h_BH)
+            else:
+                torch.mm(d_BG.T, h_BH, out=d_weight_GH)
+        sums.began = True
+        if not self.one_row:
+            assert self.code_B is not None
+            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
+            sums.d_table_KG[:, genes].index_add_(0, self.code_B[rows], d_rows)
+
+    def of_rows(self, start: int) -> "_Sums":
+        """Sums for the thread of the rows from `start` on: the first takes those of the product."""
+        if start == 0:
+            return _Sums(self.d_h_BH, self.d_weight_GH, self.d_table_KG)
+        own = self.also[start] = torch.empty_like(self.d_weight_GH), torch.zeros_like(self.d_table_KG)
+        return _Sums(self.d_h_BH, *own)
+
+    def of_genes(self, start: int) -> "_Sums":
+        """The same for the thread of the genes from `start` on."""
+        if start == 0:
+            return _Sums(self.d_h_BH, self.d_weight_GH, self.d_table_KG)
+        own = self.more[start] = torch.empty_like(self.d_h_BH)
+        return _Sums(own, self.d_weight_GH, self.d_table_KG)
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """By hidden units (of each cell, without its weight), weights, and table."""
-        ordered = [self.shares[start] for start in sorted(self.shares)]
-        d_weight_GH = _total([one.d_weight_GH for one in ordered]) if self.graded else None
-        d_table = self.d_bias.sum(0, keepdim=True) if self.one_row else _total([one.d_table_KG for one in ordered])
-        return self.d_h_BH, d_weight_GH, d_table
+        for start in sorted(self.more):
+            self.d_h_BH += self.more[start]
+        for start in sorted(self.also):
+            self.d_weight_GH += self.also[start][0]
+            self.d_table_KG += self.also[start][1]
+        d_table_KG = self.d_bias.sum(0, keepdim=True) if self.one_row else self.d_table_KG
+        return self.d_h_BH, self.d_weight_GH if self.graded else None, d_table_KG
 
 
-class _Share:
-    """What one thread does of a product, block by block, and its own sums over cells."""
+@dataclass
+class _Sums:
+    """Where a thread adds up what comes back through a product."""
 
-    def __init__(self, product: _Product) -> None:
-        self.of = product
-        self.began = False
-        self.d_weight_GH = torch.empty(product.weight_GH.shape if product.graded else (0,))
-        self.d_table_KG = torch.zeros(0 if product.one_row else len(product.table), product.n_genes)
-
-    def forward(self, rows: slice) -> np.ndarray:
-        """The product of a block, as the kernel takes it, in a buffer where `backward` finds its gradient."""
-        of = self.of
-        out = _buffers.rows(of.use, rows.stop - rows.start, of.n_genes, of.kind)
-        torch.mm(of.h_BH[rows], of.weight_GH.T, out=out)
-        return (out if of.kind == torch.float32 else out.view(torch.int16)).numpy()
-
-    def backward(self, rows: slice, weight_B: Tensor | None) -> None:
-        of = self.of
-        if not of.graded:
-            return
-        d_BG = _buffers.rows(of.use, rows.stop - rows.start, of.n_genes, of.kind)
-        h_BH = of.h_BH[rows] if weight_B is None else of.h_BH[rows] * weight_B[rows, None].to(of.kind)
-        if of.kind == torch.float32:
-            torch.mm(d_BG, of.weight_GH, out=of.d_h_BH[rows])
-            if self.began:
-                self.d_weight_GH.addmm_(d_BG.T, h_BH)
-            else:
-                torch.mm(d_BG.T, h_BH, out=self.d_weight_GH)
-        else:
-            of.d_h_BH[rows] = d_BG @ of.weight_GH
-            d_weight_GH = d_BG.T @ h_BH
-            if self.began:
-                self.d_weight_GH += d_weight_GH
-            else:
-                self.d_weight_GH.copy_(d_weight_GH)
-        self.began = True
-        if not of.one_row:
-            assert of.code_B is not None
-            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
-            self.d_table_KG.index_add_(0, of.code_B[rows], d_rows)
-
-
-def _total(shares: list[Tensor]) -> Tensor:
-    """Their sum, in the first of them."""
-    for other in shares[1:]:
-        shares[0] += other
-    return shares[0]
+    d_h_BH: Tensor
+    d_weight_GH: Tensor
+    d_table_KG: Tensor
+    began: bool = False
 
 
 def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
@@ -223,42 +231,77 @@ class _Cells:
         self.each = np.ones(n_cells, np.float32) if weight_B is None else weight_B.numpy()
         self.value_B, self.d_library_B = torch.empty(n_cells), torch.empty(n_cells)
         self.d_shared_theta = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one else 0, self.n_genes)  # by chunk
-        self.d_thetas: dict[int, Tensor] = {}  # a thread's own, by first row
+        self.d_thetas: dict[int, Tensor] = {}  # of rows of a table: a thread's own, by its first row
+
+    def compute(self) -> None:
+        """On as many threads as torch is allowed.
+
+        Each takes its own rows through everything, as long as that leaves it enough of them for a product to be worth
+        while: it reads all weights. Of fewer each takes its own genes through the products, and its own rows through
+        the likelihood, with a wait between them.
+        """
+        n_cells = len(self.x)
+        if n_cells >= ROWS * torch.get_num_threads():
+            run(n_cells, self._by_rows)
+            return
+        outs = [product.buffer(n_cells) for product in self.both]
+        run(self.n_genes, partial(self._multiply_genes, outs))
+        run(n_cells, partial(self._likelihood_of, outs))
+        run(self.n_genes, partial(self._back_genes, outs))
 
     @torch.no_grad()  # a setting of each thread
-    def compute(self, start: int, stop: int) -> None:
-        """All of the rows [start, stop), in one thread."""
-        if not self.one:
-            self.d_thetas[start] = torch.zeros_like(self.theta)
-        shares = [product.share(start) for product in self.both]
+    def _by_rows(self, start: int, stop: int) -> None:
+        sums, genes = [product.of_rows(start) for product in self.both], slice(0, self.n_genes)
         for rows in _blocks(start, stop, self.both[0].kind):
-            self._block(rows, shares, self.d_thetas.get(start))
+            outs = [product.buffer(rows.stop - rows.start) for product in self.both]
+            for product, out in zip(self.both, outs, strict=True):
+                product.multiply(rows, genes, out)
+            self._likelihood(rows, outs, start)
+            for product, out, own in zip(self.both, outs, sums, strict=True):
+                product.back(out, rows, genes, self.weight_B, own)
 
-    def _block(self, rows: slice, shares: list[_Share], d_theta_KG: Tensor | None) -> None:
-        n = rows.stop - rows.start
-        logits, more = shares[0].forward(rows), shares[1].forward(rows) if len(shares) > 1 else None
-        first, also = self.both[0], self.both[-1]
-        d_theta = self.d_shared_theta if d_theta_KG is None else _buffers.rows("theta", n, self.n_genes)
+    @torch.no_grad()
+    def _multiply_genes(self, outs: Sequence[Tensor], start: int, stop: int) -> None:
+        for product, out in zip(self.both, outs, strict=True):
+            product.multiply(slice(0, len(self.x)), slice(start, stop), out)
+
+    @torch.no_grad()
+    def _likelihood_of(self, outs: Sequence[Tensor], start: int, stop: int) -> None:
+        self._likelihood(slice(start, stop), [out[start:stop] for out in outs], start)
+
+    @torch.no_grad()
+    def _back_genes(self, outs: Sequence[Tensor], start: int, stop: int) -> None:
+        for product, out in zip(self.both, outs, strict=True):
+            product.back(out, slice(0, len(self.x)), slice(start, stop), self.weight_B, product.of_genes(start))
+
+    def _likelihood(self, rows: slice, outs: Sequence[Tensor], share: int) -> None:
+        """Gradients of a block in the place of its products. `share` is the first row of the thread's."""
+        n, first, also = rows.stop - rows.start, self.both[0], self.both[-1]
+        logits = [(out if out.dtype == torch.float32 else out.view(torch.int16)).numpy() for out in outs]
+        d_theta = self.d_shared_theta if self.one else _buffers.rows("theta", n, self.n_genes)
         kernel.rows(
             *(0, n, rows.start // kernel.CHUNK),
             *(self.x.indptr[rows.start : rows.stop + 1], self.x.genes, self.x.values),
-            *(logits, first.table.numpy(), first.codes[rows]),
+            *(logits[0], first.table.numpy(), first.codes[rows]),
             *(self.log_library_B[rows].numpy(), self.theta.numpy(), self.codes[rows]),
-            np.empty((n, 0), logits.dtype) if more is None else more,  # no dropout logits: no columns
+            logits[1] if len(logits) > 1 else np.empty((n, 0), logits[0].dtype),  # no dropout logits: no columns
             *(also.table.numpy(), also.codes[rows], self.each[rows], kernel.LOG_FACTORIAL),
             *(self.value_B[rows].numpy(), self.d_library_B[rows].numpy(), d_theta.numpy()),
             *(first.d_bias.numpy(), also.d_bias.numpy()),
         )
-        if d_theta_KG is not None:
+        if not self.one:
             weighted = d_theta if self.weight_B is None else d_theta * self.weight_B[rows, None]
-            d_theta_KG.index_add_(0, torch.from_numpy(self.codes[rows]), weighted)
-        for share in shares:
-            share.backward(rows, self.weight_B)
+            if share not in self.d_thetas:
+                self.d_thetas[share] = torch.zeros_like(self.theta)
+            self.d_thetas[share].index_add_(0, torch.from_numpy(self.codes[rows]), weighted)
 
     def d_theta(self) -> Tensor:
         if self.one:
             return self.d_shared_theta.sum(0)
-        return _total([self.d_thetas[start] for start in sorted(self.d_thetas)])
+        first, *others = (self.d_thetas[share] for share in sorted(self.d_thetas))
+        for other in others:
+            first += other
+        return first
 
 
 class _LogP(torch.autograd.Function):
@@ -285,12 +328,14 @@ class _LogP(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight_B: Tensor) -> tuple[Tensor | None, ...]:
-        d_library_B, d_theta, *found = ctx.gradients
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward pass through a likelihood, whose gradients the first one took")
+        (d_library_B, d_theta, *found), ctx.gradients = ctx.gradients, None
         equal = len(weight_B) == 0 or bool((weight_B == weight_B[0]).all())
         if equal:
             scale = weight_B[0] if len(weight_B) else torch.ones(())
             d_theta = d_theta * scale
-            # in place: they were made for this pass, and torch refuses a second one
+            # in place: they were made for this pass
             found = [(d_h, d_weight.mul_(scale), d_table.mul_(scale)) for d_h, d_weight, d_table in found]
         else:
             weights = weight_B.contiguous()
@@ -314,5 +359,5 @@ def _pass(
     if parts[4] is not None:
         both.append(_Product("dropout", parts[4:], kind, graded))
     cells = _Cells(given, both, weight_B)
-    run(len(given[0]), cells.compute)
+    cells.compute()
     return cells.value_B, [cells.d_library_B, cells.d_theta(), *(product.gradients() for product in both)]

@@ -74,6 +74,34 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cells", [40, 150, 700])  # genes dealt to threads, genes dealt to both, cells dealt to both
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_find_the_same_gradients(cells: int, kind: torch.dtype, shared: bool) -> None:
+    made, before = Made(cells, zinb=True, thetas=1 if shared else 3, biases=1 if shared else 4), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            with products_in(kind):
+                value = made.head()
+            found.append([value.detach(), *torch.autograd.grad(value.mean(), made.inputs)])
+    finally:
+        torch.set_num_threads(before)
+    rtol = 1e-5 if kind == torch.float32 else 2e-2  # a part of a sum is rounded to bfloat16, too
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(other, one, rtol=rtol, atol=rtol * float(one.abs().max()))
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    made = Made(40, zinb=True, thetas=1, biases=1)
+    loss = made.head().mean()
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="second backward pass"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
 def test_bfloat16_is_near_and_float32_where_it_matters() -> None:
     made = Made(700, zinb=True, thetas=1, biases=1)
     wanted = torch.autograd.grad(made.head().mean(), made.inputs)
