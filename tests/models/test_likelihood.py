@@ -104,6 +104,21 @@ def test_extremes_stay_finite_and_right() -> None:
     torch.testing.assert_close(found[0].double(), wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("zinb", [True, False])
+def test_all_rates_and_dispersions(zinb: bool) -> None:
+    """A cell for each combination; small counts are a product of factors only where none of them can overflow."""
+    counts, libraries = torch.tensor([0.0, 1, 2, 3, 5, 6, 7, 50]), torch.linspace(-12, 12, 13)
+    x, library, log_theta = torch.cartesian_prod(counts, libraries, torch.linspace(-46, 18, 33)).T
+    one = torch.zeros(len(x), 1)  # gene, so the rate is the library
+    given = [x[:, None], one, library.clone(), log_theta[:, None].clone(), one if zinb else None]
+    wanted = value_and_gradients(eager, given, torch.float64, torch.ones(len(x)))
+    found = value_and_gradients(fused, given, torch.float32, torch.ones(len(x)))
+    for one_found, exact in zip(found, wanted, strict=True):
+        error, size = (one_found.double() - exact).view(-1).abs(), exact.view(-1).abs()
+        # the gradients are differences of numbers as large as count and rate
+        assert (error <= 1e-5 * size + 1e-6 * (1 + x + library.exp())).all()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("where", [1, 2, 3, 4])
