@@ -13,11 +13,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,umap]'
 	touch $(READY)
 
+# Two at a time, a module's tests one after the other: they share its sessions, clusters and object stores.
 test: $(READY)          ## the test suite (minutes)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope
 
 test-slow: $(READY)     ## the long tests: kill -9 at random steps, real atlases, large made ones
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadscope
 
 demo: $(READY)          ## simulate -> ingest -> train on Ray -> map -> report
 	$(BIN)/scarcade demo --out demo --force

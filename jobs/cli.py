@@ -30,9 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code is returned, and is that of the process."""
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
-    # Threads of OpenMP that wait by spinning take the cores from whoever else computes: on a shared machine a run took
-    # ten times as long. It is read once, when torch is loaded, and inherited by Ray's workers.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         stop_tidily_on_sigterm()
         only_our_warnings(debug)

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
+from scarcade.models.head_product import codes_of
 from scarcade.models.sparse import Sparse
 from scarcade.models.threads import run
-from scarcade.models.trained_head import Logits, codes_of, head_log_likelihood
+from scarcade.models.trained_head import Logits, head_log_likelihood
 
 
 def _compute(

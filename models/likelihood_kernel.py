@@ -143,7 +143,7 @@ def _wide_made(context: Any) -> Any:
     return types.none(), made
 
 
-_wide: Any = intrinsic(_wide_made)
+wide: Any = intrinsic(_wide_made)
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
@@ -232,9 +232,9 @@ LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, SMALL, dtyp
 
 
 @njit(forceinline=True, error_model="numpy")
-def _finite(x_G: np.ndarray) -> bool:
+def finite(x_G: np.ndarray) -> bool:
     """Whether no entry is infinite or not a number: by their bits, which no fast math can argue away."""
-    _wide()
+    wide()
     largest = np.int32(0)
     for g in range(len(x_G)):
         largest = max(largest, bits32(x_G[g]) & np.int32(0x7FFFFFFF))
@@ -242,47 +242,37 @@ def _finite(x_G: np.ndarray) -> bool:
 
 
 @njit(forceinline=True, error_model="numpy")
-def _ordered(bits: np.int32) -> np.int32:
+def ordered(bits: np.int32) -> np.int32:
     """Integers in the order of the floats of which these are the bits, and back."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @njit(forceinline=True, error_model="numpy")
-def _highest(x_G: np.ndarray) -> np.float32:
-    """The largest of finite numbers, as the largest of integers in the same order: of floats it is no vector code."""
-    _wide()
-    found = np.int32(-0x7FFFFFFF)
-    for g in range(len(x_G)):
-        found = max(found, _ordered(bits32(x_G[g])))
-    return float32(_ordered(found))  # type: ignore[no-any-return]
-
-
-@njit(forceinline=True, error_model="numpy")
 def _widen(given_G: np.ndarray, bias_G: np.ndarray, out_G: np.ndarray) -> tuple[bool, np.float32]:
     """float32 of bfloat16 (as int16), or of float32, and the bias. Returns whether all are finite, and the highest."""
-    _wide()
+    wide()
     largest, highest = np.int32(0), np.int32(-0x7FFFFFFF)
     for g in range(len(given_G)):
         number = _float_of(given_G[g]) + bias_G[g]
         bits = bits32(number)
         largest = max(largest, bits & np.int32(0x7FFFFFFF))
-        highest = max(highest, _ordered(bits))
+        highest = max(highest, ordered(bits))
         out_G[g] = number
-    return bool(largest < np.int32(0x7F800000)), float32(_ordered(highest))
+    return bool(largest < np.int32(0x7F800000)), float32(ordered(highest))
 
 
 @njit(forceinline=True, error_model="numpy")
 def _narrow(given_G: np.ndarray, out_G: np.ndarray) -> None:
     """The inverse: rounded to the nearest, if `out_G` is bfloat16."""
-    _wide()
+    wide()
     for g in range(len(given_G)):
         out_G[g] = _stored(given_G[g], out_G[g])
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _exponentials(logits_G: np.ndarray, highest: np.float32, out_G: np.ndarray) -> np.float32:
+def exponentials(logits_G: np.ndarray, highest: np.float32, out_G: np.ndarray) -> np.float32:
     """exp(logits - highest), and the sum."""
-    _wide()
+    wide()
     total = np.float32(0.0)
     for g in range(len(logits_G)):
         e = exp32(logits_G[g] - highest)
@@ -292,9 +282,9 @@ def _exponentials(logits_G: np.ndarray, highest: np.float32, out_G: np.ndarray) 
 
 
 @njit(forceinline=True, error_model="numpy")
-def _inverse(theta_G: np.ndarray, out_G: np.ndarray) -> tuple[bool, bool]:
+def inverses(theta_G: np.ndarray, out_G: np.ndarray) -> tuple[bool, bool]:
     """1 / (theta + EPS). Returns whether all theta are finite, and whether `_few` can take all of them."""
-    _wide()
+    wide()
     lowest, highest = np.int32(0x7FFFFFFF), np.int32(0)
     for g in range(len(theta_G)):
         bits = bits32(theta_G[g])
@@ -314,20 +304,20 @@ def of_ratio(ratio: np.float32) -> tuple[np.float32, np.float32]:
 
 @njit(forceinline=True, error_model="numpy")
 def _copy(from_N, first, to_S) -> None:  # type: ignore[no-untyped-def]
-    _wide()
+    wide()
     for s in range(len(to_S)):
         to_S[s] = from_N[first + s]
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
+def nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
     """Every count as if it were 0, of the rate factor * e: writes rate * d/d rate and d/d log theta; returns log p.
 
     Strip by strip, in the first cache, in loops that each have few arrays: with more than a handful LLVM makes no
     vector code, as it would have to compare all of them for overlaps when it runs. What goes from loop to loop lies in
     one array, `work`, at places a constant apart, which need no comparing.
     """
-    _wide()
+    wide()
     total = np.float32(0.0)
     for first in range(0, len(e_G), STRIP):
         end = min(first + STRIP, len(e_G))
@@ -344,15 +334,15 @@ def _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work) -> np.flo
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _zinb_as_zero(  # type: ignore[no-untyped-def]
+def zinb_as_zero(  # type: ignore[no-untyped-def]
     there_G, factor, e_G, theta_G, inverse_G, dropout_G, t_G, d_theta_G, d_dropout_G, work
 ) -> np.float64:
-    """As `_nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
+    """As `nb_as_zero`, with the gradient by the dropout logits, which is final for all counts.
 
     A count that is not 0 (`there_G` is 1) adds log(1 - sigmoid(dropout)) and the log p of an nb's zero; the rest is of
     `_few` and `_many`.
     """
-    _wide()
+    wide()
     zero, one = np.float32(0.0), np.float32(1.0)
     total = zero
     for first in range(0, len(e_G), STRIP):
@@ -420,11 +410,11 @@ def _log_factorial(x: np.float64, table: np.ndarray) -> np.float64:
 def _few(places, counts, factor, e_G, theta_G, t_G, d_theta_G, work) -> np.float64:  # type: ignore[no-untyped-def]
     """Sets the gradients of the counts 1, 2, ... `FEW` at `places`, and returns the sum of their log p.
 
-    Less what they have of `_nb_as_zero`, -theta ln(1 + rate / theta). The rest is x ln(rate / (theta + rate)) and the
+    Less what they have of `nb_as_zero`, -theta ln(1 + rate / theta). The rest is x ln(rate / (theta + rate)) and the
     logarithm of the product over k < x of (theta + k) / (k + 1), whose derivative by theta is found beside it.
     Differences of nearly equal numbers are multiplied out: theta may be large.
     """
-    _wide()
+    wide()
     n = len(places)
     one = np.float32(1.0)
     for i in range(n):
@@ -472,9 +462,9 @@ def _many(places, counts, factor, e_G, theta_G, table, t_G, d_theta_G) -> np.flo
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _finish(inverse_total, e_G, t_G) -> np.float32:  # type: ignore[no-untyped-def]
+def finish(inverse_total, e_G, t_G) -> np.float32:  # type: ignore[no-untyped-def]
     """rate * d/d rate -> d/d logits through the softmax, in place; returns d/d log library."""
-    _wide()
+    wide()
     total = np.float32(0.0)
     for g in range(len(t_G)):
         total += t_G[g]
@@ -486,19 +476,21 @@ def _finish(inverse_total, e_G, t_G) -> np.float32:  # type: ignore[no-untyped-d
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
 def _add(weight, from_G, to_G) -> None:  # type: ignore[no-untyped-def]
-    _wide()
+    wide()
     for g in range(len(from_G)):
         to_G[g] += weight * from_G[g]
 
 
 @njit(forceinline=True, error_model="numpy")
-def _mark(genes, counts, there_G) -> None:  # type: ignore[no-untyped-def]
+def mark(genes, counts, there_G) -> None:  # type: ignore[no-untyped-def]
+    """1 where there is a count that is not 0; until then all are 0."""
     for k in range(len(genes)):
         there_G[genes[k]] = np.float32(not counts[k] < EPS)
 
 
 @njit(forceinline=True, error_model="numpy")
-def _clear(genes, there_G) -> None:  # type: ignore[no-untyped-def]
+def clear(genes, there_G) -> None:  # type: ignore[no-untyped-def]
+    """All 0 again."""
     for k in range(len(genes)):
         there_G[genes[k]] = np.float32(0.0)
 
@@ -512,18 +504,18 @@ def _row(  # type: ignore[no-untyped-def]
 
     Those by log theta and dropout logits come in `d_theta_G` and `d_pi_G`.
     """
-    inverse_total = np.float32(1.0) / _exponentials(t_G, highest, e_G)
+    inverse_total = np.float32(1.0) / exponentials(t_G, highest, e_G)
     factor = np.float32(np.exp(np.float64(log_library))) * inverse_total
     if len(pi_G) > 0:
-        _mark(genes, counts, there_G)
-        value = _zinb_as_zero(there_G, factor, e_G, theta_G, inverse_G, pi_G, t_G, d_theta_G, d_pi_G, work_S)
-        _clear(genes, there_G)
+        mark(genes, counts, there_G)
+        value = zinb_as_zero(there_G, factor, e_G, theta_G, inverse_G, pi_G, t_G, d_theta_G, d_pi_G, work_S)
+        clear(genes, there_G)
     else:
-        value = _nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work_S)
+        value = nb_as_zero(factor, e_G, theta_G, inverse_G, t_G, d_theta_G, work_S)
     few, many = _sorted_out(genes, counts, usual, places_2G, counts_2G)
     value += _few(places_2G[0, :few], counts_2G[0, :few], factor, e_G, theta_G, t_G, d_theta_G, work_2G)
     value += _many(places_2G[1, :many], counts_2G[1, :many], factor, e_G, theta_G, table, t_G, d_theta_G)
-    return value, _finish(inverse_total, e_G, t_G)
+    return value, finish(inverse_total, e_G, t_G)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -551,11 +543,11 @@ def rows(  # type: ignore[no-untyped-def]
         longest = max(longest, indptr[b + 1] - indptr[b])
     places_2G, counts_2G = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.float32)
     work_S, work_2G = np.empty(5 * STRIP, np.float32), np.empty((2, longest), np.float32)
-    theta_is_finite, usual = _inverse(theta[0], inverse_G) if shared else (True, True)
+    theta_is_finite, usual = inverses(theta[0], inverse_G) if shared else (True, True)
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
         if not shared:
-            theta_is_finite, usual = _inverse(theta_G, inverse_G)
+            theta_is_finite, usual = inverses(theta_G, inverse_G)
         sound, highest = _widen(logits_BG[b], bias[bias_code_B[b]], t_G)
         if n_more > 0:
             sound &= _widen(dropout_BG[b], more[more_code_B[b]], pi_G)[0]

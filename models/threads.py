@@ -1,44 +1,90 @@
-"""Rows on threads: they are dealt in chunks to as many threads as torch is allowed.
+"""Rows, or genes, on threads: they are dealt in chunks to as many threads as torch is allowed.
 
-What a thread does with torch for its own rows, it does alone: torch has one thread there.
+What a thread does with torch for its own rows, it does alone: torch has one thread there. The threads are a pool of our
+own, which sleeps when there is nothing to do. Where torch was loaded before us its own threads may spin between two
+operations, and a pool beside them gets no core: then the work is handed to that very team, through ``GOMP_parallel`` of
+the library that torch brings. (Where they sleep, waking them takes a little longer than waking the pool.)
 """
 
+import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from scarcade import openmp_spins
 from scarcade.models.likelihood_kernel import CHUNK
 
-
-@cache
-def _threads(n: int) -> ThreadPoolExecutor:
-    """Helpers of the calling thread; they sleep when there is nothing to do."""
-    return ThreadPoolExecutor(n, thread_name_prefix="rows", initializer=torch.set_num_threads, initargs=(1,))
+Body = Callable[[], None]
+_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of these threads
+def run(n_rows: int, work: Callable[[int, int], None], *, on: Callable[[Body, int], None] | None = None) -> None:
+    """``work(start, stop)`` over all rows, on as many threads as torch is allowed, cut between chunks.
 
-
-def run(n_rows: int, work: Callable[[int, int], None]) -> None:
-    """``work(start, stop)`` over all rows, on as many threads as torch is allowed, cut between chunks."""
+    Args:
+        work: should let go of the interpreter lock. What it raises is raised here.
+        on: calls a function on n threads, this one among them; default: `pool`, or `team` where torch's threads spin.
+    """
     n_chunks = -(-n_rows // CHUNK)
     n_threads = max(1, min(torch.get_num_threads(), n_chunks))
     if n_threads == 1:
         work(0, n_rows)
         return
     cuts = [min(n_rows, CHUNK * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
-    others = [_threads(n_threads - 1).submit(work, a, b) for a, b in pairwise(cuts[1:])]
+    left = iter(list(pairwise(cuts)))  # a list's iterator gives each of its items to one thread
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            for start, stop in left:
+                work(start, stop)
+        except BaseException as failure:  # noqa: BLE001 - raised below: it cannot cross the frames of C
+            failures.append(failure)
+
+    (on or (team if openmp_spins and _of_torch() is not None else pool))(body, n_threads)
+    if failures:
+        raise failures[0]
+
+
+def pool(body: Body, n_threads: int) -> None:
+    """Call `body` on this thread and on threads of our own."""
+    others = [_helpers(n_threads - 1).submit(body) for _ in range(n_threads - 1)]
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # of this thread: each has a number of its own
     try:
-        work(cuts[0], cuts[1])
+        body()
     finally:
         for other in others:
-            other.exception()  # waits
+            other.result()
         torch.set_num_threads(before)
-    for other in others:
-        other.result()
+
+
+def team(body: Body, n_threads: int) -> None:
+    """Call `body` on the threads of torch's OpenMP, within which torch itself computes on one."""
+    _of_torch()(_BODY(lambda _: body()), None, n_threads, 0)
+
+
+@cache
+def _of_torch() -> Any:
+    """``GOMP_parallel(function, data, threads, flags)`` of the libgomp that torch brings; None without one."""
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    if not libraries or not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        return None
+    parallel = ctypes.CDLL(str(libraries[0])).GOMP_parallel  # it is loaded already: this is the same one
+    parallel.argtypes = [_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+@cache
+def _helpers(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="rows", initializer=torch.set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # a forked process has none of these threads

@@ -3,9 +3,9 @@
 Logits, likelihood and the way back through the weights are done block by block of cells, in memory that stays in the
 cache and is used again: (cells x genes) matrices are neither made anew in each step nor kept for a backward pass. Each
 thread does all of this for its own cells: threads that share each product wait for each other three times a block,
-which is worth while only where cells are few. All
-gradients are made in the forward pass, for cells of equal weight, as the engine's mean takes them; for other weights
-the pass is made again. (`frozen_head` is the same for a decoder that is not trained.)
+which is worth while only where cells are few. All gradients are made in the forward pass, for cells of equal weight, as
+the engine's mean takes them; for other weights the pass is made again. (`frozen_head` is the same for a decoder that is
+not trained.)
 
 With products in bfloat16 (`engine.precision`) the weights and hidden units are rounded, and so are the gradients of the
 logits; biases, softmax, likelihood and all sums stay in float32.
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from scarcade.engine.precision import products
 from scarcade.models import likelihood_kernel as kernel
-from scarcade.models.block_buffers import BlockBuffers
+from scarcade.models.head_product import Product, buffers, codes_of
 from scarcade.models.layers import Codes, ConditionRows, product_of
 from scarcade.models.sparse import Sparse
 from scarcade.models.threads import run
@@ -102,106 +102,6 @@ def _parts(logits: Logits) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     return logits.h_BH, logits.weight_GH, logits.table_KG, logits.code_B
 
 
-_buffers = BlockBuffers()
-
-
-class _Product:
-    """One of the products ``h W^T``, and the gradients that come back through it."""
-
-    def __init__(self, use: str, parts: Sequence[Tensor | None], kind: torch.dtype, graded: bool) -> None:
-        h_BH, weight_GH, table_KG, code_B = parts
-        assert h_BH is not None
-        assert weight_GH is not None
-        assert table_KG is not None
-        self.use, self.kind, self.graded = use, kind, graded
-        self.n_genes = len(weight_GH)
-        self.h_BH, self.weight_GH = h_BH.to(kind), weight_GH.to(kind)
-        self.table, self.code_B = table_KG.contiguous(), code_B
-        n_cells = len(h_BH)
-        self.codes = np.zeros(n_cells, np.int64) if code_B is None else codes_of(code_B, len(table_KG))
-        self.one_row = len(table_KG) == 1
-        self.d_bias = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one_row else 0, self.n_genes)  # by chunk
-        self.d_h_BH = torch.empty(h_BH.shape if graded else (0,))
-        self.d_weight_GH = torch.empty(weight_GH.shape if graded else (0,))
-        self.d_table_KG = torch.zeros(len(table_KG) if graded and not self.one_row else 0, self.n_genes)
-        self.more: dict[int, Tensor] = {}  # parts of d_h_BH that other threads summed, by their first gene
-        self.also: dict[int, tuple[Tensor, Tensor]] = {}  # parts of d_weight_GH and d_table_KG, by the first row
-
-    def buffer(self, n: int) -> Tensor:
-        """(n, G) of the calling thread."""
-        return _buffers.rows(self.use, n, self.n_genes, self.kind)
-
-    def multiply(self, rows: slice, genes: slice, out_BG: Tensor) -> None:
-        """The product of some rows and genes, to where the gradient is then found."""
-        torch.mm(self.h_BH[rows], self.weight_GH[genes].T, out=out_BG[:, genes])
-
-    def back(self, d_BG: Tensor, rows: slice, genes: slice, weight_B: Tensor | None, sums: "_Sums") -> None:
-        """Add to `sums` what comes back from some rows and genes."""
-        if not self.graded:
-            return
-        d_BG, weight_GH, d_weight_GH = d_BG[:, genes], self.weight_GH[genes], sums.d_weight_GH[genes]
-        h_BH = self.h_BH[rows] if weight_B is None else self.h_BH[rows] * weight_B[rows, None].to(self.kind)
-        if self.kind != torch.float32:
-            sums.d_h_BH[rows] = d_BG @ weight_GH
-            d_weight_GH.copy_(d_weight_GH + d_BG.T @ h_BH if sums.began else d_BG.T @ h_BH)
-        else:
-            torch.mm(d_BG, weight_GH, out=sums.d_h_BH[rows])
-            if sums.began:
-                d_weight_GH.addmm_(d_BG.T, h_BH)
-            else:
-                torch.mm(d_BG.T, h_BH, out=d_weight_GH)
-        sums.began = True
-        if not self.one_row:
-            assert self.code_B is not None
-            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
-            sums.d_table_KG[:, genes].index_add_(0, self.code_B[rows], d_rows)
-
-    def of_rows(self, start: int) -> "_Sums":
-        """Sums for the thread of the rows from `start` on: the first takes those of the product."""
-        if start == 0:
-            return _Sums(self.d_h_BH, self.d_weight_GH, self.d_table_KG)
-        own = self.also[start] = torch.empty_like(self.d_weight_GH), torch.zeros_like(self.d_table_KG)
-        return _Sums(self.d_h_BH, *own)
-
-    def of_genes(self, start: int) -> "_Sums":
-        """The same for the thread of the genes from `start` on."""
-        if start == 0:
-            return _Sums(self.d_h_BH, self.d_weight_GH, self.d_table_KG)
-        own = self.more[start] = torch.empty_like(self.d_h_BH)
-        return _Sums(own, self.d_weight_GH, self.d_table_KG)
-
-    def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """By hidden units (of each cell, without its weight), weights, and table."""
-        for start in sorted(self.more):
-            self.d_h_BH += self.more[start]
-        for start in sorted(self.also):
-            self.d_weight_GH += self.also[start][0]
-            self.d_table_KG += self.also[start][1]
-        d_table_KG = self.d_bias.sum(0, keepdim=True) if self.one_row else self.d_table_KG
-        return self.d_h_BH, self.d_weight_GH if self.graded else None, d_table_KG
-
-
-@dataclass
-class _Sums:
-    """Where a thread adds up what comes back through a product."""
-
-    d_h_BH: Tensor
-    d_weight_GH: Tensor
-    d_table_KG: Tensor
-    began: bool = False
-
-
-def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
-    """The codes of cells in a table of `n_rows`, as the kernels take them, which do not look.
-
-    Raises:
-        IndexError: one has no row.
-    """
-    if len(code_B) and not 0 <= int(code_B.min()) <= int(code_B.max()) < n_rows:
-        raise IndexError(f"codes {int(code_B.min())} to {int(code_B.max())} of a table with {n_rows} rows")
-    return code_B.numpy()
-
-
 def _blocks(start: int, stop: int, kind: torch.dtype) -> list[slice]:
     """Blocks of whole chunks."""
     n_chunks = -(-(stop - start) // kernel.CHUNK)
@@ -216,7 +116,7 @@ class _Cells:
     def __init__(
         self,
         given: tuple[Sparse, Tensor, Tensor, Tensor | None],
-        both: Sequence[_Product],
+        both: Sequence[Product],
         weight_B: Tensor | None,
     ) -> None:
         self.x, self.log_library_B, log_theta, code_B = given
@@ -278,7 +178,7 @@ class _Cells:
         """Gradients of a block in the place of its products. `share` is the first row of the thread's."""
         n, first, also = rows.stop - rows.start, self.both[0], self.both[-1]
         logits = [(out if out.dtype == torch.float32 else out.view(torch.int16)).numpy() for out in outs]
-        d_theta = self.d_shared_theta if self.one else _buffers.rows("theta", n, self.n_genes)
+        d_theta = self.d_shared_theta if self.one else buffers.rows("theta", n, self.n_genes)
         kernel.rows(
             *(0, n, rows.start // kernel.CHUNK),
             *(self.x.indptr[rows.start : rows.stop + 1], self.x.genes, self.x.values),
@@ -355,9 +255,9 @@ def _pass(
     graded: bool,
     weight_B: Tensor | None,
 ) -> tuple[Tensor, list[Any]]:
-    both = [_Product("logits", parts[:4], kind, graded)]
+    both = [Product("logits", parts[:4], kind, graded)]
     if parts[4] is not None:
-        both.append(_Product("dropout", parts[4:], kind, graded))
+        both.append(Product("dropout", parts[4:], kind, graded))
     cells = _Cells(given, both, weight_B)
     cells.compute()
     return cells.value_B, [cells.d_library_B, cells.d_theta(), *(product.gradients() for product in both)]

@@ -8,6 +8,8 @@ from torch import Tensor
 from scarcade.models.distributions import elements
 from scarcade.models.frozen_head import BLOCK, FrozenHead, why_not
 from scarcade.models.layers import Linear, seeded
+from scarcade.models.sparse import Sparse
+from scarcade.models.trained_head import Logits, head_log_likelihood
 from tests.models.cells import DenseCounts
 
 HIDDEN, GENES = 16, 57
@@ -59,6 +61,31 @@ def test_equals_the_formula(n: int, zinb: bool) -> None:
     torch.testing.assert_close(value.detach().double(), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
     assert h.grad is not None
     torch.testing.assert_close(h.grad.double(), gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+class AllKept(DenseCounts):
+    """Counts whose zeros are stored, as some tools write them."""
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n, n_genes = self.shape
+        x = self.dense(torch.device("cpu")).numpy()
+        return np.arange(n + 1) * n_genes, np.tile(np.arange(n_genes), n), x.reshape(-1)
+
+
+@pytest.mark.parametrize("zinb", [False, True])
+def test_zeros_that_are_stored_are_zeros(zinb: bool) -> None:
+    head, (h, x, log_library) = made_head(zinb=zinb), made_cells(40)
+    found = []
+    for counts in (DenseCounts(x), AllKept(x)):
+        one = h.clone().requires_grad_(True)
+        value = head.log_p(one, counts, log_library, head.constants(counts))
+        (gradient,) = torch.autograd.grad(value.sum(), one)
+        logits = Logits(one, head.scale.weight, head.scale.bias[None])
+        dropout = None if head.dropout is None else Logits(one, head.dropout.weight, head.dropout.bias[None])
+        trained = head_log_likelihood(Sparse.of(counts), logits, log_library, head.log_theta_G, dropout)
+        found.append((value.detach(), gradient, trained.detach()))
+    for wanted, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, wanted)
 
 
 @pytest.mark.parametrize("zinb", [False, True])

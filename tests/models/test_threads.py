@@ -1,21 +1,30 @@
 """Rows dealt to threads: each once, and a failure in any of them is raised."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 
-from scarcade.models.threads import run
+from scarcade.models.threads import Body, _of_torch, pool, run, team
+
+On = Callable[[Body, int], None]
+no_team = pytest.mark.skipif(_of_torch() is None, reason="torch has no libgomp of its own here")
+both = pytest.mark.parametrize("on", [pool, pytest.param(team, marks=no_team)])
 
 
-def test_rows_are_dealt_once() -> None:
+@both
+def test_rows_are_dealt_once(on: On) -> None:
     before = torch.get_num_threads()
     try:
         for n_threads in (1, 2, 5):
             torch.set_num_threads(n_threads)
             for n in (1, 31, 32, 33, 64, 100, 1000):
                 seen: list[tuple[int, int]] = []
-                run(n, lambda a, b, seen=seen: seen.append((a, b)))  # type: ignore[misc]
+                run(n, lambda a, b, seen=seen: seen.append((a, b)), on=on)  # type: ignore[misc]
                 seen.sort()
                 assert seen[0][0] == 0
                 assert seen[-1][1] == n
@@ -24,15 +33,44 @@ def test_rows_are_dealt_once() -> None:
         torch.set_num_threads(before)
 
 
-def test_a_failure_in_a_thread_is_raised() -> None:
+@both
+def test_torch_computes_on_one_thread_there_and_on_all_again_after_it(on: On) -> None:
+    before, product = torch.get_num_threads(), torch.eye(300)
+    torch.set_num_threads(2)
+    try:
+        same: list[bool] = []
+        run(100, lambda a, b: same.append(torch.equal(product @ product, product)), on=on)
+        assert same == [True, True]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@both
+@pytest.mark.parametrize("whose", ["own", "another"])
+def test_a_failure_in_a_thread_is_raised(on: On, whose: str) -> None:
     def work(start: int, stop: int) -> None:
-        if start > 0:
-            raise ValueError("in a helper")
+        if (start == 0) == (whose == "own"):
+            raise ValueError("in a thread")
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ValueError, match="in a helper"):
-            run(100, work)
+        with pytest.raises(ValueError, match="in a thread"):
+            run(100, work, on=on)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "spins"), [("scarcade", None, False), ("torch", None, True), ("torch", "0", False)]
+)
+def test_openmp_does_not_spin_if_we_come_first(first: str, given: str | None, spins: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
+    code = f"import {first}, scarcade, os; print(scarcade.openmp_spins, os.environ['GOMP_SPINCOUNT'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60
+    )
+    assert found.stdout.split() == [str(spins), "0"]
