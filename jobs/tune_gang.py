@@ -1,8 +1,8 @@
 """The workers of a trial where it has several: the trial's own process is the first, and makes the others.
 
-Ray Tune reserves a placement group for a trial, a bundle for each worker: it has room for all of them or does not begin,
-so no two trials wait for each other with half of their workers there. (Ray Train within a trial would reserve its
-workers after the trial itself.) A gang trains one trial after the other, as processes cost seconds and a process group
+Ray Tune reserves a placement group for a trial, a bundle for each worker: it has room for all of them or does not
+begin, so no two trials wait for each other with half of their workers there. (Ray Train within a trial would reserve
+its workers after the trial itself.) A gang trains one trial after the other, as processes cost seconds and a process group
 next to nothing: the latter is made anew after whatever went wrong.
 
 An error of one worker is the trial's: it leaves the group, which makes the others fail too, and the first of them finds
@@ -71,7 +71,7 @@ class Gang:
         try:
             with _watched(answers):
                 result = own()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (it is raised again, or what caused it)
             self._failed(error, answers)
         try:
             said = [answer for answer in self._told(answers, _COLLECTIVE_S) if answer]

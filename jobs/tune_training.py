@@ -68,9 +68,7 @@ class TrialTraining:
         model, loaders = prepared(worker, self._config, self._store, change)
         self._model = model
         placed = model.to(self._world.device)
-        self._run = Run(
-            placed, loaders[0], loaders[1], self._config.optim, world=self._world, seed=self._config.seed
-        )
+        self._run = Run(placed, loaders[0], loaders[1], self._config.optim, world=self._world, seed=self._config.seed)
         self._checkpoints = checkpoints_in(worker, self._folder, self._config, self._store, change)
         self._run.checkpoints, self._run.metrics, self._run.stop = self._checkpoints, self._folder.metrics, stop
         self._run.begin()

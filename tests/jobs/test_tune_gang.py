@@ -121,11 +121,9 @@ def test_a_trial_whose_member_is_killed_continues_from_its_checkpoint(store: Sto
 
 
 def test_a_worker_that_dies_between_two_trials_is_replaced(store: Store, tmp_path: Path) -> None:
-    said: list[str] = []
     gone: set[int] = set()
 
     def watch(message: Mapping[str, Any]) -> None:
-        said.append(str(message.get("warning", "")))
         for trial in message.get("trials", []):
             if trial.state == "done" and not gone:
                 gone.update(members())
@@ -157,7 +155,9 @@ def test_schedulers_that_stop_and_pause_have_gangs_too(store: Store, tmp_path: P
     assert all(trial.state in ("done", "stopped") for trial in found.trials)
     assert found.model is not None
     assert found.model.is_dir()
-    assert searched(store, tmp_path / "s", workers=0, epochs=4, trials=4, space=space, tune=tuned).trials == found.trials
+    assert (
+        searched(store, tmp_path / "s", workers=0, epochs=4, trials=4, space=space, tune=tuned).trials == found.trials
+    )
 
 
 def test_a_group_has_room_where_all_of_it_has() -> None:
