@@ -115,13 +115,13 @@ def gathered(rank: int, size: int, meeting: Path, *, timeout_s: float = 60) -> I
         dist.destroy_process_group()
 
 
-def meeting_place(host: str, size: int) -> dist.TCPStore:
+def meeting_place(host: str, size: int) -> Any:
     """Where `size` processes meet: kept by this one, the first of them, on a free ``port`` of this machine, `host`."""
-    return dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+    return dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
-def met(rank: int, size: int, place: "dist.TCPStore | tuple[str, int]", device: torch.device) -> World:
-    """The world of `size` processes that all come to `place` (the others are given its host and port).
+def met(rank: int, size: int, place: Any, device: torch.device) -> World:
+    """The world of `size` processes that all come to the meeting `place` (to the others: its host and port).
 
     A process that is in a group already leaves that one first.
 
@@ -131,7 +131,8 @@ def met(rank: int, size: int, place: "dist.TCPStore | tuple[str, int]", device: 
     if dist.is_initialized():
         dist.destroy_process_group()
     if isinstance(place, tuple):
-        place = dist.TCPStore(*place, size, is_master=False, timeout=timedelta(seconds=_MEETING_S))
+        waits = timedelta(seconds=_MEETING_S)
+        place = dist.TCPStore(*place, size, is_master=False, timeout=waits)  # type: ignore[attr-defined]
     backend = "gloo" if device.type == "cpu" else "nccl"
     waits = timedelta(seconds=_COLLECTIVE_S)
     dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=waits)

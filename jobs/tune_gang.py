@@ -2,8 +2,8 @@
 
 Ray Tune reserves a placement group for a trial, a bundle for each worker: it has room for all of them or does not
 begin, so no two trials wait for each other with half of their workers there. (Ray Train within a trial would reserve
-its workers after the trial itself.) A gang trains one trial after the other, as processes cost seconds and a process group
-next to nothing: the latter is made anew after whatever went wrong.
+its workers after the trial itself.) A gang trains one trial after the other, as processes cost seconds and a process
+group next to nothing: the latter is made anew after whatever went wrong.
 
 An error of one worker is the trial's: it leaves the group, which makes the others fail too, and the first of them finds
 out whose reason it was. Where a process died the trial is begun anew, by Ray Tune, and continues from its checkpoint.
@@ -121,7 +121,8 @@ class Gang:
             ray.get([member.process.remote() for member in self._members], timeout=_START_S)
         except (RayActorError, GetTimeoutError) as error:
             raise Lost(f"a worker of this trial did not start ({type(error).__name__})") from error
-        host = ray.util.get_node_ip_address()
+        util: Any = ray.util
+        host = util.get_node_ip_address()
         place = meeting_place(host, self._size)
         device = device_of(self._shared)
         self._world = self.together("meet", host, place.port, own=lambda: met(0, self._size, place, device))

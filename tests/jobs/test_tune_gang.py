@@ -76,16 +76,12 @@ def _command(process: psutil.Process) -> list[str]:
 
 def test_trials_of_two_workers_are_those_of_one_and_wait_for_each_other(store: Store, tmp_path: Path) -> None:
     # two trials at a time are asked for, and there is room for one: with half of each they would wait for ever
-    found = searched(store, tmp_path / "two", workers=2, objective="batch_score", tune={"concurrent": 2})
-    one = searched(store, tmp_path / "one", workers=1, objective="batch_score")
+    found = searched(store, tmp_path / "two", workers=2, tune={"concurrent": 2})
+    one = searched(store, tmp_path / "one", workers=1)
     for trial, other in zip(found.trials, one.trials, strict=True):
         assert trial.state == other.state == "done"
         assert trial.epochs == 3
-        assert [value for _, value in trial.curve] == pytest.approx([value for _, value in other.curve], abs=0.02)
-        lines, others = (_epochs(tmp_path / name / "trials" / trial.name) for name in ("two", "one"))
-        assert [line["validation/elbo"] for line in lines] == pytest.approx(
-            [line["validation/elbo"] for line in others], rel=1e-4
-        )
+        assert [value for _, value in trial.curve] == pytest.approx([value for _, value in other.curve], rel=1e-4)
     assert not list((tmp_path / "two").glob("trials/*/checkpoints"))
 
 
@@ -95,6 +91,7 @@ def _epochs(trial: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["of"] == "epoch"]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_member_is_killed_continues_from_its_checkpoint(store: Store, tmp_path: Path) -> None:
     space, epochs = {"optim.lr": {"grid": [1e-3]}}, 60
     killed: dict[int, float] = {}
@@ -151,7 +148,17 @@ def test_a_trial_that_fails_fails_alone_and_its_workers_train_the_next(store: St
 def test_schedulers_that_stop_and_pause_have_gangs_too(store: Store, tmp_path: Path, scheduler: str) -> None:
     tuned = {"search": "random", "scheduler": scheduler, "perturb": 1, "reduction": 2}
     space = {"optim.lr": {"loguniform": [1e-4, 2e-2]}}
-    found = searched(store, tmp_path / "s", workers=2, epochs=4, trials=4, space=space, tune=tuned, refit=True)
+    found = searched(
+        store,
+        tmp_path / "s",
+        workers=2,
+        epochs=4,
+        trials=4,
+        space=space,
+        tune=tuned,
+        refit=True,
+        objective="batch_score",
+    )
     assert all(trial.state in ("done", "stopped") for trial in found.trials)
     assert found.model is not None
     assert found.model.is_dir()
