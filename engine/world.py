@@ -131,8 +131,8 @@ def met(rank: int, size: int, place: Any, device: torch.device) -> World:
     if dist.is_initialized():
         dist.destroy_process_group()
     if isinstance(place, tuple):
-        waits = timedelta(seconds=_MEETING_S)
-        place = dist.TCPStore(*place, size, is_master=False, timeout=waits)  # type: ignore[attr-defined]
+        (host, port), waits = place, timedelta(seconds=_MEETING_S)
+        place = dist.TCPStore(host, port, size, is_master=False, timeout=waits)  # type: ignore[attr-defined]
     backend = "gloo" if device.type == "cpu" else "nccl"
     waits = timedelta(seconds=_COLLECTIVE_S)
     dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=waits)
