@@ -12,7 +12,7 @@ import pytest
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.cluster import Room, cluster
-from scarcade.engine.errors import ClusterError
+from scarcade.engine.errors import ClusterError, InputError
 from scarcade.jobs.tune import Search, tune
 
 LAYER_NORM = {"n_hidden": 8, "use_batch_norm": "none", "use_layer_norm": "both"}  # of which workers need not agree
@@ -134,6 +134,16 @@ def test_a_worker_that_dies_between_two_trials_is_replaced(store: Store, tmp_pat
     assert [trial.epochs for trial in found.trials] == [20, 20]
 
 
+def test_what_one_worker_alone_cannot_read_is_told_as_it_is(tmp_path: Path) -> None:
+    damaged = simulate(tmp_path / "a.zarr", cells=12_000, genes=300, batches=2, labels=3, seed=2)
+    path = damaged.path / "X" / "data" / "c" / "0"
+    content = bytearray(path.read_bytes())
+    content[len(content) * 9 // 10] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"all 1 trials failed; 1 of them: .*its checksum .* is wrong"):
+        searched(damaged, tmp_path / "s", workers=2, space={"optim.lr": {"grid": [1e-3]}})
+
+
 def test_a_trial_that_fails_fails_alone_and_its_workers_train_the_next(store: Store, tmp_path: Path) -> None:
     seen: set[int] = set()
     space = {"optim.lr": {"grid": [1e-3, 1e30, 2e-3]}}
@@ -148,23 +158,12 @@ def test_a_trial_that_fails_fails_alone_and_its_workers_train_the_next(store: St
 def test_schedulers_that_stop_and_pause_have_gangs_too(store: Store, tmp_path: Path, scheduler: str) -> None:
     tuned = {"search": "random", "scheduler": scheduler, "perturb": 1, "reduction": 2}
     space = {"optim.lr": {"loguniform": [1e-4, 2e-2]}}
-    found = searched(
-        store,
-        tmp_path / "s",
-        workers=2,
-        epochs=4,
-        trials=4,
-        space=space,
-        tune=tuned,
-        refit=True,
-        objective="batch_score",
-    )
+    options: dict[str, Any] = {"epochs": 4, "trials": 4, "space": space, "tune": tuned, "objective": "batch_score"}
+    found = searched(store, tmp_path / "s", workers=2, refit=True, **options)
     assert all(trial.state in ("done", "stopped") for trial in found.trials)
     assert found.model is not None
     assert found.model.is_dir()
-    assert (
-        searched(store, tmp_path / "s", workers=0, epochs=4, trials=4, space=space, tune=tuned).trials == found.trials
-    )
+    assert searched(store, tmp_path / "s", workers=0, **options).trials == found.trials
 
 
 def test_a_group_has_room_where_all_of_it_has() -> None:
