@@ -134,7 +134,7 @@ def test_a_worker_that_dies_between_two_trials_is_replaced(store: Store, tmp_pat
     assert [trial.epochs for trial in found.trials] == [20, 20]
 
 
-def test_what_one_worker_alone_cannot_read_is_told_as_it_is(tmp_path: Path) -> None:
+def test_what_a_worker_cannot_read_is_told_as_it_is(tmp_path: Path) -> None:
     damaged = simulate(tmp_path / "a.zarr", cells=12_000, genes=300, batches=2, labels=3, seed=2)
     path = damaged.path / "X" / "data" / "c" / "0"
     content = bytearray(path.read_bytes())
