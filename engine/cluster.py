@@ -193,21 +193,22 @@ def check_alive(*, patience_s: float = 0.0) -> None:
 
 
 class Room:
-    """Whether the cluster is there, and has a node that could take a worker.
+    """Whether the cluster is there, and has nodes that could take a worker, or a group of them at a time.
 
     Ray itself waits for ever for a node that never comes, and ends the driver with the cluster's last one.
 
     Args:
         needed: resources of one worker, as Ray calls them.
-        patience_s: how long to wait for a node that could take one.
+        patience_s: how long to wait for nodes that could take them.
+        group: how many workers begin together or not at all.
     """
 
-    def __init__(self, needed: Mapping[str, float], patience_s: float) -> None:
-        self._needed, self._patience = dict(needed), patience_s
+    def __init__(self, needed: Mapping[str, float], patience_s: float, *, group: int = 1) -> None:
+        self._needed, self._patience, self._group = dict(needed), patience_s, group
         self._since: float | None = None  # when it was first seen that no node could
 
     def wait(self) -> None:
-        """Return as soon as there is a node that could take a worker.
+        """Return as soon as there are nodes that could take them.
 
         Raises:
             ClusterError: there is none, and none came.
@@ -221,7 +222,7 @@ class Room:
         """Ask now and then while nothing happens.
 
         Raises:
-            ClusterError: the cluster is gone, or had no node that could take a worker for too long.
+            ClusterError: the cluster is gone, or had no nodes that could take them for too long.
         """
         check_alive()
         if self._fits():
@@ -230,6 +231,12 @@ class Room:
         self._since = self._since or time.monotonic()
         if time.monotonic() - self._since >= self._patience:
             wanted = ", ".join(f"{amount:g} {name}" for name, amount in self._needed.items())
+            if self._group > 1:
+                raise ClusterError(
+                    f"the nodes of the cluster cannot give {self._group} workers {wanted} each (waited "
+                    f"{self._patience:g} s); lower --workers, --threads or --scale.cpus-per-worker, or raise "
+                    "--scale.start-seconds if nodes are to come"
+                )
             raise ClusterError(
                 f"no node of the cluster can give a worker {wanted} (waited {self._patience:g} s); lower --threads, "
                 "--scale.cpus-per-worker or --scale.memory-per-worker, or raise --scale.start-seconds if one is to come"
@@ -241,7 +248,11 @@ class Room:
 
     def _fits(self) -> bool:
         ray: Any = importlib.import_module("ray")
-        return any(
-            node["Alive"] and all(node["Resources"].get(name, 0.0) >= amount for name, amount in self._needed.items())
-            for node in ray.nodes()
-        )
+        taken = sum(_room_on(node["Resources"], self._needed) for node in ray.nodes() if node["Alive"])
+        return taken >= self._group
+
+
+def _room_on(there: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """How many workers that are given `needed` a node has room for."""
+    # (with a little to spare: shares of a core do not divide exactly)
+    return min((int(there.get(name, 0.0) / amount + 1e-6) for name, amount in needed.items() if amount), default=1)

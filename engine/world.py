@@ -19,6 +19,9 @@ from torch import Tensor
 
 from scarcade.engine.contracts import Shard
 
+_MEETING_S = 60  # how long one process waits for the place where all of them meet
+_COLLECTIVE_S = 600  # how long a collective waits for a process that lives and does nothing
+
 
 @dataclass(frozen=True)
 class World:
@@ -101,7 +104,7 @@ class World:
 def gathered(rank: int, size: int, meeting: Path, *, timeout_s: float = 60) -> Iterator[World]:
     """A gloo process group of `size` processes that meet over the file `meeting`: workers without Ray.
 
-    For benchmarks and tests; jobs get their group from `launch.py`.
+    For benchmarks and tests; jobs get their group from `launch.py`, trials of a search from `met`.
     """
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
@@ -110,6 +113,30 @@ def gathered(rank: int, size: int, meeting: Path, *, timeout_s: float = 60) -> I
         yield World.joined()
     finally:
         dist.destroy_process_group()
+
+
+def meeting_place(host: str, size: int) -> Any:
+    """Where `size` processes meet: kept by this one, the first of them, on a free ``port`` of this machine, `host`."""
+    return dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def met(rank: int, size: int, place: Any, device: torch.device) -> World:
+    """The world of `size` processes that all come to the meeting `place` (to the others: its host and port).
+
+    A process that is in a group already leaves that one first.
+
+    Raises:
+        RuntimeError: somebody did not come.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if isinstance(place, tuple):
+        (host, port), waits = place, timedelta(seconds=_MEETING_S)
+        place = dist.TCPStore(host, port, size, is_master=False, timeout=waits)  # type: ignore[attr-defined]
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    waits = timedelta(seconds=_COLLECTIVE_S)
+    dist.init_process_group(backend, store=place, rank=rank, world_size=size, timeout=waits)
+    return World.joined(device)
 
 
 def use_threads(n: int) -> None:

@@ -31,6 +31,7 @@ from scarcade.jobs.train_config import TrainConfig, resolved, to_toml
 from scarcade.jobs.train_work import built, label_columns, update_in, work
 from scarcade.jobs.trained import Trained, load
 from scarcade.jobs.update import Update, Weights
+from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read
 
 __all__ = ["TrainedRun", "train"]
@@ -180,14 +181,19 @@ def _notices(config: TrainConfig, store: Store, change: Update | None = None) ->
     if model.labelled_beside and not (labels[0][1] >= 0).any():
         found.append(f"no cell has a label, so the classifier of this {model.name} model learns nothing")
     found += [notice for notice in (model.data_notice, model.surgery_notice) if notice]
-    if config.scale.workers > 1 and running_statistics(model):
-        has_other = "scarches" in model.recipes and config.recipe != "scarches"
-        without = "; layer norm (--recipe scarches) does not" if has_other else ""
-        found.append(
-            f"batch norm: each of the {config.scale.workers} workers normalises with its own part of the batch, so "
-            f"results depend a little on their number{without}"
-        )
-    return found
+    return [*found, *normalises_apart(config, model)]
+
+
+def normalises_apart(config: TrainConfig, model: AtlasModel) -> list[str]:
+    """That results depend on the number of workers, where they do."""
+    if config.scale.workers < 2 or not running_statistics(model):
+        return []
+    has_other = "scarches" in model.recipes and config.recipe != "scarches"
+    without = "; layer norm (--recipe scarches) does not" if has_other else ""
+    return [
+        f"batch norm: each of the {config.scale.workers} workers normalises with its own part of the batch, so "
+        f"results depend a little on their number{without}"
+    ]
 
 
 def _finished(

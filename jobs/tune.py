@@ -19,17 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 
-from scarcade.dataloaders.loader import LoaderConfig
+from scarcade.dataloaders.loader import LoaderConfig, lanes_for
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.config import checked, merged, nested
 from scarcade.engine.errors import ClusterError, DataChangedError, InputError, UsageError
 from scarcade.engine.interrupts import interruptible
+from scarcade.engine.scale import Scale
 from scarcade.engine.storage import is_url
 from scarcade.jobs.console import record
 from scarcade.jobs.programs import programs_given
 from scarcade.jobs.run_folder import CONFIG, RunFolder
-from scarcade.jobs.train import train
+from scarcade.jobs.train import normalises_apart, train
+from scarcade.jobs.train_config import TrainConfig
+from scarcade.jobs.train_work import built
 from scarcade.jobs.tune_board import DEFAULTS, Board
 from scarcade.jobs.tune_config import Mode, Objective, TuneConfig
 from scarcade.jobs.tune_optuna import check_optuna
@@ -116,7 +120,7 @@ def tune(
         trials: how many (20; with ``tune.search = "grid"`` every combination).
         objective: a metric, or the fields of `Objective`; default: the ELBO of the held-out cells.
         epochs: that a trial is trained for at most.
-        threads: of each trial.
+        workers: that each trial is trained on, as in `train`; all of them begin together. threads: of each worker.
         refit: train a reference on the best configuration to ``out/refit``.
         data, model, recipe, init_from, update, programs, seed, batch_size, settings: as `train` takes them, the same
             for all trials; `settings` may have the fields of `TuneConfig` under ``tune``.
@@ -144,13 +148,17 @@ def tune(
         raise UsageError(
             "--log.to: curves are those of one training; a search has its report; give --refit, or leave it out"
         )
+    folder = RunFolder(out)
+    if "lanes" not in given.get("data", {}):
+        given = merged(given, _begun_lanes(folder, given))
     job, parameters = _job(store, given, config, wanted, space, name=model, recipe=recipe, seed=seed, trials=trials)
     mode, tell = job.objective.better(), progress or _plain
-    folder = RunFolder(out)
     with folder.locked():
         folder.sweep()
         _check_data(folder, store)
         folder.settle(_as_toml(job, space), free=_FREE, may_grow=("trials",))
+        for sentence in _notices(job):
+            tell({"note": sentence})
         board = _board(folder.local, job, mode, parameters)
         about = {"title": job.objective.title, "mode": mode, "n_trials": job.n_trials, "epochs": job.epochs}
         tell({"about": about})
@@ -172,6 +180,21 @@ def tune(
     value = best.best(mode)
     assert value is not None
     return Search(folder.local, job.objective.title, mode, best, list(board), whole, value, trained)
+
+
+def _begun_lanes(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The lanes that the search in `folder` began with, where they are not those of any search of a few workers.
+
+    It keeps them when it is continued on more workers, or fewer: in other lanes its trials would see other batches.
+    """
+    usual = lanes_for(0)
+    try:
+        lanes = tomllib.loads((folder.local / CONFIG).read_text())["fixed"].get("data", {}).get("lanes", usual)
+    except FileNotFoundError:
+        lanes = lanes_for(checked(Scale, given.get("scale", {}), prefix="scale.").workers)
+    except (OSError, ValueError, KeyError):
+        return {}  # not a search's, as `settle` will say
+    return {"data": {"lanes": lanes}} if lanes != usual else {}
 
 
 def _absolute(path: str | Path | None) -> str | None:
@@ -196,7 +219,7 @@ def _job(
     space = space_of(table)
     fixed = Fixed(given, name=name, recipe=recipe, seed=seed)
     base = fixed.config({}, store)
-    _check_fixed(given, base.scale.workers)
+    _check_fixed(given, base, config.gpus)
     check_metrics(objective.names, store, base.data.validation)
     objective.better()
     check_space(space, fixed, store)
@@ -229,17 +252,34 @@ def _job(
     )
 
 
-def _check_fixed(given: Mapping[str, Any], workers: int) -> None:
-    if workers > 1:
+def _check_fixed(given: Mapping[str, Any], base: TrainConfig, gpus: float) -> None:
+    workers, lanes = base.scale.workers, base.data.lanes
+    if base.scale.min_workers is not None:
+        raise UsageError("--scale.min-workers: a trial has all its workers, or waits for them; leave it out")
+    if workers > 1 and 0 < gpus < 1:
         raise UsageError(
-            f"--workers {workers}: each trial is trained in one process (trials of many workers could wait for each "
-            "other for ever); leave it out, and set how many trials run at a time by --tune.concurrent"
+            f"--tune.gpus {gpus:g}: with --workers {workers} each worker needs a GPU of its own (nccl takes no shared "
+            "ones); give --tune.gpus 1, or leave --workers out"
+        )
+    if lanes is not None and lanes < workers:
+        raise UsageError(
+            f"--workers {workers}: is more than --data.lanes {lanes}, the stretches of the store that they share "
+            "(which a search keeps that has begun); lower --workers"
         )
     optim = given.get("optim", {})
     if optim.get("max_steps") is not None:
         raise UsageError("--optim.max-steps: trials are compared by epochs; give --epochs")
     if str(optim.get("validate_every", 1)) != "1":
         raise UsageError("--optim.validate-every: trials are compared after every epoch; leave it out")
+
+
+def _notices(job: Job) -> list[str]:
+    """What a person should know before the search."""
+    config = job.fixed.config({}, job.store)
+    if config.update is not None or config.scale.workers < 2:
+        return []
+    with torch.device("meta"):
+        return normalises_apart(config, built(config, job.store.schema))
 
 
 def _as_toml(job: Job, table: Mapping[str, Any]) -> str:

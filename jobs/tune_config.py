@@ -85,7 +85,7 @@ class TuneConfig(Section):
     )
     search: Literal["random", "grid", "optuna"] = Field("random", description="Where configurations come from.")
     concurrent: int | None = Field(None, ge=1, description="Trials at a time; default: as many as the cores allow.")
-    gpus: float = Field(0.0, ge=0, description="GPUs of each trial; 0.5: two trials share one.")
+    gpus: float = Field(0.0, ge=0, description="GPUs of each worker of a trial; 0.5: two trials share one.")
     grace: int = Field(1, ge=1, description="Epochs before a trial can be stopped (asha, median).")
     reduction: float = Field(4.0, gt=1, description="At each rung one of so many trials goes on (asha, hyperband).")
     perturb: int = Field(4, ge=1, description="Epochs between two exchanges within the population (pbt).")

@@ -70,6 +70,7 @@ class Share:
     """What each trial is given, and how many there are at a time."""
 
     concurrent: int | None  # None: as many as the cluster has room for
+    workers: int  # of each trial, which are given cores and threads each
     cpus: float
     threads: int
     machine: int  # cores that a private session has to give
@@ -78,17 +79,28 @@ class Share:
     def of(cls, job: Job, *, private: bool) -> "Share":
         """The share that the configuration means, on the cores of this machine or of a cluster."""
         scale, here = job.scale, cores()
-        concurrent, cpus = job.config.concurrent, scale.cpus_per_worker
+        concurrent, cpus, workers = job.config.concurrent, scale.cpus_per_worker, max(1, scale.workers)
         if not private:
             threads = scale.threads or max(1, int(cpus or 1))
-            return cls(concurrent, cpus or float(threads), threads, here)
+            return cls(concurrent, workers, cpus or float(threads), threads, here)
         if concurrent is None:
-            concurrent = max(1, int(here / (cpus or scale.threads or 1)))
+            concurrent = max(1, int(here / (cpus or scale.threads or 1) / workers))
         concurrent = max(1, min(concurrent, job.n_trials))
-        threads = scale.threads or max(1, int(cpus or here // concurrent))
-        machine = max(1, -int(-concurrent * (cpus or threads) // 1))
+        total = concurrent * workers
+        threads = scale.threads or max(1, int(cpus or here // total))
+        machine = max(1, -int(-total * (cpus or threads) // 1))
         # of what the session has exactly so many have room, whatever the scheduler: some cannot be limited otherwise
-        return cls(concurrent, int(machine / concurrent * 1e4) / 1e4, threads, machine)
+        return cls(concurrent, workers, int(machine / total * 1e4) / 1e4, threads, machine)
+
+    def resources(self, gpus: float) -> Any:
+        """What Ray Tune is to reserve for a trial, with so many `gpus` for each of its workers.
+
+        For several workers it is one placement group, had as a whole or not at all: trials never wait for each other
+        with half of their workers begun.
+        """
+        if self.workers == 1:
+            return {"cpu": self.cpus} | ({"gpu": gpus} if gpus else {})
+        return tune.PlacementGroupFactory([{"CPU": self.cpus, "GPU": gpus}] * self.workers, strategy="PACK")
 
 
 def run_trials(job: Job, board: Board, tell: Callable[[Mapping[str, Any]], None], interrupts: Interrupts) -> None:
@@ -105,7 +117,7 @@ def run_trials(job: Job, board: Board, tell: Callable[[Mapping[str, Any]], None]
         needs_gpu = job.config.gpus > 0
         with cluster(job.scale.address, cpus=share.machine, gpus=None if needs_gpu else 0 if private else None):
             needed = {"CPU": share.cpus} | ({"GPU": min(job.config.gpus, 1.0)} if needs_gpu else {})
-            room = Room(needed, job.scale.start_seconds)
+            room = Room(needed, job.scale.start_seconds, group=share.workers)
             room.wait()
             _Attended(job, board, share, scratch, tell, room).run(interrupts)
 
@@ -135,7 +147,9 @@ class _Attended:
             "cache": list(job.store.cache),
             "fingerprint": job.store.fingerprint,
             "out": str(board.out),
+            "workers": share.workers,
             "threads": share.threads,
+            "cpus": share.cpus,
             "gpus": job.config.gpus,
             "replay": again,
             "adopt": job.config.scheduler == "pbt",
@@ -154,7 +168,6 @@ class _Attended:
             space["trial"] = tune.grid_search([as_config(trial) for trial in waiting])
             search = BasicVariantGenerator(max_concurrent=limited or 0)
             self._no_more = search.set_finished
-        resources = {"cpu": share.cpus} | ({"gpu": job.config.gpus} if job.config.gpus else {})
         # not a Tuner, which is the same but writes all that it is given to a file, as a pickle
         self._ray_tune = partial(
             tune.run,
@@ -162,7 +175,7 @@ class _Attended:
             name="search",
             config=space,
             num_samples=job.n_trials + 1 if optuna else 1,
-            resources_per_trial=resources,
+            resources_per_trial=share.resources(job.config.gpus),
             scheduler=self._scheduler,
             search_alg=search,
             reuse_actors=True,

@@ -1,4 +1,5 @@
 """A trial of a search as Ray Tune runs it. A process runs one trial after the other: a new one costs seven seconds.
+It is the first of the trial's workers where there are several (`tune_gang`), and these stay with it.
 
 What goes wrong within a trial is its result, so it fails alone and is not tried again: it would fail again. Only where
 the process itself dies does Ray start the trial anew, and it continues from its own checkpoint.
@@ -18,6 +19,7 @@ from scarcade.engine.mailbox import Mailbox
 from scarcade.engine.memory import ran_out
 from scarcade.engine.world import use_threads
 from scarcade.jobs.tune_board import is_over, read_record
+from scarcade.jobs.tune_gang import Gang, GangTraining, Lost
 from scarcade.jobs.tune_training import Result, TrialTraining, adopt
 
 STOP = "stop"  # the message by which the driver asks all trials to stop
@@ -33,7 +35,9 @@ class SearchTrial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        use_threads(config["shared"]["threads"])
+        shared = config["shared"]
+        use_threads(shared["threads"])
+        self._gang = Gang(shared) if shared["workers"] > 1 else None
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -43,10 +47,12 @@ class SearchTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         self._leave()
+        if self._gang is not None:
+            self._gang.end()
 
     def _take(self, config: dict[str, Any]) -> None:
         self._shared, self._parameters = config["shared"], json.loads(config["trial"])["parameters"]
-        self._training: TrialTraining | None = None
+        self._training: TrialTraining | GangTraining | None = None
         self._stop = _Asked(self._shared["launch"])
         self._past: deque[Result] | None = None  # results of an earlier start that are told again; None: not yet read
 
@@ -59,6 +65,8 @@ class SearchTrial(tune.Trainable):
         began = time.perf_counter()
         try:
             return self._past_result() or self._trained()
+        except Lost:
+            raise  # as if this process had died
         except ScarcadeError as error:
             reason = str(error)
         except Exception as error:
@@ -88,7 +96,8 @@ class SearchTrial(tune.Trainable):
 
     def _trained(self) -> Result:
         if self._training is None and not self._stop():
-            self._training = TrialTraining(self._shared, self.trial_name, self._parameters, self._stop)
+            arguments = (self._shared, self.trial_name, self._parameters, self._stop)
+            self._training = TrialTraining(*arguments) if self._gang is None else self._gang.begin(*arguments)
         result = None if self._training is None or self._stop() else self._training.epoch()
         if result is None:
             if self._training is not None:

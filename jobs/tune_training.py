@@ -1,7 +1,8 @@
 """The training of one trial of a search, an epoch at a time: what `train` does, with a decision after each epoch.
 
 It streams the store as every training does and keeps checkpoints of its own, so a trial whose process dies continues
-where it stood, whoever runs it next. Nothing here knows Ray.
+where it stood, whoever runs it next. On several workers each of them has one of these, and all are told the same
+(`tune_gang`); the first alone writes and decides. Nothing here knows Ray.
 """
 
 import os
@@ -38,10 +39,16 @@ class TrialTraining:
         shared: what all trials have in common (`tune_run.Job.shared`).
         name, parameters: of the trial.
         stop: asked in each step; once it says True a checkpoint is committed and the epoch is left.
+        world: this worker among those of the trial; None: it is the only one.
     """
 
     def __init__(
-        self, shared: Mapping[str, Any], name: str, parameters: Mapping[str, Any], stop: Callable[[], bool]
+        self,
+        shared: Mapping[str, Any],
+        name: str,
+        parameters: Mapping[str, Any],
+        stop: Callable[[], bool],
+        world: World | None = None,
     ) -> None:
         began = time.perf_counter()
         self.parameters = dict(parameters)
@@ -55,21 +62,20 @@ class TrialTraining:
                 "writes to; on a cluster it must lie on storage that all nodes share"
             )
         self._folder = RunFolder(folder)
-        device = torch.device("cuda", 0) if shared["gpus"] else torch.device("cpu")
-        worker = Worker(World(device=device), tell=lambda message: None, stop=stop)
+        self._world = world or World(device=device_of(shared))
+        worker = Worker(self._world, tell=lambda message: None, stop=stop)
         change = update_in(self._config, self._store)
         model, loaders = prepared(worker, self._config, self._store, change)
         self._model = model
-        self._run = Run(
-            model.to(device), loaders[0], loaders[1], self._config.optim, world=worker.world, seed=self._config.seed
-        )
+        placed = model.to(self._world.device)
+        self._run = Run(placed, loaders[0], loaders[1], self._config.optim, world=self._world, seed=self._config.seed)
         self._checkpoints = checkpoints_in(worker, self._folder, self._config, self._store, change)
         self._run.checkpoints, self._run.metrics, self._run.stop = self._checkpoints, self._folder.metrics, stop
         self._run.begin()
         self._began: float | None = began  # opening counts as training, of the first epoch
 
     def epoch(self) -> Result | None:
-        """Train one epoch; its metrics and objective. None: it was asked to stop.
+        """Train one epoch; on the first worker its metrics and objective. None there: it was asked to stop.
 
         Raises:
             NonFiniteError: the loss, the validation or the objective is not finite.
@@ -79,8 +85,11 @@ class TrialTraining:
         if not run.is_over():  # else it was, when its process died
             if not run.epoch():
                 return None
-            if run.is_over() or self._checkpoints.due(run.state.step):
+            due = run.is_over() or self._checkpoints.due(run.state.step)
+            if self._world.say({"save": due})["save"]:  # it may be due by the clock, of which each worker has its own
                 run.save()
+        if not self._world.first:
+            return None
         line = run.state.history[-1]
         found = {name.removeprefix("validation/"): value for name, value in line.items() if "validation/" in name}
         if self._objective.scores:
@@ -95,15 +104,24 @@ class TrialTraining:
             "seconds": time.perf_counter() - began,
         }
 
-    def saved(self) -> Path:
-        """Commit a checkpoint of where it stands; its folder."""
+    def save(self) -> None:
+        """Commit a checkpoint of where it stands."""
         self._run.save()
+
+    def saved(self) -> Path:
+        """Commit a checkpoint of where it stands; its folder. On the first worker, while the others `save`."""
+        self.save()
         return max(self._folder.checkpoints.glob("step-*"))
 
     def close(self) -> None:
         """Let go of the model and of the folder."""
         self._run.gradients.close()
         self._folder.close()
+
+
+def device_of(shared: Mapping[str, Any]) -> torch.device:
+    """Where a worker computes: on the first GPU of those that Ray gave it, if trials have any."""
+    return torch.device("cuda", 0) if shared["gpus"] else torch.device("cpu")
 
 
 def adopt(checkpoint: Path, out: Path, name: str) -> None:

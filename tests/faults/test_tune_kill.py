@@ -19,6 +19,7 @@ EPOCHS, TRIALS = 12, 3
 CONFIG = f"""
 trials = {TRIALS}
 epochs = {EPOCHS}
+workers = WORKERS
 threads = 1
 batch-size = 32
 
@@ -44,10 +45,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 class Searching:
     """``scarcade tune`` in a process of its own."""
 
-    def __init__(self, store: Path, out: Path) -> None:
+    def __init__(self, store: Path, out: Path, workers: int) -> None:
         self.out = out
         config = out.with_suffix(".toml")
-        config.write_text(CONFIG)
+        config.write_text(CONFIG.replace("WORKERS", str(workers)))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "scarcade.jobs.cli", "tune", "--data", str(store), "--out", str(out)]
         self.errors = out.with_suffix(".stderr")
@@ -88,8 +89,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("tune-kill") / "store.zarr")
 
 
-def test_a_search_killed_in_its_parts_and_as_a_whole_ends_as_one_that_never_was(store: Path, tmp_path: Path) -> None:
-    search = Searching(store, tmp_path / "killed")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_search_killed_in_its_parts_and_as_a_whole_ends_as_one_that_never_was(
+    store: Path, tmp_path: Path, workers: int
+) -> None:
+    search = Searching(store, tmp_path / "killed", workers)
     search.until(lambda: search.trained(0, 2))
     for worker in search.workers():
         worker.kill()
@@ -100,20 +104,20 @@ def test_a_search_killed_in_its_parts_and_as_a_whole_ends_as_one_that_never_was(
     assert search.record(1)["state"] == "running"
     first = (search.out / "trials" / "trial-0000" / "metrics.jsonl").read_bytes()
 
-    search = Searching(store, search.out)
+    search = Searching(store, search.out, workers)
     search.until(lambda: search.trained(2, 2))
     assert search.end(signal.SIGINT) == 130
     assert search.record(2)["state"] == "waiting"
     assert list((search.out / "trials" / "trial-0002" / "checkpoints").iterdir())
     reached = search.record(2)["epochs"]
 
-    search = Searching(store, search.out)
+    search = Searching(store, search.out, workers)
     assert search.process.wait(300) == 0, search.errors.read_text()
     assert (search.out / "trials" / "trial-0000" / "metrics.jsonl").read_bytes() == first
     lines = (search.out / "trials" / "trial-0002" / "metrics.jsonl").read_text().splitlines()
     assert len([line for line in lines if json.loads(line)["of"] == "epoch"]) == EPOCHS
 
-    whole = Searching(store, tmp_path / "whole")
+    whole = Searching(store, tmp_path / "whole", workers)
     assert whole.process.wait(300) == 0, whole.errors.read_text()
     for number in range(TRIALS):
         killed, other = search.record(number), whole.record(number)
