@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from scarcade import openmp_spins
+from scarcade.engine.openmp import spins
 from scarcade.models.likelihood_kernel import CHUNK
 
 Body = Callable[[], None]
@@ -47,7 +47,7 @@ def run(n_rows: int, work: Callable[[int, int], None], *, on: Callable[[Body, in
         except BaseException as failure:  # noqa: BLE001 - raised below: it cannot cross the frames of C
             failures.append(failure)
 
-    (on or (team if openmp_spins and _of_torch() is not None else pool))(body, n_threads)
+    (on or (team if spins and _of_torch() is not None else pool))(body, n_threads)
     if failures:
         raise failures[0]
 

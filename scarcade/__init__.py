@@ -4,17 +4,12 @@ The public names are resolved on first use, so that ``import scarcade`` (and ``s
 costs milliseconds and not the two seconds that torch needs.
 """
 
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from scarcade.engine import openmp  # noqa: F401 - what it sets counts only before torch is loaded
 
-# Threads of OpenMP that wait by spinning take the cores from whoever else computes: on a shared machine a training took
-# ten times as long. It is read once, when torch is loaded, and inherited by Ray's workers.
-openmp_spins = "torch" in sys.modules and os.environ.get("GOMP_SPINCOUNT") != "0"
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+__version__ = "0.1.0"
 
 _PUBLIC = {
     "simulate": "scarcade.dataloaders.synthetic",

@@ -69,7 +69,8 @@ def test_a_failure_in_a_thread_is_raised(on: On, whose: str) -> None:
 def test_openmp_does_not_spin_if_we_come_first(first: str, given: str | None, spins: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
-    code = f"import {first}, scarcade, os; print(scarcade.openmp_spins, os.environ['GOMP_SPINCOUNT'])"
+    code = f"import {first}, scarcade, os; from scarcade.engine import openmp"
+    code += "; print(openmp.spins, os.environ['GOMP_SPINCOUNT'])"
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60
     )
