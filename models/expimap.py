@@ -26,7 +26,7 @@ from scarcade.engine.optim import default_epochs
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_likelihood
 from scarcade.models.hsic import hsic
 from scarcade.models.layers import seeded
-from scarcade.models.likelihood import counts_log_likelihood, why_not
+from scarcade.models.likelihood import counts_for, counts_log_likelihood
 from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.programs import Programs, program_mask
 from scarcade.models.proximal import annealed, shrink_, shrink_groups_
@@ -258,11 +258,9 @@ class Expimap(AtlasModel):
 
     def counts_seen(self, batch: Batch) -> Tensor | Sparse:
         """Counts (B, G) as the likelihood takes them."""
-        config = self.config
-        compiled = self._last_layer == "softmax" and config.likelihood_path in ("auto", "fused")
-        if compiled and why_not(config.recon_loss, self.decoder.weight, softplus=False) is None:
-            return Sparse.of(batch.counts)
-        return batch.counts.dense(self.device)
+        if self._last_layer != "softmax":
+            return batch.counts.dense(self.device)
+        return counts_for(batch.counts, self.config.recon_loss, self.decoder.weight, self.config.likelihood_path)
 
     def encode(self, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""

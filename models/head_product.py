@@ -38,8 +38,8 @@ class Product:
         self.d_h_BH = torch.empty(h_BH.shape if graded else (0,))
         self.d_weight_GH = torch.empty(weight_GH.shape if graded else (0,))
         self.d_table_KG = torch.zeros(len(table_KG) if graded and not self.one_row else 0, self.n_genes)
-        self.more: dict[int, Tensor] = {}  # parts of d_h_BH that other threads summed, by their first gene
-        self.also: dict[int, tuple[Tensor, Tensor]] = {}  # parts of d_weight_GH and d_table_KG, by the first row
+        self.d_h_of_others: dict[int, Tensor] = {}  # parts of d_h_BH that other threads summed, by their first gene
+        self.d_of_others: dict[int, tuple[Tensor, Tensor]] = {}  # parts of d_weight_GH and d_table_KG, by the first row
 
     def buffer(self, n: int) -> Tensor:
         """(n, G) of the calling thread."""
@@ -74,23 +74,23 @@ class Product:
         """Sums for the thread of the rows from `start` on: the first takes those of the product."""
         if start == 0:
             return Sums(self.d_h_BH, self.d_weight_GH, self.d_table_KG)
-        own = self.also[start] = torch.empty_like(self.d_weight_GH), torch.zeros_like(self.d_table_KG)
+        own = self.d_of_others[start] = torch.empty_like(self.d_weight_GH), torch.zeros_like(self.d_table_KG)
         return Sums(self.d_h_BH, *own)
 
     def of_genes(self, start: int) -> "Sums":
         """The same for the thread of the genes from `start` on."""
         if start == 0:
             return Sums(self.d_h_BH, self.d_weight_GH, self.d_table_KG)
-        own = self.more[start] = torch.empty_like(self.d_h_BH)
+        own = self.d_h_of_others[start] = torch.empty_like(self.d_h_BH)
         return Sums(own, self.d_weight_GH, self.d_table_KG)
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """By hidden units (of each cell, without its weight), weights, and table."""
-        for start in sorted(self.more):
-            self.d_h_BH += self.more[start]
-        for start in sorted(self.also):
-            self.d_weight_GH += self.also[start][0]
-            self.d_table_KG += self.also[start][1]
+        for start in sorted(self.d_h_of_others):
+            self.d_h_BH += self.d_h_of_others[start]
+        for start in sorted(self.d_of_others):
+            self.d_weight_GH += self.d_of_others[start][0]
+            self.d_table_KG += self.d_of_others[start][1]
         d_table_KG = self.d_bias.sum(0, keepdim=True) if self.one_row else self.d_table_KG
         return self.d_h_BH, self.d_weight_GH if self.graded else None, d_table_KG
 

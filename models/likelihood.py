@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from scarcade.engine.contracts import Counts
 from scarcade.engine.errors import UsageError
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
@@ -121,6 +122,13 @@ def why_not(family: str, like: Tensor, *, softplus: bool) -> str | None:
     return None
 
 
+def counts_for(counts: Counts, family: str, weight: Tensor, path: Path, *, softplus: bool = False) -> Tensor | Sparse:
+    """Counts (B, G) as this likelihood of logits that `weight` makes takes them: for the kernel without their zeros."""
+    if path in ("auto", "fused") and why_not(family, weight, softplus=softplus) is None:
+        return Sparse.of(counts)
+    return counts.dense(weight.device)
+
+
 def fused(
     x: Tensor | Sparse,
     logits: Tensor | Logits,
@@ -155,7 +163,7 @@ def counts_log_likelihood(
     Logits and dropout logits are given as they are, or as a last layer that is to be computed.
 
     Args:
-        x: counts (B, G); without their zeros (see `sparse_is_enough`) for the kernel alone.
+        x: counts (B, G), as `counts_for` gives them.
         log_theta: (G,) or (B, G); with `code_B` a table (K, G), of which each cell has the row of its code.
 
     Raises:

@@ -182,13 +182,6 @@ def log32(x: np.float32) -> np.float32:
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
-def log1p32(x: np.float32) -> np.float32:
-    """ln(1 + x) for x >= 0; what 1 + x loses is added back."""
-    w = np.float32(1.0) + x
-    return log32(w) + (x - (w - np.float32(1.0))) / w
-
-
-@njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def log64(x: np.float64) -> np.float64:
     """ln x of a normal positive number."""
     bits = bits64(x) - np.int64(SQRT_HALF_64)

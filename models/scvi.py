@@ -26,7 +26,7 @@ from scarcade.models.frozen_head import FrozenHead
 from scarcade.models.frozen_head import why_not as head_is_not_for_it
 from scarcade.models.layers import Codes, Dispersion, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.library import LibraryPrior
-from scarcade.models.likelihood import fused, why_not
+from scarcade.models.likelihood import counts_for, fused, why_not
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.sparse import Sparse, seen, totals
 from scarcade.models.trained_head import Logits, logits_of
@@ -234,12 +234,9 @@ class Scvi(AtlasModel):
         """Counts (B, G) as the likelihood takes them; None where all that is wanted of them is known (`constants`)."""
         if batch.known.keys() >= _KNOWN:
             return None
-        config = self.config
         softplus = self.schema.size_factor is not None
-        compiled = config.likelihood_path in ("auto", "fused")
-        if compiled and why_not(config.gene_likelihood, self.scale.weight, softplus=softplus) is None:
-            return Sparse.of(batch.counts)
-        return batch.counts.dense(self.device)
+        family, path = self.config.gene_likelihood, self.config.likelihood_path
+        return counts_for(batch.counts, family, self.scale.weight, path, softplus=softplus)
 
     def encode(self, x: Tensor | Sparse | None, batch: Batch, noise: Noise | None = None) -> Posterior:
         """The posterior of each cell; `noise` is used for dropout, in training mode only.
@@ -252,7 +249,7 @@ class Scvi(AtlasModel):
             mean_BL, variance_BL = self.encoder(None, codes, noise, known["product"])
             return Posterior(mean_BL, variance_BL, known["log_library"][:, None])
         library_B1 = totals(x)[:, None]
-        x_BI = self.encoder_input(batch)
+        x_BI = self.encoder_input(batch, x)
         mean_BL, variance_BL = self.encoder(x_BI, codes, noise, known.get("product"))
         if self.library is not None:
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
@@ -298,8 +295,12 @@ class Scvi(AtlasModel):
             return z_BL, q.log_library_B1
         return z_BL, draw(q.log_library_B1, q.library_variance_B1, noise)
 
-    def encoder_input(self, batch: Batch) -> Tensor:
-        """What encoders see of the counts, and of the continuous covariates if they are encoded."""
+    def encoder_input(self, batch: Batch, x: Tensor | Sparse | None = None) -> Tensor:
+        """What encoders see of the counts, and of the continuous covariates if they are encoded.
+
+        Args:
+            x: the counts, where they have been taken from the batch already.
+        """
         counts = batch.counts
         x_BI = counts.log1p(self.device) if self.config.log_variational else counts.dense(self.device)
         if self.config.encode_covariates and batch.continuous is not None:

@@ -33,7 +33,7 @@ class Sparse:
             indptr, found, n_genes = np.concatenate([[0], lengths.cumsum(0).numpy()]), genes.numpy(), counts.shape[1]
             return cls(indptr, found.astype(np.int32), values.numpy().astype(np.float32, copy=False), n_genes)
         indptr, found, data = counts.csr()
-        return cls(indptr, found.astype(np.int32), data.astype(np.float32, copy=False), counts.shape[1])
+        return cls(indptr, found.astype(np.int32, copy=False), data.astype(np.float32, copy=False), counts.shape[1])
 
     def __len__(self) -> int:
         return len(self.indptr) - 1

@@ -60,9 +60,9 @@ def pool(body: Body, n_threads: int) -> None:
     try:
         body()
     finally:
+        torch.set_num_threads(before)
         for other in others:
             other.result()
-        torch.set_num_threads(before)
 
 
 def team(body: Body, n_threads: int) -> None:

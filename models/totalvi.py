@@ -30,7 +30,7 @@ from scarcade.models.library import LibraryPrior
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.protein_background import CELLS, BackgroundPrior, Efficiency, sums
 from scarcade.models.scvi import RECIPES, Decoded, Posterior, Scvi
-from scarcade.models.sparse import seen
+from scarcade.models.sparse import Sparse, seen
 from scarcade.models.trained_head import logits_of
 
 LOG_SQRT_2PI = 0.9189385332046727
@@ -276,13 +276,13 @@ class Totalvi(Scvi):
         z_BL, log_library_B1 = super().draw_latent(q, noise)
         return z_BL, log_library_B1 if q.library_variance_B1 is None else log_library_B1.clamp(max=15)
 
-    def encoder_input(self, batch: Batch) -> Tensor:
+    def encoder_input(self, batch: Batch, x: Tensor | Sparse | None = None) -> Tensor:
         """What encoders see of genes and proteins, and of the continuous covariates if they are encoded."""
         y_BP, _ = self.proteins(batch)
         parts = [self._scaled(y_BP, y_BP.sum(-1, keepdim=True), y_BP.shape[1])]
         if self.config.encode_covariates and batch.continuous is not None:
             parts.append(batch.continuous)
-        x = seen(batch.counts, self.device)
+        x = seen(batch.counts, self.device) if x is None else x
         if isinstance(x, Tensor):
             return torch.cat([self._scaled(x, x.sum(-1, keepdim=True), x.shape[1]), *parts], -1)
         values_N = self._scaled(torch.from_numpy(x.values), x.of_each(x.sums()), x.n_genes)

@@ -22,7 +22,7 @@ from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.engine.errors import UsageError
 from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, seeded
-from scarcade.models.likelihood import counts_log_likelihood, why_not
+from scarcade.models.likelihood import counts_for, counts_log_likelihood
 from scarcade.models.mmd import mmd
 from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.scarches_layers import (
@@ -183,11 +183,7 @@ class Trvae(AtlasModel):
 
     def counts_seen(self, batch: Batch) -> Tensor | Sparse:
         """Counts (B, G) as the likelihood takes them."""
-        config = self.config
-        compiled = config.likelihood_path in ("auto", "fused")
-        if compiled and why_not(config.recon_loss, self.scale.weight, softplus=False) is None:
-            return Sparse.of(batch.counts)
-        return batch.counts.dense(self.device)
+        return counts_for(batch.counts, self.config.recon_loss, self.scale.weight, self.config.likelihood_path)
 
     def encode(self, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""

@@ -8,7 +8,7 @@ from scarcade.models import likelihood_kernel as kernel
 @njit
 def over32(kind: int, x: np.ndarray, out: np.ndarray) -> None:
     for i in range(len(x)):
-        out[i] = kernel.exp32(x[i]) if kind == 0 else kernel.log32(x[i]) if kind == 1 else kernel.log1p32(x[i])
+        out[i] = kernel.exp32(x[i]) if kind == 0 else kernel.log32(x[i]) if kind == 1 else kernel.of_ratio(x[i])[0]
 
 
 @njit

@@ -38,9 +38,11 @@ def test_torch_computes_on_one_thread_there_and_on_all_again_after_it(on: On) ->
     before, product = torch.get_num_threads(), torch.eye(300)
     torch.set_num_threads(2)
     try:
-        same: list[bool] = []
-        run(100, lambda a, b: same.append(torch.equal(product @ product, product)), on=on)
-        assert same == [True, True]
+        found: list[tuple[bool, int]] = []
+        run(100, lambda a, b: found.append((torch.equal(product @ product, product), torch.get_num_threads())), on=on)
+        assert [same for same, _ in found] == [True, True]
+        if on is pool:  # within OpenMP's team torch tells the number that is outside of it
+            assert [n for _, n in found] == [1, 1]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
