@@ -39,7 +39,7 @@ class Counts:
     def dense(self, device: torch.device) -> Tensor:
         raise NotImplementedError
 
-    def log1p(self, device: torch.device) -> Tensor:
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
         raise NotImplementedError
 
 

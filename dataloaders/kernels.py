@@ -95,20 +95,32 @@ def scatter(indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: 
 def scatter_log1p(
     indices: np.ndarray, data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, table: np.ndarray, out: np.ndarray
 ) -> None:
-    """As `scatter`, ln(1 + count): whole numbers below ``len(table)`` are looked up there."""
+    """As `scatter`, ln(1 + count): whole numbers below ``len(table)`` are looked up there.
+
+    `table` and `out` are float32, or bfloat16 as uint16.
+    """
     n = len(out)
+    one_float = np.empty(1, np.float32)
+    its_bits = one_float.view(np.uint32)
     for i in range(n):
         if i + _AHEAD < n:
             _fetch_cell(indices, data, starts[i + _AHEAD], lengths[i + _AHEAD])
         row = out[i]
         columns = indices[starts[i] : starts[i] + lengths[i]]
         values = data[starts[i] : starts[i] + lengths[i]]
-        row[:] = 0.0
+        row[:] = 0
         for k in range(len(columns)):
             value = values[np.uintp(k)]
             place = np.uintp(value) if 0 <= value < len(table) else np.uintp(0)
-            known = table[place] if place == value else np.float32(np.log1p(np.float64(value)))
-            row[columns[np.uintp(k)]] = known
+            if place == value:
+                row[columns[np.uintp(k)]] = table[place]
+                continue
+            one_float[0] = np.float32(np.log1p(np.float64(value)))
+            if table.itemsize == 4:
+                row[columns[np.uintp(k)]] = one_float[0]
+            else:  # to the nearest, of two the even one
+                bits = its_bits[0]
+                row[columns[np.uintp(k)]] = np.uint16((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16)
 
 
 @njit(nogil=True, cache=True)

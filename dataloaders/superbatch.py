@@ -7,14 +7,21 @@ dropped, so a batch that is kept stays right, and a loop that drops its batches 
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scarcade.dataloaders import kernels
+from scarcade.engine.pool import run
 
 _LOG1P = np.log1p(np.arange(1024)).astype(np.float32)  # of counts up to 1,023, which nearly all are
+_TABLES = {
+    torch.float32: _LOG1P,
+    torch.bfloat16: torch.from_numpy(_LOG1P).to(torch.bfloat16).view(torch.uint16).numpy(),
+}
+_SHARED = 1 << 19  # entries from which on threads share the rows
 
 
 class BufferPool:
@@ -77,19 +84,18 @@ def renamed(loaded: Superbatch, places: np.ndarray, n_genes: int) -> Superbatch:
 
 
 class DenseRing:
-    """Float32 buffers used in turn, two for counts and two for their logs: a fresh one costs more than filling it."""
+    """Buffers used in turn, two for each use: a fresh one costs more than filling it."""
 
     def __init__(self) -> None:
-        self._buffers: list[tuple[Tensor, np.ndarray] | None] = [None] * 4
+        self._buffers: dict[tuple[torch.dtype, str, int], Tensor] = {}
         self.turn = 0
 
-    def rows(self, slot: int, n: int, n_genes: int) -> tuple[Tensor, np.ndarray]:
-        """The first `n` rows of a buffer, as a tensor and as an array on the same memory."""
-        have = self._buffers[slot]
-        if have is None or have[0].shape[0] < n or have[0].shape[1] != n_genes:
-            array = np.empty((n, n_genes), np.float32)
-            have = self._buffers[slot] = torch.from_numpy(array), array
-        return have[0][:n], have[1][:n]
+    def rows(self, use: str, turn: int, n: int, n_genes: int, kind: torch.dtype = torch.float32) -> Tensor:
+        """The first `n` rows of a buffer."""
+        have = self._buffers.get((kind, use, turn))
+        if have is None or have.shape[0] < n or have.shape[1] != n_genes:
+            have = self._buffers[kind, use, turn] = torch.empty(n, n_genes, dtype=kind)
+        return have[:n]
 
 
 class PackedCounts:
@@ -111,23 +117,33 @@ class PackedCounts:
 
     def dense(self, device: torch.device) -> Tensor:
         """float32 (B, G); on the CPU a buffer that is reused from the next batch but one on."""
-        one = self._superbatch
-        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
-        if device.type == "cpu":
-            tensor, array = self._ring.rows(self._slot, len(starts), self._n_genes)
-            kernels.scatter(one.indices, one.data, starts, lengths, array)
-            return tensor
-        return self.unpacked(device)
-
-    def log1p(self, device: torch.device) -> Tensor:
-        """ln(1 + count), float32 (B, G): of the counts that are there, in a buffer of its own beside `dense`."""
         if device.type != "cpu":
-            return self.unpacked(device).log1p_()
+            return self.unpacked(device)
+        found = self._ring.rows("counts", self._slot, *self.shape)
+        self._scatter(kernels.scatter, found.numpy())
+        return found
+
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        """ln(1 + count), (B, G): of the counts that are there, in a buffer of its own beside `dense`."""
+        if device.type != "cpu":
+            return self.unpacked(device).log1p_().to(kind)
+        found = self._ring.rows("logs", self._slot, *self.shape, kind)
+        out = found if kind == torch.float32 else found.view(torch.uint16)
+        self._scatter(kernels.scatter_log1p, out.numpy(), _TABLES[kind])
+        return found
+
+    def _scatter(self, kernel: Any, out: np.ndarray, *table: np.ndarray) -> None:
+        """Let `kernel` fill the rows of `out`, on threads if they are many."""
         one = self._superbatch
         starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
-        tensor, array = self._ring.rows(2 + self._slot, len(starts), self._n_genes)
-        kernels.scatter_log1p(one.indices, one.data, starts, lengths, _LOG1P, array)
-        return tensor
+
+        def of(a: int, b: int) -> None:
+            kernel(one.indices, one.data, starts[a:b], lengths[a:b], *table, out[a:b])
+
+        if out.size < _SHARED:
+            of(0, len(out))
+        else:
+            run(len(out), of)
 
     def unpacked(self, device: torch.device) -> Tensor:
         """float32 (B, G), made dense on `device`: only the counts that are there cross the bus."""

@@ -2,7 +2,7 @@
 
 A model knows no file, no rank and no Ray. A loader knows no model. Both know these types.
 
-Randomness is an argument (`Noise`), drawn per lane of the plan from generators that are seeded by
+Randomness is an argument (`Noise`), drawn per lane of the plan from streams that are seeded by
 (seed, step, lane). So a step needs no generator state to be resumed, and a cell meets the same noise
 whatever the number of workers is.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scarcade.engine.errors import ModelFileError
+from scarcade.engine.streams import CountedStreams, TorchStreams
 
 UNLABELLED = -1
 """The code of a cell without a label, in every label column."""
@@ -131,8 +132,8 @@ class Counts(Protocol):
         """float32 (B, G). May be a reused buffer: valid until the loader's next batch but one."""
         ...
 
-    def log1p(self, device: torch.device) -> Tensor:
-        """ln(1 + count), float32 (B, G); may be a reused buffer, as `dense`."""
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        """ln(1 + count), (B, G), as float32 or bfloat16; may be a reused buffer, as `dense`."""
         ...
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -213,7 +214,7 @@ class Noise:
 
     ``segments`` are (seed words, number of cells): equal seed words give equal numbers, so a cell's noise
     depends on (seed, step, lane) and its place in the lane, not on how lanes are dealt to workers.
-    A draw advances every generator alike, so draws must come in the same order on every worker.
+    Draws are counted, so they must come in the same order on every worker. (A GPU draws other numbers than a CPU.)
     """
 
     labelled: "Noise | None" = None
@@ -222,12 +223,9 @@ class Noise:
     def __init__(self, segments: Sequence[tuple[tuple[int, ...], int]], device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         self._sizes = [n for _, n in segments]
-        self._generators = [
-            torch.Generator(self.device).manual_seed(
-                int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            )
-            for words, _ in segments
-        ]
+        self._streams: CountedStreams | TorchStreams
+        kind = CountedStreams if self.device.type == "cpu" else TorchStreams
+        self._streams = kind([words for words, _ in segments], self._sizes, self.device)
 
     @classmethod
     def of_step(cls, seed: int, step: int, batch: Batch, device: torch.device | None = None) -> "Noise":
@@ -243,17 +241,11 @@ class Noise:
 
     def normal(self, *features: int) -> Tensor:
         """Standard normal, float32 (B, *features)."""
-        out = torch.empty(sum(self._sizes), *features, device=self.device)
-        for part, generator in zip(torch.split(out, self._sizes), self._generators, strict=True):
-            part.normal_(generator=generator)
-        return out
+        return self._streams.fill("normal", torch.empty(self.n_cells, *features, device=self.device))
 
     def uniform(self, *features: int) -> Tensor:
         """Uniform on [0, 1), float32 (B, *features)."""
-        out = torch.empty(sum(self._sizes), *features, device=self.device)
-        for part, generator in zip(torch.split(out, self._sizes), self._generators, strict=True):
-            part.uniform_(generator=generator)
-        return out
+        return self._streams.fill("uniform", torch.empty(self.n_cells, *features, device=self.device))
 
     def dropout(self, x_BH: Tensor, p: float) -> Tensor:
         """Inverted dropout of (B, H): each entry is kept with probability 1 - p and scaled by 1 / (1 - p)."""

@@ -44,9 +44,10 @@ class JoinedCounts:
             return torch.cat([part.dense(device) for part in self._parts])
         return self._buffer.filled(self._parts)
 
-    def log1p(self, device: torch.device) -> Tensor:
-        """ln(1 + count), float32 (B, G)."""
-        return torch.log1p(self.dense(device))
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        """ln(1 + count), (B, G)."""
+        logs = torch.log1p(self.dense(device))
+        return logs if kind == torch.float32 else logs.to(kind)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (B + 1,), gene index, value), the caller's own."""
@@ -89,8 +90,9 @@ class Repeated:
     def dense(self, device: torch.device) -> Tensor:
         return self._counts.dense(device)[:1].repeat(self._n, 1)
 
-    def log1p(self, device: torch.device) -> Tensor:
-        return torch.log1p(self.dense(device))
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        logs = torch.log1p(self.dense(device))
+        return logs if kind == torch.float32 else logs.to(kind)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indptr, indices, data = self._counts.csr()

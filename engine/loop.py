@@ -32,6 +32,7 @@ from scarcade.engine.readback import Readback
 from scarcade.engine.state import Checkpointing, FitResult, TrainingState
 from scarcade.engine.together import with_others
 from scarcade.engine.validation import validate
+from scarcade.engine.weighing import a_cell_weighs
 from scarcade.engine.world import World
 
 FitConfig = OptimConfig
@@ -221,7 +222,7 @@ class Run:
         batch = with_others(batch.to(device), world)
         self.turn_to("forward")
         self.optimiser.zero_grad()
-        with products_in(self.products):
+        with products_in(self.products), a_cell_weighs(1 / batch.n_global):
             losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
         loss = losses.minimise.sum() / batch.n_global
         if losses.penalty is not None:

@@ -17,6 +17,7 @@ from scarcade.engine.folder import write_bytes
 from scarcade.engine.world import World
 
 Line = dict[str, Any]
+TOGETHER = 32  # batches whose terms are added up at once: a handful of operations less in each step
 _LABELLED = "labelled:"  # begins the names of sums over the labelled cells that came beside the others
 _N_LABELLED = _LABELLED + "cells"
 Report = Callable[[Mapping[str, Any]], None]
@@ -32,6 +33,7 @@ class Sums:
 
     def __init__(self) -> None:
         self._names: list[str] = []
+        self._waiting: list[list[Tensor]] = []  # of each batch its terms, in the order of the names
         self._sums: Tensor | None = None
         self._cells = 0
         self._labelled: Sums | None = None  # terms of the labelled cells beside
@@ -40,17 +42,26 @@ class Sums:
     def add(self, losses: Losses) -> None:
         """Take in a batch: each term, and what is minimised under the name ``loss``."""
         terms = {"loss": losses.minimise, **losses.terms}
-        if self._sums is None:
-            self._names = list(terms)
-            self._sums = torch.zeros(len(terms), dtype=torch.float64, device=losses.minimise.device)
-        self._sums += torch.stack([terms[name].detach() for name in self._names]).sum(1, dtype=torch.float64)
+        self._names = self._names or list(terms)
+        self._waiting.append([terms[name].detach() for name in self._names])
         self._cells += len(losses.minimise)
+        if len(self._waiting) == TOGETHER:
+            self._add_up()
         if losses.labelled is not None:
             self._labelled = self._labelled or Sums()
             self._labelled.add(Losses(losses.labelled, losses.labelled_terms))
 
+    def _add_up(self) -> None:
+        if not self._waiting:
+            return
+        of_names = [torch.cat(terms).sum(dtype=torch.float64) for terms in zip(*self._waiting, strict=True)]
+        self._waiting = []
+        sums = torch.stack(of_names)
+        self._sums = sums if self._sums is None else self._sums + sums
+
     def merged(self, world: World) -> tuple[dict[str, float], int]:
         """(sums, cells) over all workers; this worker's sums begin anew."""
+        self._add_up()
         if self._sums is None:
             return {}, 0
         count = torch.tensor([self._cells], dtype=torch.float64, device=self._sums.device)

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scarcade.engine.contracts import Counts
+from scarcade.engine.pool import run
 from scarcade.models import frozen_kernel as kernel
 from scarcade.models.block_buffers import BlockBuffers
 from scarcade.models.layers import Linear
-from scarcade.models.threads import run
 
 BLOCK = 128  # cells of a block: logits of 2,000 genes are 1 MB, half of a core's second cache
 

@@ -49,12 +49,12 @@ class Product:
         """The product of some rows and genes, to where the gradient is then found."""
         torch.mm(self.h_BH[rows], self.weight_GH[genes].T, out=out_BG[:, genes])
 
-    def back(self, d_BG: Tensor, rows: slice, genes: slice, weight_B: Tensor | None, sums: "Sums") -> None:
+    def back(self, d_BG: Tensor, rows: slice, genes: slice, sums: "Sums") -> None:
         """Add to `sums` what comes back from some rows and genes."""
         if not self.graded:
             return
         d_BG, weight_GH, d_weight_GH = d_BG[:, genes], self.weight_GH[genes], sums.d_weight_GH[genes]
-        h_BH = self.h_BH[rows] if weight_B is None else self.h_BH[rows] * weight_B[rows, None].to(self.kind)
+        h_BH = self.h_BH[rows]
         if self.kind != torch.float32:
             sums.d_h_BH[rows] = d_BG @ weight_GH
             d_weight_GH.copy_(d_weight_GH + d_BG.T @ h_BH if sums.began else d_BG.T @ h_BH)
@@ -67,8 +67,7 @@ class Product:
         sums.began = True
         if not self.one_row:
             assert self.code_B is not None
-            d_rows = d_BG.float() if weight_B is None else d_BG.float() * weight_B[rows, None]
-            sums.d_table_KG[:, genes].index_add_(0, self.code_B[rows], d_rows)
+            sums.d_table_KG[:, genes].index_add_(0, self.code_B[rows], d_BG.float())
 
     def of_rows(self, start: int) -> "Sums":
         """Sums for the thread of the rows from `start` on: the first takes those of the product."""
@@ -85,7 +84,7 @@ class Product:
         return Sums(own, self.d_weight_GH, self.d_table_KG)
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """By hidden units (of each cell, without its weight), weights, and table."""
+        """By hidden units, weights, and table."""
         for start in sorted(self.d_h_of_others):
             self.d_h_BH += self.d_h_of_others[start]
         for start in sorted(self.d_of_others):
@@ -111,6 +110,7 @@ def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
     Raises:
         IndexError: one has no row.
     """
-    if len(code_B) and not 0 <= int(code_B.min()) <= int(code_B.max()) < n_rows:
-        raise IndexError(f"codes {int(code_B.min())} to {int(code_B.max())} of a table with {n_rows} rows")
-    return code_B.numpy()
+    codes = code_B.numpy()
+    if len(codes) and not (codes.min() >= 0 and codes.max() < n_rows):
+        raise IndexError(f"codes {codes.min()} to {codes.max()} of a table with {n_rows} rows")
+    return codes

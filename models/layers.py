@@ -10,14 +10,16 @@ Shapes: B cells, I inputs, H outputs, K categories.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scarcade.engine.contracts import Noise
-from scarcade.engine.precision import products
+from scarcade.models.hidden import After, hidden
+from scarcade.models.products import kind_of, product_of
 
 Codes = Mapping[str, Tensor]
 """Covariate -> int64 (B,) category code of each cell."""
@@ -101,16 +103,53 @@ class Dispersion(ConditionRows):
         return found
 
 
-WIDE = 1 << 16  # weights from which on a product is a large one: those over all genes, and between wide layers
+def condition_rows(layer: nn.Module, codes: Codes) -> tuple[Tensor | None, Tensor | None]:
+    """What the conditions of `layer` add to a product: a table (K, H), and each cell's row in it; None without any."""
+    conditions: dict[str, ConditionRows] = dict(getattr(layer, "conditions", {}).items())
+    if not conditions:
+        return None, None
+    if len(conditions) == 1:
+        ((covariate, rows),) = conditions.items()
+        return rows.table(), codes[covariate]
+    # a row for each cell
+    table_BH = torch.stack([rows(codes[covariate]) for covariate, rows in conditions.items()]).sum(0)
+    return table_BH, torch.arange(len(table_BH), device=table_BH.device)
 
 
-def product_of(x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None = None) -> Tensor:
-    """``x W^T + plus`` (B, H); a large product in the kind of number that is asked for, whatever the layer."""
-    kind = products()
-    if kind != torch.float32 and weight_HI.numel() >= WIDE and x_BI.dtype == torch.float32:
-        product_BH = F.linear(x_BI.to(kind), weight_HI.to(kind)).float()
-        return product_BH if plus is None else product_BH + plus
-    return F.linear(x_BI, weight_HI, plus) if plus is None or plus.dim() == 1 else torch.addmm(plus, x_BI, weight_HI.T)
+def hidden_units(
+    layer: nn.Module,
+    x_BI: Tensor | None,
+    codes: Codes,
+    *,
+    norm: "BatchNorm | None",
+    layer_norm: bool,
+    slope: float = 0.0,
+    noise: Noise | None = None,
+    dropout_rate: float = 0.0,
+    product_BH: Tensor | None = None,
+) -> Tensor:
+    """A hidden layer (B, H): `layer`, batch norm, layer norm, ReLU, dropout (with `noise`).
+
+    Args:
+        layer: a linear map, with conditions or without.
+        slope: of the activation below zero.
+        product_BH: what the weights have made of x, which may be None then.
+    """
+    given: Any = layer
+    weight_HI = given.weight
+    bias_H, drops = getattr(layer, "bias", None), noise is not None and dropout_rate > 0
+    after = After(norm, layer_norm, slope, dropout_rate)
+    if after.is_compiled(weight_HI):
+        if noise is not None and drops:
+            after = replace(after, uniform_BH=noise.uniform(len(weight_HI)))
+        return hidden(x_BI, weight_HI, bias_H, *condition_rows(layer, codes), product_BH, after)
+    h_BH = linear_with_rows(x_BI, weight_HI, bias_H, getattr(layer, "conditions", nn.ModuleDict()), codes, product_BH)
+    if norm is not None:
+        h_BH = norm(h_BH)
+    if layer_norm:
+        h_BH = F.layer_norm(h_BH, h_BH.shape[-1:])
+    h_BH = F.relu(h_BH) if slope == 0 else F.leaky_relu(h_BH, slope)
+    return noise.dropout(h_BH, dropout_rate) if noise is not None and drops else h_BH
 
 
 def linear_with_rows(
@@ -269,16 +308,23 @@ class FullyConnected(nn.Module):
         """(B, H) from (B, I), or from the first layer's product with it (see `first_product`)."""
         h_BH = x_BI
         for i, linear in enumerate(self.linear):
-            h_BH = linear(h_BH, codes, product_BH if i == 0 else None)
-            if self.norm:
-                h_BH = self.norm[i](h_BH)
-            if self.layer_norm:
-                h_BH = F.layer_norm(h_BH, h_BH.shape[-1:])
-            h_BH = F.relu(h_BH)
-            if self.training and noise is not None:
-                h_BH = noise.dropout(h_BH, self.dropout_rate)
+            h_BH = hidden_units(
+                linear,
+                h_BH,
+                codes,
+                norm=self.norm[i] if self.norm else None,  # type: ignore[arg-type]
+                layer_norm=self.layer_norm,
+                noise=noise if self.training else None,
+                dropout_rate=self.dropout_rate,
+                product_BH=product_BH if i == 0 else None,
+            )
         assert h_BH is not None
         return h_BH
+
+    @property
+    def kind(self) -> torch.dtype:
+        """In which kind of number the first product is computed."""
+        return kind_of(self.linear[0].weight)  # type: ignore[arg-type]
 
     def first_product(self, x_BI: Tensor) -> Tensor:
         """The first layer's weights times x, (B, H): what stays the same while they are frozen."""

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from scarcade.engine.contracts import Counts
 from scarcade.engine.errors import UsageError
+from scarcade.engine.pool import run
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
 from scarcade.models.head_product import codes_of
 from scarcade.models.sparse import Sparse
-from scarcade.models.threads import run
 from scarcade.models.trained_head import Logits, head_log_likelihood
 
 
@@ -51,7 +51,7 @@ def _compute(
         *(theta.numpy(), codes, d_dropout_BG.numpy(), no_bias, no_codes, weight_B.numpy(), kernel.LOG_FACTORIAL),
     ]
     found = [value_B.numpy(), d_library_B.numpy(), d_theta.numpy(), no_bias, no_bias]
-    run(n_cells, lambda start, stop: kernel.rows(start, stop, 0, *given, *found))
+    run(n_cells, lambda start, stop: kernel.rows(start, stop, 0, *given, *found), chunk=kernel.CHUNK)
     return value_B, d_logits_BG, d_library_B, d_theta.sum(0) if len(theta) == 1 else d_theta, d_dropout_BG
 
 

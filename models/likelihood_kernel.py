@@ -255,11 +255,11 @@ def _widen(given_G: np.ndarray, bias_G: np.ndarray, out_G: np.ndarray) -> tuple[
 
 
 @njit(forceinline=True, error_model="numpy")
-def _narrow(given_G: np.ndarray, out_G: np.ndarray) -> None:
-    """The inverse: rounded to the nearest, if `out_G` is bfloat16."""
+def _narrow(weight: np.float32, given_G: np.ndarray, out_G: np.ndarray) -> None:
+    """The inverse, times `weight`: rounded to the nearest, if `out_G` is bfloat16."""
     wide()
     for g in range(len(given_G)):
-        out_G[g] = _stored(given_G[g], out_G[g])
+        out_G[g] = _stored(weight * given_G[g], out_G[g])
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
@@ -521,9 +521,9 @@ def rows(  # type: ignore[no-untyped-def]
     The counts of row b that are not zero are those from `indptr[b]` to `indptr[b + 1]`. Logits come without their
     biases, which are rows of `bias` and `more`, as float32 or bfloat16 (as int16), and leave as their gradients.
     `code_B` says which row of theta (K, G) is a cell's. `dropout_BG` is (B, 0) for the plain negative binomial. Rows
-    are those of a block, whose first chunk is `chunk`. Gradients of what all cells share (theta, biases: tables of one
-    row) are summed by weight in (chunks of the batch, G); `d_theta` is (B, G) if there are several, and of biases
-    there are none.
+    are those of a block, whose first chunk is `chunk`. All gradients but `d_library_B` are times `weight_B`. Those of
+    what all cells share (theta, biases: tables of one row) are summed in (chunks of the batch, G); `d_theta` is (B, G)
+    if there are several, and of biases there are none.
     """
     n_genes, n_more = logits_BG.shape[1], dropout_BG.shape[1]
     shared = len(theta) == 1
@@ -557,13 +557,15 @@ def rows(  # type: ignore[no-untyped-def]
             t_G[:] = np.nan
             d_pi_G[:] = np.nan
             d_theta_G[:] = np.nan
-        _narrow(t_G, logits_BG[b])
+        _narrow(weight_B[b], t_G, logits_BG[b])
         at = chunk + b // CHUNK
         if shared:
             _add(weight_B[b], row_theta_G, d_theta[at])
+        else:
+            _narrow(weight_B[b], d_theta_G, d_theta_G)
         if len(bias) == 1:
             _add(weight_B[b], t_G, d_bias[at])
         if n_more > 0:
-            _narrow(d_pi_G, dropout_BG[b])
+            _narrow(weight_B[b], d_pi_G, dropout_BG[b])
             if len(more) == 1:
                 _add(weight_B[b], d_pi_G, d_more[at])

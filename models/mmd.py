@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scarcade.engine.pool import run
 from scarcade.models import mmd_kernel as kernel
-from scarcade.models.threads import run
 
 WIDTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 """alpha in exp(-d^2 / (2 alpha)); they are summed, not averaged."""

@@ -24,12 +24,13 @@ from scarcade.models.layers import (
     Codes,
     ConditionRows,
     Dispersion,
+    hidden_units,
     linear_with_rows,
-    product_of,
     seeded,
     start_uniform,
 )
 from scarcade.models.model import AtlasModel
+from scarcade.models.products import product_of
 from scarcade.models.sparse import Sparse, totals
 
 
@@ -131,6 +132,8 @@ class SplitLinear(nn.Module):
 class PlainLinear(nn.Module):
     """``W x``, a hidden layer of a decoder."""
 
+    bias = None
+
     def __init__(self, n_in: int, n_out: int, generator: torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
@@ -170,7 +173,7 @@ class Stack(nn.Module):
         self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> Tensor:
         """The output of the first layer."""
-        return self._activated(0, self.first(x_BI, codes, product_BH=product_BH), noise)
+        return self._units(0, self.first, x_BI, codes, noise, product_BH)
 
     def first_product(self, x_BI: Tensor) -> Tensor:
         """The first layer's weights times x, (B, H): what stays the same while they are frozen."""
@@ -179,16 +182,28 @@ class Stack(nn.Module):
     def rest(self, h_BH: Tensor, noise: Noise | None) -> Tensor:
         """From the output of the first layer to that of the last."""
         for i, linear in enumerate(self.hidden, start=1):
-            h_BH = self._activated(i, linear(h_BH), noise)
+            h_BH = self._units(i, linear, h_BH, {}, noise)
         return h_BH
 
-    def _activated(self, i: int, h_BH: Tensor, noise: Noise | None) -> Tensor:
-        if self.norm:
-            h_BH = self.norm[i](h_BH)
-        elif self.layer_norm:
-            h_BH = F.layer_norm(h_BH, h_BH.shape[-1:])
-        h_BH = F.relu(h_BH)
-        return noise.dropout(h_BH, self.dropout_rate) if self.training and noise is not None else h_BH
+    def _units(
+        self,
+        i: int,
+        linear: nn.Module,
+        x_BI: Tensor | None,
+        codes: Codes,
+        noise: Noise | None,
+        product_BH: Tensor | None = None,
+    ) -> Tensor:
+        return hidden_units(
+            linear,
+            x_BI,
+            codes,
+            norm=self.norm[i] if self.norm else None,  # type: ignore[arg-type]
+            layer_norm=self.layer_norm,
+            noise=noise if self.training else None,
+            dropout_rate=self.dropout_rate,
+            product_BH=product_BH,
+        )
 
 
 class StackEncoder(nn.Module):

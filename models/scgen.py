@@ -15,11 +15,10 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
 from scarcade.models.distributions import draw, kl_to_standard_normal
-from scarcade.models.layers import Linear, seeded
+from scarcade.models.layers import Linear, hidden_units, seeded
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.scarches_layers import BatchNorm, PlainLinear, Widths, cell_sizes, log_normalised
 
@@ -43,11 +42,19 @@ class LeakyStack(nn.Module):
     def forward(self, x_BI: Tensor, noise: Noise | None) -> Tensor:
         """(B, H) from (B, I)."""
         for i, linear in enumerate(self.linear):
-            x_BI = linear(x_BI)
-            if i >= self.bare_first:
-                x_BI = F.leaky_relu(self.norm[i - self.bare_first](x_BI), SLOPE)
-                if self.training and noise is not None:
-                    x_BI = noise.dropout(x_BI, self.dropout_rate)
+            if i < self.bare_first:
+                x_BI = linear(x_BI)
+                continue
+            x_BI = hidden_units(
+                linear,
+                x_BI,
+                {},
+                norm=self.norm[i - self.bare_first],  # type: ignore[arg-type]
+                layer_norm=False,
+                slope=SLOPE,
+                noise=noise if self.training else None,
+                dropout_rate=self.dropout_rate,
+            )
         return x_BI
 
 

@@ -249,7 +249,7 @@ class Scvi(AtlasModel):
             mean_BL, variance_BL = self.encoder(None, codes, noise, known["product"])
             return Posterior(mean_BL, variance_BL, known["log_library"][:, None])
         library_B1 = totals(x)[:, None]
-        x_BI = self.encoder_input(batch, x)
+        x_BI = self.encoder_input(batch, x, self.encoder.trunk.kind)
         mean_BL, variance_BL = self.encoder(x_BI, codes, noise, known.get("product"))
         if self.library is not None:
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
@@ -295,16 +295,19 @@ class Scvi(AtlasModel):
             return z_BL, q.log_library_B1
         return z_BL, draw(q.log_library_B1, q.library_variance_B1, noise)
 
-    def encoder_input(self, batch: Batch, x: Tensor | Sparse | None = None) -> Tensor:
+    def encoder_input(
+        self, batch: Batch, x: Tensor | Sparse | None = None, kind: torch.dtype = torch.float32
+    ) -> Tensor:
         """What encoders see of the counts, and of the continuous covariates if they are encoded.
 
         Args:
             x: the counts, where they have been taken from the batch already.
+            kind: of number, as the first product takes them.
         """
         counts = batch.counts
-        x_BI = counts.log1p(self.device) if self.config.log_variational else counts.dense(self.device)
+        x_BI = counts.log1p(self.device, kind) if self.config.log_variational else counts.dense(self.device).to(kind)
         if self.config.encode_covariates and batch.continuous is not None:
-            x_BI = torch.cat([x_BI, batch.continuous], -1)
+            x_BI = torch.cat([x_BI, batch.continuous.to(kind)], -1)
         return x_BI
 
     def decode(self, z_BL: Tensor, log_library_B1: Tensor, batch: Batch, transform_batch: int | None = None) -> Decoded:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from scarcade.engine.contracts import Counts
@@ -51,12 +52,19 @@ class Sparse:
 
     def sums(self) -> Tensor:
         """The library of each cell, (B,)."""
-        # not as differences of running sums: one count that is not finite would be in those of all cells behind it
-        filled = np.diff(self.indptr) > 0
-        sums = np.zeros(len(self), np.float32)
-        if len(self.values):
-            sums[filled] = np.add.reduceat(self.values, self.indptr[:-1][filled])
-        return torch.from_numpy(sums)
+        sums_B = torch.empty(len(self))
+        _sum(self.indptr, self.values, sums_B.numpy())
+        return sums_B
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _sum(indptr, values, sums_B) -> None:  # type: ignore[no-untyped-def]
+    for b in range(len(sums_B)):
+        of_cell = values[indptr[b] : indptr[b + 1]]
+        total = np.float32(0.0)
+        for k in range(len(of_cell)):
+            total += of_cell[np.uintp(k)]  # unsigned, or the check for negative places forbids vectors
+        sums_B[b] = total
 
 
 def seen(counts: Counts, device: torch.device) -> Tensor | Sparse:

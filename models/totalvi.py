@@ -276,7 +276,9 @@ class Totalvi(Scvi):
         z_BL, log_library_B1 = super().draw_latent(q, noise)
         return z_BL, log_library_B1 if q.library_variance_B1 is None else log_library_B1.clamp(max=15)
 
-    def encoder_input(self, batch: Batch, x: Tensor | Sparse | None = None) -> Tensor:
+    def encoder_input(
+        self, batch: Batch, x: Tensor | Sparse | None = None, kind: torch.dtype = torch.float32
+    ) -> Tensor:
         """What encoders see of genes and proteins, and of the continuous covariates if they are encoded."""
         y_BP, _ = self.proteins(batch)
         parts = [self._scaled(y_BP, y_BP.sum(-1, keepdim=True), y_BP.shape[1])]
@@ -284,12 +286,12 @@ class Totalvi(Scvi):
             parts.append(batch.continuous)
         x = seen(batch.counts, self.device) if x is None else x
         if isinstance(x, Tensor):
-            return torch.cat([self._scaled(x, x.sum(-1, keepdim=True), x.shape[1]), *parts], -1)
+            return torch.cat([self._scaled(x, x.sum(-1, keepdim=True), x.shape[1]), *parts], -1).to(kind)
         values_N = self._scaled(torch.from_numpy(x.values), x.of_each(x.sums()), x.n_genes)
         beside = torch.cat(parts, -1)
         out = x.dense(values_N, room=beside.shape[1])
         out[:, x.n_genes :] = beside
-        return out
+        return out.to(kind)
 
     def _scaled(self, counts: Tensor, total: Tensor, n: int) -> Tensor:
         """Counts as encoders see them; 0 stays 0. `total` is that of each count's cell, over `n` genes or proteins."""

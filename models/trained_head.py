@@ -3,9 +3,9 @@
 Logits, likelihood and the way back through the weights are done block by block of cells, in memory that stays in the
 cache and is used again: (cells x genes) matrices are neither made anew in each step nor kept for a backward pass. Each
 thread does all of this for its own cells: threads that share each product wait for each other three times a block,
-which is worth while only where cells are few. All gradients are made in the forward pass, for cells of equal weight, as
-the engine's mean takes them; for other weights the pass is made again. (`frozen_head` is the same for a decoder that is
-not trained.)
+which is worth while only where cells are few. All gradients are made in the forward pass, for cells of the weight that
+the engine's mean gives them; for weights that differ the pass is made again. (`frozen_head` is the same for a decoder
+that is not trained.)
 
 With products in bfloat16 (`engine.precision`) the weights and hidden units are rounded, and so are the gradients of the
 logits; biases, softmax, likelihood and all sums stay in float32.
@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from scarcade.engine.pool import run
 from scarcade.engine.precision import products
+from scarcade.engine.weighing import share_of_a_cell
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.head_product import Product, buffers, codes_of
-from scarcade.models.layers import Codes, ConditionRows, product_of
+from scarcade.models.layers import Codes, condition_rows
+from scarcade.models.products import product_of
 from scarcade.models.sparse import Sparse
-from scarcade.models.threads import run
 
 BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
 ROWS = 96  # cells of a thread from which on it takes them through everything by itself
@@ -64,17 +66,12 @@ def logits_of(layer: nn.Module, h_BH: Tensor, codes: Codes, weight_GH: Tensor | 
     given: Any = layer
     weight_GH = given.weight if weight_GH is None else weight_GH
     assert weight_GH is not None
-    conditions: dict[str, ConditionRows] = dict(getattr(layer, "conditions", {}).items())
-    if not conditions:
-        bias_G = weight_GH.new_zeros(len(weight_GH)) if given.bias is None else given.bias
-        return Logits(h_BH, weight_GH, bias_G[None])
-    if len(conditions) == 1:
-        ((covariate, rows),) = conditions.items()
-        table_KG, code_B = rows.table(), codes[covariate]
-    else:  # a row for each cell
-        table_KG = torch.stack([rows(codes[covariate]) for covariate, rows in conditions.items()]).sum(0)
-        code_B = torch.arange(len(h_BH), device=h_BH.device)
-    return Logits(h_BH, weight_GH, table_KG if given.bias is None else table_KG + given.bias, code_B)
+    (table_KG, code_B), bias_G = condition_rows(layer, codes), given.bias
+    if table_KG is None:
+        table_KG = weight_GH.new_zeros(1, len(weight_GH)) if bias_G is None else bias_G[None]
+    elif bias_G is not None:
+        table_KG = table_KG + bias_G
+    return Logits(h_BH, weight_GH, table_KG, code_B)
 
 
 def head_log_likelihood(
@@ -117,10 +114,10 @@ class _Cells:
         self,
         given: tuple[Sparse, Tensor, Tensor, Tensor | None],
         both: Sequence[Product],
-        weight_B: Tensor | None,
+        weight_B: Tensor,
     ) -> None:
         self.x, self.log_library_B, log_theta, code_B = given
-        self.both, self.weight_B = both, weight_B
+        self.both = both
         n_cells, self.n_genes = len(self.x), self.x.n_genes
         self.theta = torch.exp(log_theta).reshape(-1, self.n_genes).contiguous()
         if code_B is not None:
@@ -128,7 +125,7 @@ class _Cells:
         else:
             self.codes = np.zeros(n_cells, np.int64) if log_theta.dim() == 1 else np.arange(n_cells)
         self.one = len(self.theta) == 1
-        self.each = np.ones(n_cells, np.float32) if weight_B is None else weight_B.numpy()
+        self.each = weight_B.numpy()
         self.value_B, self.d_library_B = torch.empty(n_cells), torch.empty(n_cells)
         self.d_shared_theta = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one else 0, self.n_genes)  # by chunk
         self.d_thetas: dict[int, Tensor] = {}  # of rows of a table: a thread's own, by its first row
@@ -142,11 +139,11 @@ class _Cells:
         """
         n_cells = len(self.x)
         if n_cells >= ROWS * torch.get_num_threads():
-            run(n_cells, self._by_rows)
+            run(n_cells, self._by_rows, chunk=kernel.CHUNK)
             return
         outs = [product.buffer(n_cells) for product in self.both]
         run(self.n_genes, partial(self._multiply_genes, outs))
-        run(n_cells, partial(self._likelihood_of, outs))
+        run(n_cells, partial(self._likelihood_of, outs), chunk=kernel.CHUNK)
         run(self.n_genes, partial(self._back_genes, outs))
 
     @torch.no_grad()  # a setting of each thread
@@ -158,7 +155,7 @@ class _Cells:
                 product.multiply(rows, genes, out)
             self._likelihood(rows, outs, start)
             for product, out, own in zip(self.both, outs, sums, strict=True):
-                product.back(out, rows, genes, self.weight_B, own)
+                product.back(out, rows, genes, own)
 
     @torch.no_grad()
     def _multiply_genes(self, outs: Sequence[Tensor], start: int, stop: int) -> None:
@@ -172,7 +169,7 @@ class _Cells:
     @torch.no_grad()
     def _back_genes(self, outs: Sequence[Tensor], start: int, stop: int) -> None:
         for product, out in zip(self.both, outs, strict=True):
-            product.back(out, slice(0, len(self.x)), slice(start, stop), self.weight_B, product.of_genes(start))
+            product.back(out, slice(0, len(self.x)), slice(start, stop), product.of_genes(start))
 
     def _likelihood(self, rows: slice, outs: Sequence[Tensor], share: int) -> None:
         """Gradients of a block in the place of its products. `share` is the first row of the thread's."""
@@ -190,10 +187,9 @@ class _Cells:
             *(first.d_bias.numpy(), also.d_bias.numpy()),
         )
         if not self.one:
-            weighted = d_theta if self.weight_B is None else d_theta * self.weight_B[rows, None]
             if share not in self.d_thetas:
                 self.d_thetas[share] = torch.zeros_like(self.theta)
-            self.d_thetas[share].index_add_(0, torch.from_numpy(self.codes[rows]), weighted)
+            self.d_thetas[share].index_add_(0, torch.from_numpy(self.codes[rows]), d_theta)
 
     def d_theta(self) -> Tensor:
         if self.one:
@@ -219,7 +215,9 @@ class _LogP(torch.autograd.Function):
         *parts: Tensor | None,
     ) -> Tensor:
         given = x, log_library_B.contiguous(), log_theta.contiguous(), code_B
-        value_B, gradients = _pass(given, parts, kind, graded, None)
+        ctx.expected = -share_of_a_cell()  # of a log likelihood
+        weight_B = torch.full((len(x),), ctx.expected)
+        value_B, gradients = _pass(given, parts, kind, graded, weight_B)
         ctx.given, ctx.kind = given, kind
         ctx.save_for_backward(*parts)
         ctx.gradients = gradients
@@ -231,18 +229,19 @@ class _LogP(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("a second backward pass through a likelihood, whose gradients the first one took")
         (d_library_B, d_theta, *found), ctx.gradients = ctx.gradients, None
-        equal = len(weight_B) == 0 or bool((weight_B == weight_B[0]).all())
-        if equal:
-            scale = weight_B[0] if len(weight_B) else torch.ones(())
-            d_theta = d_theta * scale
-            # in place: they were made for this pass
-            found = [(d_h, d_weight.mul_(scale), d_table.mul_(scale)) for d_h, d_weight, d_table in found]
+        weights = weight_B.contiguous()
+        each = weights.numpy()
+        if len(each) == 0 or (each == each[0]).all():
+            scale = float(each[0]) / ctx.expected if len(each) else 1.0
+            if np.float32(scale) != 1:
+                # in place: they were made for this pass
+                for gradient in (d_theta, *(part for parts in found for part in parts)):
+                    gradient.mul_(scale)
         else:
-            weights = weight_B.contiguous()
             _, (_, d_theta, *found) = _pass(ctx.given, ctx.saved_tensors, ctx.kind, True, weights)
         back: list[Tensor | None] = []
         for d_h_BH, d_weight_GH, d_table in found:
-            back += [d_h_BH * weight_B[:, None], d_weight_GH, d_table, None]
+            back += [d_h_BH, d_weight_GH, d_table, None]
         back += [None] * (8 - len(back))
         log_theta = ctx.given[2]
         return (None, d_library_B * weight_B, d_theta.view_as(log_theta), None, None, None, *back)
@@ -253,7 +252,7 @@ def _pass(
     parts: Sequence[Tensor | None],
     kind: torch.dtype,
     graded: bool,
-    weight_B: Tensor | None,
+    weight_B: Tensor,
 ) -> tuple[Tensor, list[Any]]:
     both = [Product("logits", parts[:4], kind, graded)]
     if parts[4] is not None:

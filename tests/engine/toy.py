@@ -25,8 +25,9 @@ class ToyCounts:
     def dense(self, device: torch.device) -> Tensor:
         return torch.from_numpy(self.values).to(device)
 
-    def log1p(self, device: torch.device) -> Tensor:
-        return torch.log1p(self.dense(device))
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        logs = torch.log1p(self.dense(device))
+        return logs if kind == torch.float32 else logs.to(kind)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise NotImplementedError

@@ -22,8 +22,9 @@ class DenseCounts:
     def dense(self, device: torch.device) -> Tensor:
         return self.x_BG.to(device)
 
-    def log1p(self, device: torch.device) -> Tensor:
-        return torch.log1p(self.dense(device))
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        logs = torch.log1p(self.dense(device))
+        return logs if kind == torch.float32 else logs.to(kind)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, columns = np.nonzero(self.x_BG.numpy())

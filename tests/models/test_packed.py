@@ -46,8 +46,9 @@ class Doubles:
         dense: Tensor = self._counts.dense(device)
         return dense.double()
 
-    def log1p(self, device: torch.device) -> Tensor:
-        return torch.log1p(self.dense(device))
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        logs = torch.log1p(self.dense(device))
+        return logs if kind == torch.float32 else logs.to(kind)
 
 
 class DoubleLoader:

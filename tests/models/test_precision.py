@@ -9,7 +9,7 @@ import torch
 from scarcade.engine.contracts import Categories, Schema, Step
 from scarcade.engine.precision import products, products_in
 from scarcade.models import MODELS
-from scarcade.models.layers import WIDE
+from scarcade.models.products import WIDE
 from tests.every_model import ALL_PARTS, EVERY
 from tests.models.cells import batch_of
 

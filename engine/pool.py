@@ -1,4 +1,4 @@
-"""Rows, or genes, on threads: they are dealt in chunks to as many threads as torch is allowed.
+"""Rows, genes or weights on threads: they are dealt in chunks to as many threads as torch is allowed.
 
 What a thread does with torch for its own rows, it does alone: torch has one thread there. The threads are a pool of our
 own, which sleeps when there is nothing to do. Where torch was loaded before us its own threads may spin between two
@@ -18,25 +18,32 @@ from typing import Any
 import torch
 
 from scarcade.engine.openmp import spins
-from scarcade.models.likelihood_kernel import CHUNK
 
+CHUNK = 32  # rows, or numbers: two lines of a cache
 Body = Callable[[], None]
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def run(n_rows: int, work: Callable[[int, int], None], *, on: Callable[[Body, int], None] | None = None) -> None:
+def run(
+    n_rows: int,
+    work: Callable[[int, int], None],
+    *,
+    chunk: int = CHUNK,
+    on: Callable[[Body, int], None] | None = None,
+) -> None:
     """``work(start, stop)`` over all rows, on as many threads as torch is allowed, cut between chunks.
 
     Args:
+        chunk: rows that are not parted.
         work: should let go of the interpreter lock. What it raises is raised here.
         on: calls a function on n threads, this one among them; default: `pool`, or `team` where torch's threads spin.
     """
-    n_chunks = -(-n_rows // CHUNK)
+    n_chunks = -(-n_rows // chunk)
     n_threads = max(1, min(torch.get_num_threads(), n_chunks))
     if n_threads == 1:
         work(0, n_rows)
         return
-    cuts = [min(n_rows, CHUNK * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
+    cuts = [min(n_rows, chunk * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
     left = iter(list(pairwise(cuts)))  # a list's iterator gives each of its items to one thread
     failures: list[BaseException] = []
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scarcade.models.threads import Body, _of_torch, pool, run, team
+from scarcade.engine.pool import Body, _of_torch, pool, run, team
 
 On = Callable[[Body, int], None]
 no_team = pytest.mark.skipif(_of_torch() is None, reason="torch has no libgomp of its own here")

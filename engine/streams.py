@@ -1,0 +1,49 @@
+"""Streams of random numbers, one for each lane of a batch: counted ones on a CPU, torch's own on a GPU."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Kind = Literal["normal", "uniform"]
+
+
+class CountedStreams:
+    """On a CPU: numbers that are computed from where they stand (`engine.philox`)."""
+
+    def __init__(self, seeds: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device) -> None:
+        from scarcade.engine import philox  # numba, which not every command that knows a `Noise` wants
+
+        self._philox, self._keys = philox, philox.keys_of(seeds)
+        self._bounds = np.fromiter(accumulate(sizes, initial=0), np.int64)
+        self._drawn = 0
+
+    def fill(self, kind: Kind, out: Tensor) -> Tensor:
+        """The next draw of each stream, into the rows of its own."""
+        draw = getattr(self._philox, kind)
+        per_row = out[0].numel() if len(out) else 0
+        draw(self._keys, self._bounds * per_row, self._drawn, out.view(-1).numpy())
+        self._drawn += 1
+        return out
+
+
+class TorchStreams:
+    """On a GPU: a generator of torch for each stream."""
+
+    def __init__(self, seeds: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device) -> None:
+        self._sizes = list(sizes)
+        self._generators = [
+            torch.Generator(device).manual_seed(
+                int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            )
+            for words in seeds
+        ]
+
+    def fill(self, kind: Kind, out: Tensor) -> Tensor:
+        """The next draw of each stream, into the rows of its own."""
+        for part, generator in zip(torch.split(out, self._sizes), self._generators, strict=True):
+            (part.normal_ if kind == "normal" else part.uniform_)(generator=generator)
+        return out
