@@ -91,7 +91,16 @@ def _of_torch() -> Any:
 
 @cache
 def _helpers(n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n, thread_name_prefix="rows", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(n, thread_name_prefix="rows", initializer=_compute_alone)
+
+
+def _compute_alone() -> None:
+    """Give torch one thread in this thread.
+
+    It takes over the number of whoever set one last when it is first asked in a thread, which must not be later.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_helpers.cache_clear)  # a forked process has none of these threads

@@ -77,3 +77,17 @@ def test_openmp_does_not_spin_if_we_come_first(first: str, given: str | None, sp
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60
     )
     assert found.stdout.split() == [str(spins), "0"]
+
+
+def test_a_thread_keeps_to_one_whatever_another_asks_for_then() -> None:
+    program = (
+        "import threading, torch; from scarcade.engine.pool import _compute_alone\n"
+        "torch.set_num_threads(2); began, asked = threading.Event(), threading.Event()\n"
+        "def work():\n"
+        "    _compute_alone(); began.set(); asked.wait()\n"
+        "    torch.ones(3000, 3000).exp_(); print(torch.get_num_threads())\n"
+        "thread = threading.Thread(target=work); thread.start()\n"
+        "began.wait(); torch.set_num_threads(2); asked.set(); thread.join()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "1"
