@@ -266,10 +266,12 @@ def cell_sizes(x: Tensor | Sparse, batch: Batch, schema: Schema) -> Tensor:
     return batch.size_factor
 
 
-def log_normalised(x_BG: Tensor, size_B: Tensor, target_sum: float) -> Tensor:
+def log_normalised(x: Tensor | Sparse, size_B: Tensor, target_sum: float) -> Tensor:
     """log(1 + counts of a cell that sum to `target_sum`), (B, G); an empty cell stays 0."""
     scale_B = torch.where(size_B > 0, target_sum / size_B, 0.0)
-    return torch.log1p(x_BG * scale_B[:, None])
+    if isinstance(x, Sparse):
+        return x.dense(torch.log1p(torch.from_numpy(x.values) * x.of_each(scale_B)))
+    return torch.log1p(x * scale_B[:, None])
 
 
 def encoder_input(size_B: Tensor, batch: Batch, config: ScarchesConfig, *, mse: bool) -> Tensor:

@@ -21,6 +21,8 @@ from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, hidden_units, seeded
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.scarches_layers import BatchNorm, PlainLinear, Widths, cell_sizes, log_normalised
+from scarcade.models.sparse import seen
+from scarcade.models.squared_error import mean_squared_error
 
 SLOPE = 0.3
 
@@ -126,15 +128,16 @@ class Scgen(AtlasModel):
         """
         x_BG = self.expression(batch)
         mean_BL, variance_BL = self.encode(x_BG, noise)
-        error_B = (self.decode(draw(mean_BL, variance_BL, noise), noise) - x_BG).square().mean(-1)
+        h_BH = self.decoder(draw(mean_BL, variance_BL, noise), noise)
+        error_B = mean_squared_error(x_BG, h_BH, self.scale.weight, self.scale.bias)
         kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         minimise_B = error_B + self.config.kl_weight * kl_B
         return Losses(minimise_B, {"reconstruction": error_B, "kl": kl_B, "elbo": minimise_B})
 
     def expression(self, batch: Batch) -> Tensor:
         """Normalised log expression, (B, G)."""
-        x_BG = batch.counts.dense(self.device)
-        return log_normalised(x_BG, cell_sizes(x_BG, batch, self.schema), self.config.target_sum)
+        x = seen(batch.counts, self.device)
+        return log_normalised(x, cell_sizes(x, batch, self.schema), self.config.target_sum)
 
     def encode(self, x_BG: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent of normalised log expression; `noise` is for dropout."""

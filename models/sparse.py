@@ -45,16 +45,24 @@ class Sparse:
 
     def dense(self, values_N: Tensor, room: int = 0) -> Tensor:
         """float32 (B, G + room) with `values_N` in the place of the counts; zeros elsewhere."""
-        width = self.n_genes + room
-        first_B = torch.arange(0, len(self) * width, width)
-        places_N = self.of_each(first_B) + torch.from_numpy(self.genes)
-        return torch.zeros(len(self) * width).scatter_(0, places_N, values_N).view(len(self), width)
+        out = torch.empty(len(self), self.n_genes + room)
+        _scatter(self.indptr, self.genes, values_N.numpy(), out.numpy())
+        return out
 
     def sums(self) -> Tensor:
         """The library of each cell, (B,)."""
         sums_B = torch.empty(len(self))
         _sum(self.indptr, self.values, sums_B.numpy())
         return sums_B
+
+
+@njit(nogil=True, cache=True)
+def _scatter(indptr, genes, values, out) -> None:  # type: ignore[no-untyped-def]
+    for b in range(len(out)):
+        row = out[b]
+        row[:] = 0.0
+        for k in range(indptr[b], indptr[b + 1]):
+            row[np.uintp(genes[np.uintp(k)])] = values[np.uintp(k)]  # unsigned: no check for negative places
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc"})
