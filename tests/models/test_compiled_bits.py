@@ -12,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from scarcade.models import frozen_kernel, likelihood_kernel, mmd_kernel
+from scarcade.engine import philox
+from scarcade.models import frozen_kernel, hidden_kernel, likelihood_kernel, mmd_kernel, sparse, squared_error
 
-KERNELS = (likelihood_kernel, frozen_kernel, mmd_kernel)
+KERNELS = (likelihood_kernel, frozen_kernel, mmd_kernel, hidden_kernel, philox, sparse, squared_error)
 CODE = """
-import hashlib, numpy as np
+import hashlib, numpy as np, torch
+from scarcade.engine.contracts import Noise
 from scarcade.models import frozen_kernel, likelihood_kernel as kernel, mmd_kernel
+from scarcade.models.hidden import After, hidden
+from scarcade.models.layers import BatchNorm
+from scarcade.models.squared_error import mean_squared_error
 
 draw = np.random.default_rng(0)
 n_cells, n_genes = 32, 301
@@ -50,6 +55,15 @@ total, slope = np.zeros(n_cells), np.zeros((n_cells, n_cells), np.float32)
 z = draw.normal(size=(5, n_cells)).astype(np.float32)
 weight, place = np.ones((2, 2), np.float32), np.zeros(n_cells, np.int64)
 mmd_kernel.pairs(0, n_cells // 2, z, weight, place, -np.geomspace(1e-3, 1e3, 19).astype(np.float32), total, slope)
+noise = Noise([((1, lane), n_cells // 4) for lane in range(4)])
+found += [noise.uniform(77).numpy(), noise.normal(77).numpy()]
+for norm, layer_norm in ((BatchNorm(77), False), (None, True)):
+    given = [torch.from_numpy(draw.normal(size=size).astype(np.float32)) for size in ((n_cells, 40), (77, 40), (77,))]
+    given = [one.requires_grad_() for one in given]
+    after = After(norm, layer_norm, 0.3, 0.2, noise.uniform(77))
+    y = hidden(*given, None, None, None, after)
+    error = mean_squared_error(torch.ones(n_cells, 40), y, torch.ones(40, 77), torch.ones(40))
+    found += [y.detach().numpy(), *(d.numpy() for d in torch.autograd.grad(error.sum(), given))]
 print(*(hashlib.sha256(array.tobytes()).hexdigest()[:12] for array in (*found, total, slope)))
 """
 
@@ -66,7 +80,7 @@ def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> Non
         for _ in range(2)
     ]
     assert list(tmp_path.rglob("*.nbc"))
-    assert len(printed[0]) == 17
+    assert len(printed[0]) == 27
     assert printed[0] == printed[1]
 
 
