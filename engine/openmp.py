@@ -1,14 +1,15 @@
-"""OpenMP's threads, which torch computes with: they shall sleep when they have nothing to do.
+"""How OpenMP's threads, which torch computes with, wait for work: they look for it for a moment, and then sleep.
 
-Threads that wait by spinning take the cores from whoever else computes: on a shared machine a training took ten times
-as long. The setting is read once, when torch is loaded, and inherited by Ray's workers; so it is made when scarcade is
-imported, and this file imports nothing that costs time.
+Threads that go on looking take the cores from whoever else computes: on a shared machine a training took ten times as
+long. Threads that sleep at once are woken by every operation, which takes longer than most of them. The setting is read
+once, when torch is loaded, and inherited by Ray's workers; so it is made when scarcade is imported, and this file
+imports nothing that costs time.
 """
 
 import os
-import sys
 
-spins = "torch" in sys.modules and os.environ.get("GOMP_SPINCOUNT") != "0"
-"""Whether torch was loaded before, so that its threads may spin after all."""
+MOMENT = "300"
+"""How often a thread looks, some tens of microseconds: about what lies between two operations of a training step."""
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+spins = os.environ.setdefault("GOMP_SPINCOUNT", MOMENT) != "0"
+"""Whether they look at all before they sleep (for long, if torch was loaded before)."""

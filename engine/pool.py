@@ -1,9 +1,9 @@
 """Rows, genes or weights on threads: they are dealt in chunks to as many threads as torch is allowed.
 
-What a thread does with torch for its own rows, it does alone: torch has one thread there. The threads are a pool of our
-own, which sleeps when there is nothing to do. Where torch was loaded before us its own threads may spin between two
-operations, and a pool beside them gets no core: then the work is handed to that very team, through ``GOMP_parallel`` of
-the library that torch brings. (Where they sleep, waking them takes a little longer than waking the pool.)
+What a thread does with torch for its own rows, it does alone: torch has one thread there. The threads are torch's own
+team, through ``GOMP_parallel`` of the library that torch brings: they are awake if torch has just computed, and between
+two operations they look for work before they sleep (`engine.openmp`), so that a pool beside them would get no core.
+Where torch has no such library, or its threads sleep at once, they are a pool of our own.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def run(
     Args:
         chunk: rows that are not parted.
         work: should let go of the interpreter lock. What it raises is raised here.
-        on: calls a function on n threads, this one among them; default: `pool`, or `team` where torch's threads spin.
+        on: calls a function on n threads, this one among them; default: `team`, or `pool` (see above).
     """
     n_chunks = -(-n_rows // chunk)
     n_threads = max(1, min(torch.get_num_threads(), n_chunks))

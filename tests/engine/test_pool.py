@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from scarcade.engine import openmp
 from scarcade.engine.pool import Body, _of_torch, pool, run, team
 
 On = Callable[[Body, int], None]
@@ -65,18 +66,29 @@ def test_a_failure_in_a_thread_is_raised(on: On, whose: str) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("first", "given", "spins"), [("scarcade", None, False), ("torch", None, True), ("torch", "0", False)]
-)
-def test_openmp_does_not_spin_if_we_come_first(first: str, given: str | None, spins: bool) -> None:
+@pytest.mark.parametrize(("given", "spins"), [(None, True), ("0", False), ("7", True)])
+def test_openmp_looks_for_work_for_a_moment(given: str | None, spins: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment |= {} if given is None else {"GOMP_SPINCOUNT": given}
-    code = f"import {first}, scarcade, os; from scarcade.engine import openmp"
-    code += "; print(openmp.spins, os.environ['GOMP_SPINCOUNT'])"
+    code = "import scarcade, os, sys; from scarcade.engine import openmp"
+    code += "; print('torch' in sys.modules, openmp.spins, os.environ['GOMP_SPINCOUNT'])"
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=60
     )
-    assert found.stdout.split() == [str(spins), "0"]
+    assert found.stdout.split() == ["False", str(spins), given or openmp.MOMENT]
+
+
+def test_openmp_sleeps_when_there_is_nothing_to_do() -> None:
+    code = (
+        "import scarcade, torch, time, resource; torch.set_num_threads(2); x = torch.ones(2000, 2000); x @ x\n"
+        "used = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])\n"
+        "x.exp_(); began = used(); time.sleep(0.5); print(used() - began)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"},
+    )  # fmt: skip
+    assert float(found.stdout) < 0.05
 
 
 def test_a_thread_keeps_to_one_whatever_another_asks_for_then() -> None:
