@@ -38,6 +38,7 @@ _FAST = {
     "RAY_worker_niceness": "0",  # else 15: beside anything else that runs, training with workers would stand still
 }
 HEAD_AWAY_S = 20.0  # how long a cluster's head may be away; Ray ends a driver whose head is away for 60 s
+_private: set[Path] = set()  # the folder of the private session that is running
 _token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
 
 
@@ -55,7 +56,8 @@ def cluster(
     Raises:
         ClusterError: no session could be had.
     """
-    import ray
+    with _environment({"RAY_ENABLE_AUTO_CONNECT": "0"}):  # else what is left of a session that is over begins another
+        import ray
 
     if ray.is_initialized():
         if address is not None:
@@ -81,10 +83,17 @@ def cluster(
                 object_store_memory=object_store_mb << 20,
                 _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; ours around it stays shut
             )
+            _private.add(folder)
             try:
                 yield
             finally:
+                _private.discard(folder)
                 ray.shutdown()
+
+
+def is_private() -> bool:
+    """Whether the session that there is was started by `cluster`, for this process alone."""
+    return bool(_private)
 
 
 def _knock(address: str, *, patience_s: float = 10.0) -> None:

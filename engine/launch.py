@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from scarcade.engine.attended import Attended
-from scarcade.engine.cluster import cluster
+from scarcade.engine.cluster import cluster, is_private
 from scarcade.engine.errors import OpenError, ScarcadeError, StorageError, UsageError
 from scarcade.engine.failures import explained, revived
 from scarcade.engine.interrupts import Interrupts
@@ -31,7 +31,8 @@ from scarcade.engine.scale import Scale
 from scarcade.engine.shared_folder import marked, sees, unseen
 from scarcade.engine.shifts import Shifts
 from scarcade.engine.storage import Mirror, is_url
-from scarcade.engine.train_switches import remove_traces, switched, without_cleaner
+from scarcade.engine.train_here import in_this_process
+from scarcade.engine.train_switches import remove_traces, switched, without_unused
 from scarcade.engine.world import World, cores, use_threads
 
 __all__ = ["Message", "Scale", "Work", "Worker", "run"]
@@ -91,8 +92,8 @@ def run(
         remove_traces(place)
         grant = _Grant(cpus, threads, place, launch, uuid.uuid4().hex, size)
         trainer = _trainer(work, arguments, scale, grant, avoid=avoid, restarts=private)
-        without_cleaner(trainer)
-        return Attended(trainer.fit, grant.group, size)
+        without_unused(trainer)
+        return Attended(trainer.fit, grant.group, size, in_this_process(trainer).set if is_private() else None)
 
     with switched(scale, restarts=private), cluster(scale.address, cpus=needed), marked(place, launch):
         try:
