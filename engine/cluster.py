@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scarcade.engine import watchdog
+from scarcade.engine.bare_head import bare
 from scarcade.engine.errors import ClusterError, UsageError
 from scarcade.engine.interrupts import kept_handlers
 
@@ -75,14 +76,15 @@ def cluster(
                 ray.shutdown()
             return
         with _private_folder() as folder, _environment({**_FAST, **_secrets(folder)}):
-            _init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                object_store_memory=object_store_mb << 20,
-                _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; ours around it stays shut
-            )
+            with bare():
+                _init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=object_store_mb << 20,
+                    _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; ours around it stays shut
+                )
             _private.add(folder)
             try:
                 yield
