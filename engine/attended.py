@@ -26,9 +26,7 @@ class Attended:
         leave: called when nobody waits for them any more, to end `fit`.
     """
 
-    def __init__(
-        self, fit: Callable[[], Any], launch: str, size: int, leave: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, fit: Callable[[], Any], launch: str, size: int, leave: Callable[[], None] | None = None) -> None:
         self._fit_workers, self.size, self._leave = fit, size, leave
         self._mailbox = Mailbox(launch)
         self._fitted: Any = None

@@ -1,10 +1,10 @@
 """A private Ray session with the processes that it uses, and no others.
 
 `ray.init` also starts an autoscaler's monitor, the server of a dashboard that is switched off (and waits until it
-answers) and a reader of logs that nobody is shown. That is two seconds of every start and of every core, 400 MB, and
-ports that need not be open. Ray has switches for them in the description of a node, but not in `ray.init`; so within the
-block `ray.init` makes its node of a class that starts none of them. Where a later Ray calls them by other names, they
-are started again and nothing else changes (`tests/engine/test_launch.py` looks).
+answers) and a reader of logs that nobody is shown. That is two seconds of every start, three of a core, 400 MB, and
+ports that need not be open. There is no switch for them in `ray.init`; so within the block it makes its node of a class
+that starts none of them. Where a later Ray calls them by other names, they are started again and nothing else changes
+(`tests/engine/test_launch.py` looks).
 """
 
 import importlib

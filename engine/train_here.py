@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-_EXECUTION = "ray.train.v2._internal.execution"
-
 
 def in_this_process(trainer: Any) -> threading.Event:
     """Let ``trainer.fit()`` run the controller in the thread that calls it, and fail when the event returned is set."""
@@ -45,8 +43,8 @@ def _nothing(*_: Any) -> None:
 
 def _controller(left: threading.Event) -> Any:
     """Ray's controller, of workers that need no actor as their controller and no environment of their own."""
-    controllers = importlib.import_module(f"{_EXECUTION}.controller")
-    groups = importlib.import_module(f"{_EXECUTION}.worker_group.worker_group")
+    controllers = importlib.import_module("ray.train.v2._internal.execution.controller")
+    groups = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker_group")
     ray = importlib.import_module("ray")
 
     class Group(groups.WorkerGroup):  # type: ignore[misc,name-defined]
