@@ -19,6 +19,7 @@ import torch
 
 from scarcade.engine.attended import Attended
 from scarcade.engine.cluster import cluster, is_private
+from scarcade.engine.cores import cores, offered
 from scarcade.engine.errors import UsageError
 from scarcade.engine.failures import explained, revived
 from scarcade.engine.interrupts import Interrupts
@@ -30,7 +31,7 @@ from scarcade.engine.storage import is_url
 from scarcade.engine.train_here import in_this_process
 from scarcade.engine.train_switches import remove_traces, switched, without_unused
 from scarcade.engine.worker_entry import enter
-from scarcade.engine.world import World, cores, use_threads
+from scarcade.engine.world import World, use_threads
 
 __all__ = ["Message", "Scale", "Work", "Worker", "run"]
 
@@ -77,7 +78,6 @@ def run(
             return work(Worker(World(device=_own_device(scale)), tell, interrupts), arguments)
     private = scale.address is None and not os.environ.get("RAY_ADDRESS")
     cpus, threads = scale.grant(private=private)
-    needed = max(cores(), int(cpus * scale.workers + 0.999))
     launch = uuid.uuid4().hex
     if private and scale.min_workers is not None:
         tell({"note": "--scale.min-workers is for clusters, whose nodes can be lost: without one it changes nothing"})
@@ -89,7 +89,11 @@ def run(
         without_unused(trainer)
         return Attended(trainer.fit, grant.group, size, in_this_process(trainer).set if is_private() else None)
 
-    with switched(scale, restarts=private), cluster(scale.address, cpus=needed), marked(place, launch):
+    with (
+        switched(scale, restarts=private),
+        cluster(scale.address, cpus=offered(scale.workers, cpus)),
+        marked(place, launch),
+    ):
         try:
             if private:
                 attended = begin(scale.workers)
