@@ -41,9 +41,11 @@ class _Session:
         self._there.wait()
 
     def end(self) -> None:
-        """Until it is gone."""
+        """Until it is gone; one that is not there yet goes by itself, or with this process, and is not waited for."""
+        begun = self._there.is_set()
         self._over.set()
-        self._thread.join()
+        if begun:
+            self._thread.join()
 
 
 def begin(cpus: int) -> None:
