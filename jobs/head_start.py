@@ -1,29 +1,33 @@
 """Begins the Ray session of a training before the command line is understood, where it is plain that one is needed.
 
-What that costs if it turns out otherwise (a mistake in an option) is a second at the end of a command that failed.
+If it turns out otherwise, because an option is wrong, it goes with the process, after the error was told.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from scarcade.engine import ahead
 from scarcade.engine.cores import granted, offered
 
+_ELSEWHERE = ("--scale", "--config", "--debug")  # which may name a cluster, or want other sizes
 
-def head_start(argv: Sequence[str]) -> bool:
-    """Begin a private session if ``train --workers N`` will want one; whether it did."""
+
+def head_start(argv: Sequence[str]) -> None:
+    """Begin a private session if ``train --workers N`` will plainly want one."""
+    cpus = wanted(argv)
+    if cpus is not None:
+        ahead.begin(cpus)
+
+
+def wanted(argv: Sequence[str]) -> int | None:
+    """The cores of the private session that a command line will ask for; None: of none, or it is not plain."""
     if argv[0] != "train" or os.environ.get("RAY_ADDRESS") or any(one.startswith(_ELSEWHERE) for one in argv):
-        return False
+        return None
     workers, threads = _number(argv, "workers"), _number(argv, "threads")
     if not workers or _is_done(argv):
-        return False
-    from scarcade.engine.ahead import begin
-
-    begin(offered(workers, granted(workers, threads or None, None, private=True)[0]))
-    return True
-
-
-_ELSEWHERE = ("--scale", "--config", "--debug")  # which may name a cluster, or want other sizes
+        return None
+    return offered(workers, granted(workers, threads or None, None, private=True)[0])
 
 
 def _number(argv: Sequence[str], option: str) -> int:
