@@ -23,8 +23,26 @@ from typing import Any
 def in_this_process(trainer: Any) -> threading.Event:
     """Let ``trainer.fit()`` run the controller in the thread that calls it, and fail when the event returned is set."""
     left = threading.Event()
-    trainer._initialize_and_run_controller = partial(_run, left)
+    if hasattr(trainer, "_initialize_and_run_controller") and _known():
+        trainer._initialize_and_run_controller = partial(_run, left)
     return left
+
+
+def _known() -> bool:
+    """Whether this Ray has the parts that are taken here; without them its controller is an actor."""
+    try:
+        group, controller = _parts()
+    except (ImportError, AttributeError):
+        return False
+    wanted = ("_get_worker_runtime_env", "_init_train_context_on_workers")
+    return all(hasattr(group, name) for name in wanted) and hasattr(controller, "_run_control_loop_iteration")
+
+
+def _parts() -> tuple[Any, Any]:
+    """Ray's group of workers, and its controller."""
+    groups: Any = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker_group")
+    controllers: Any = importlib.import_module("ray.train.v2._internal.execution.controller")
+    return groups.WorkerGroup, controllers.TrainController
 
 
 def _run(left: threading.Event, *, scaling_policy: Any, **parts: Any) -> Any:
@@ -43,14 +61,13 @@ def _nothing(*_: Any) -> None:
 
 def _controller(left: threading.Event) -> Any:
     """Ray's controller, of workers that need no actor as their controller and no environment of their own."""
-    controllers = importlib.import_module("ray.train.v2._internal.execution.controller")
-    groups = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker_group")
+    group, control = _parts()
     ray = importlib.import_module("ray")
 
-    class Group(groups.WorkerGroup):  # type: ignore[misc,name-defined]
+    class Group(group):  # type: ignore[misc,valid-type]
         def _get_worker_runtime_env(self, custom_runtime_env: Any) -> dict[str, Any]:
-            # What Ray Train would set is in the environment of the session already. With an environment of its own a
-            # worker is started by another Python, which imports Ray just to set it.
+            # Ray Train would hand on its switches, which are the controller's. For a worker with an environment of its
+            # own Ray starts a Python that imports Ray to set it, and then starts another.
             return {}
 
         def _init_train_context_on_workers(
@@ -70,7 +87,7 @@ def _controller(left: threading.Event) -> Any:
             ]
             ray.get(begun)
 
-    class Controller(controllers.TrainController):  # type: ignore[misc,name-defined]
+    class Controller(control):  # type: ignore[misc,valid-type]
         worker_group_cls = Group
 
         async def _run_control_loop_iteration(self) -> None:
