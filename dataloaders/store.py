@@ -16,6 +16,7 @@ import pandas as pd
 
 from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader, read_checked
 from scarcade.dataloaders.remote import RemoteFiles, remote_manifest
+from scarcade.dataloaders.scalars import read_scalar
 from scarcade.dataloaders.shard_cache import shard_cache
 from scarcade.dataloaders.writer import (
     FORMAT,
@@ -85,7 +86,7 @@ class Store:
             self._raise(found)
         if isinstance(self._files, RemoteFiles):
             self._files.fetch_small()
-        ours = {name: self._element(f"uns/scarcade/{name}") for name in ("schema", "seed", "sources")}
+        ours = {name: self._value(f"uns/scarcade/{name}") for name in ("schema", "seed", "sources")}
         self.schema = Schema.from_dict(json.loads(ours["schema"]))
         self.seed = int(ours["seed"])
         self.sources: list[dict[str, Any]] = json.loads(ours["sources"])
@@ -173,6 +174,11 @@ class Store:
         """Where the counts of `row` begin in X/data (`n_cells`: where they end)."""
         block = row // _COARSE
         return int(self._coarse[block]) + int(self.lengths[block * _COARSE : row].sum(dtype=np.int64))
+
+    def _value(self, name: str) -> Any:
+        """A number or a string."""
+        value = read_scalar(self._files, name, self._manifest)
+        return self._element(name) if value is None else value
 
     def _element(self, name: str) -> Any:
         """A small element (var, schema, truth) by anndata, its bytes checked before."""

@@ -11,6 +11,7 @@ from scarcade.engine.mailbox import Mailbox
 
 _POLL_S = 0.2
 _LOOK_S = 1.0  # how often the cluster is looked at
+_LEAVE_S = 2.0  # how long `fit` may take to end when it is left
 STOPPED = "interrupted"  # what `stopped` says in the result of a work that ended because it was asked to
 
 
@@ -22,10 +23,11 @@ class Attended:
     Args:
         launch: the name of the mailbox that this group of workers has.
         size: how many workers it has.
+        leave: called when nobody waits for them any more, to end `fit`.
     """
 
-    def __init__(self, fit: Callable[[], Any], launch: str, size: int) -> None:
-        self._fit_workers, self.size = fit, size
+    def __init__(self, fit: Callable[[], Any], launch: str, size: int, leave: Callable[[], None] | None = None) -> None:
+        self._fit_workers, self.size, self._leave = fit, size, leave
         self._mailbox = Mailbox(launch)
         self._fitted: Any = None
         self.error: Exception | None = None
@@ -52,6 +54,21 @@ class Attended:
         """
         thread = threading.Thread(target=self._fit, daemon=True)
         thread.start()
+        try:
+            return self._attended(thread, tell, interrupts, regroup)
+        except BaseException:
+            if self._leave is not None:
+                self._leave()
+                thread.join(_LEAVE_S)
+            raise
+
+    def _attended(
+        self,
+        thread: threading.Thread,
+        tell: Callable[[Mapping[str, Any]], None],
+        interrupts: Interrupts,
+        regroup: Callable[["Attended"], bool] | None,
+    ) -> dict[str, Any]:
         asked = False
         looked = time.monotonic()
         while thread.is_alive():

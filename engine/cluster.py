@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scarcade.engine import watchdog
+from scarcade.engine import ahead, watchdog
+from scarcade.engine.bare_head import bare
 from scarcade.engine.errors import ClusterError, UsageError
 from scarcade.engine.interrupts import kept_handlers
 
@@ -37,13 +38,15 @@ _FAST = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # else 15: beside anything else that runs, training with workers would stand still
 }
+_STORE_MB = 256
 HEAD_AWAY_S = 20.0  # how long a cluster's head may be away; Ray ends a driver whose head is away for 60 s
+_private: set[Path] = set()  # the folder of the private session that is running
 _token = secrets.token_hex(32)  # one for the process: Ray's own code reads it once and keeps it
 
 
 @contextmanager
 def cluster(
-    address: str | None = None, *, cpus: int | None = None, gpus: int | None = None, object_store_mb: int = 256
+    address: str | None = None, *, cpus: int | None = None, gpus: int | None = None, object_store_mb: int = _STORE_MB
 ) -> Iterator[None]:
     """Ray is initialised within the block.
 
@@ -55,14 +58,16 @@ def cluster(
     Raises:
         ClusterError: no session could be had.
     """
-    import ray
+    named = address or os.environ.get("RAY_ADDRESS")
+    ahead.settle(cpus if named is None and gpus is None and object_store_mb == _STORE_MB else None)
+    with _environment({"RAY_ENABLE_AUTO_CONNECT": "0"}):  # else what is left of a session that is over begins another
+        import ray
 
     if ray.is_initialized():
         if address is not None:
             raise UsageError("--scale.address: this process is connected to a Ray cluster already")
         yield
         return
-    named = address or os.environ.get("RAY_ADDRESS")
     with _environment(_QUIET):
         if named:
             _knock(named)
@@ -73,18 +78,26 @@ def cluster(
                 ray.shutdown()
             return
         with _private_folder() as folder, _environment({**_FAST, **_secrets(folder)}):
-            _init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                object_store_memory=object_store_mb << 20,
-                _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; ours around it stays shut
-            )
+            with bare():
+                _init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=object_store_mb << 20,
+                    _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; ours around it stays shut
+                )
+            _private.add(folder)
             try:
                 yield
             finally:
+                _private.discard(folder)
                 ray.shutdown()
+
+
+def is_private() -> bool:
+    """Whether the session that there is was started by `cluster`, for this process alone."""
+    return bool(_private)
 
 
 def _knock(address: str, *, patience_s: float = 10.0) -> None:

@@ -1,45 +1,41 @@
-"""Runs a piece of training in this process, or on many workers of Ray Train: the only ray.train import.
+"""Runs a piece of training in this process, or on many workers of Ray Train.
 
-With no workers asked for it is a plain call and Ray is not even imported. With one or more, a TorchTrainer
-starts them; what they do is the same function. In a private session it also restarts them when one dies; on a
-cluster, whose nodes come and go, `shifts` begins another group. An error of ours that a worker meets is raised in
-the driver as what it is, and not retried: a broken file does not mend.
+With no workers asked for it is a plain call and Ray is not even imported. With one or more, a trainer of Ray Train
+starts them (`worker_entry`, `in_worker`); what they do is the same function. In a private session it also restarts them
+when one dies; on a cluster, whose nodes come and go, `shifts` begins another group. An error of ours that a worker
+meets is raised in the driver as what it is, and not retried: a broken file does not mend.
 """
 
 import importlib
 import os
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scarcade.engine.attended import Attended
-from scarcade.engine.cluster import cluster
-from scarcade.engine.errors import OpenError, ScarcadeError, StorageError, UsageError
+from scarcade.engine.cluster import cluster, is_private
+from scarcade.engine.cores import cores, offered
+from scarcade.engine.errors import UsageError
 from scarcade.engine.failures import explained, revived
 from scarcade.engine.interrupts import Interrupts
-from scarcade.engine.mailbox import Mailbox
 from scarcade.engine.nodes import elsewhere
 from scarcade.engine.scale import Scale
-from scarcade.engine.shared_folder import marked, sees, unseen
+from scarcade.engine.shared_folder import marked
 from scarcade.engine.shifts import Shifts
-from scarcade.engine.storage import Mirror, is_url
-from scarcade.engine.train_switches import remove_traces, switched, without_cleaner
-from scarcade.engine.world import World, cores, use_threads
+from scarcade.engine.storage import is_url
+from scarcade.engine.train_here import in_this_process
+from scarcade.engine.train_switches import remove_traces, switched, without_unused
+from scarcade.engine.worker_entry import enter
+from scarcade.engine.world import World, use_threads
 
 __all__ = ["Message", "Scale", "Work", "Worker", "run"]
 
 Message = Mapping[str, Any]
-_POLL_S = 0.2
-_FATAL_S = 2.0  # how long a worker looks for the reason why another one went away, which was told before it went
-_STUCK_S = 10.0  # how long it may stay in a collective after that
 _COLLECTIVE_S = 600  # how long workers wait for one that answers Ray and does nothing
 
 
@@ -82,19 +78,22 @@ def run(
             return work(Worker(World(device=_own_device(scale)), tell, interrupts), arguments)
     private = scale.address is None and not os.environ.get("RAY_ADDRESS")
     cpus, threads = scale.grant(private=private)
-    needed = max(cores(), int(cpus * scale.workers + 0.999))
     launch = uuid.uuid4().hex
     if private and scale.min_workers is not None:
         tell({"note": "--scale.min-workers is for clusters, whose nodes can be lost: without one it changes nothing"})
 
     def begin(size: int, avoid: frozenset[str] = frozenset()) -> Attended:
         remove_traces(place)
-        grant = _Grant(cpus, threads, place, launch, uuid.uuid4().hex, size)
+        grant = Grant(cpus, threads, place, launch, uuid.uuid4().hex, size, scale.gpus)
         trainer = _trainer(work, arguments, scale, grant, avoid=avoid, restarts=private)
-        without_cleaner(trainer)
-        return Attended(trainer.fit, grant.group, size)
+        without_unused(trainer)
+        return Attended(trainer.fit, grant.group, size, in_this_process(trainer).set if is_private() else None)
 
-    with switched(scale, restarts=private), cluster(scale.address, cpus=needed), marked(place, launch):
+    with (
+        switched(scale, restarts=private),
+        cluster(scale.address, cpus=offered(scale.workers, cpus)),
+        marked(place, launch),
+    ):
         try:
             if private:
                 attended = begin(scale.workers)
@@ -135,7 +134,7 @@ def _resources(scale: Scale, cpus: float) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Grant:
+class Grant:
     """What one group of workers asks of Ray."""
 
     cpus: float
@@ -144,29 +143,43 @@ class _Grant:
     launch: str
     group: str  # the name of its mailbox
     size: int
+    gpus: bool
+
+
+def _grouped(scale: Scale) -> tuple[Any, Any]:
+    """Ray's trainer, and what makes a process group of its workers.
+
+    On GPUs that is Ray's own, which also gives each worker its device. It imports torch and Tune in every process that
+    hears of it; on CPUs the workers meet by themselves (`in_worker`), a second earlier.
+    """
+    trainers: Any = importlib.import_module("ray.train.v2.api.data_parallel_trainer")
+    if not scale.gpus:
+        return trainers.DataParallelTrainer, trainers.BackendConfig()
+    torch_train: Any = importlib.import_module("ray.train.torch")
+    return trainers.DataParallelTrainer, torch_train.TorchConfig(backend="nccl", timeout_s=_COLLECTIVE_S)
 
 
 def _trainer(
-    work: Work, arguments: Mapping[str, Any], scale: Scale, grant: _Grant, *, avoid: frozenset[str], restarts: bool
+    work: Work, arguments: Mapping[str, Any], scale: Scale, grant: Grant, *, avoid: frozenset[str], restarts: bool
 ) -> Any:
-    """Ray's TorchTrainer for `work`, on none of the nodes to `avoid`; it `restarts` workers that die, or ends."""
+    """Ray's trainer for `work`, on none of the nodes to `avoid`; it `restarts` workers that die, or ends."""
     train: Any = importlib.import_module("ray.train")
-    torch_train: Any = importlib.import_module("ray.train.torch")
     above, name = _above(grant.place)
-    return torch_train.TorchTrainer(
-        _entry,
+    trainer, backend = _grouped(scale)
+    return trainer(
+        enter,
         train_loop_config={
             "work": f"{work.__module__}:{work.__qualname__}",
             "arguments": dict(arguments),
             "grant": asdict(grant),
         },
+        backend_config=backend,
         scaling_config=train.ScalingConfig(
             num_workers=grant.size,
             use_gpu=scale.gpus,
             resources_per_worker=_resources(scale, grant.cpus),
             label_selector=elsewhere(avoid),
         ),
-        torch_config=torch_train.TorchConfig(backend="nccl" if scale.gpus else "gloo", timeout_s=_COLLECTIVE_S),
         run_config=train.RunConfig(
             name=name,
             storage_path=above,
@@ -185,102 +198,3 @@ def _above(place: str) -> tuple[str, str]:
     path, mark, query = place.partition("?") if is_url(place) else (place, "", "")
     above, _, name = path.rstrip("/").rpartition("/")
     return (above or "/") + mark + query, name
-
-
-# within a worker
-
-
-@dataclass
-class _Watch:
-    """Looks into the mailbox now and then, beside the training."""
-
-    mailbox: Mailbox
-    stop: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-
-    def look(self) -> None:
-        fatal_since: float | None = None
-        while not self.ended.wait(_POLL_S):
-            if self.mailbox.look("stop") is not None:
-                self.stop.set()
-            if self.mailbox.look("fatal") is not None:
-                fatal_since = fatal_since or time.monotonic()
-                if time.monotonic() - fatal_since > _STUCK_S:
-                    os._exit(1)  # stuck in a collective that will never end; the next attempt says why
-
-
-def _entry(config: dict[str, Any]) -> dict[str, Any]:
-    """What every worker of Ray Train runs."""
-    torch_train: Any = importlib.import_module("ray.train.torch")
-    grant = _Grant(**config["grant"])
-    use_threads(grant.threads)
-    mailbox = Mailbox(grant.group)
-    if (fatal := mailbox.look("fatal")) is not None:
-        return {"error": fatal}
-    world = World.joined(torch_train.get_device())
-    where = _Where.here()
-    mailbox.post(f"worker-{world.rank}", {"node": where.node})
-    attempt = str(world.say({"attempt": uuid.uuid4().hex})["attempt"])
-    watch = _Watch(mailbox)
-    threading.Thread(target=watch.look, daemon=True).start()
-    module, _, name = config["work"].partition(":")
-    tell = partial(mailbox.send, attempt) if world.first else _nobody
-    worker = Worker(world, tell, watch.stop.is_set, partial(_announce, grant.place, mailbox))
-    try:
-        if not sees(grant.place, grant.launch):
-            raise unseen(grant.place, where.address)
-        return {"result": getattr(importlib.import_module(module), name)(worker, config["arguments"])}
-    except ScarcadeError as error:
-        told = {"class": type(error).__name__, "message": f"{error}{where.told(error)}"}
-        mailbox.post("fatal", told)
-        world.leave()
-        return {"error": told}
-    except RuntimeError:
-        deadline = time.monotonic() + _FATAL_S
-        while time.monotonic() < deadline:
-            if (fatal := mailbox.look("fatal")) is not None:
-                return {"error": fatal}
-            time.sleep(_POLL_S)
-        raise
-    finally:
-        watch.ended.set()
-
-
-@dataclass(frozen=True)
-class _Where:
-    """The node that a worker is on."""
-
-    node: str
-    address: str
-
-    @classmethod
-    def here(cls) -> "_Where":
-        ray: Any = importlib.import_module("ray")
-        return cls(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
-
-    def told(self, error: ScarcadeError) -> str:
-        """Behind an `error` of a file, where there are several machines that could lack it."""
-        ray: Any = importlib.import_module("ray")
-        several = sum(node["Alive"] for node in ray.nodes()) > 1
-        return f" (on the node {self.address})" if several and isinstance(error, (OpenError, StorageError)) else ""
-
-
-def _nobody(message: Message) -> None:
-    """Whom the ranks above 0 tell."""
-
-
-def _announce(place: str, mailbox: Mailbox, checkpoint: Path | None, step: int) -> None:
-    """Report a committed checkpoint to Ray, which is told where it lies and copies nothing.
-
-    Every rank must call it. Resuming never depends on it: the run's own folder is what is believed.
-    """
-    train: Any = importlib.import_module("ray.train")
-    if checkpoint is not None:
-        mailbox.post("checkpoint", {"step": step})
-    reported = None
-    if checkpoint is not None and is_url(place):
-        mirror = Mirror(place)
-        reported = train.Checkpoint(f"{mirror.root}/checkpoints/{checkpoint.name}", filesystem=mirror.filesystem)
-    elif checkpoint is not None:
-        reported = train.Checkpoint.from_directory(str(checkpoint))
-    train.report({"step": step}, checkpoint=reported, checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD)

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from scarcade.engine.config import Section
-from scarcade.engine.world import cores
+from scarcade.engine.cores import granted
 
 
 class Scale(Section):
@@ -27,10 +27,5 @@ class Scale(Section):
         return self
 
     def grant(self, *, private: bool) -> tuple[float, int]:
-        """(cores reserved, threads) of each worker.
-
-        A private session shares out the cores of this machine; of a cluster one core each is asked for.
-        """
-        share = max(1, cores() // max(self.workers, 1)) if private else 1
-        cpus = self.cpus_per_worker or float(self.threads or share)
-        return cpus, self.threads or max(1, int(cpus))
+        """(cores reserved, threads) of each worker."""
+        return granted(self.workers, self.threads, self.cpus_per_worker, private=private)

@@ -1,4 +1,4 @@
-"""Ray Train's switches, the process of it that we leave out, and the files that it leaves in a run's folder."""
+"""Ray Train's switches, the processes of it that we leave out, and the files that it leaves in a run's folder."""
 
 import os
 from collections.abc import Iterator
@@ -31,6 +31,8 @@ def switched(scale: Scale, *, restarts: bool) -> Iterator[None]:
         "RAY_TRAIN_METRICS_ENABLED": "0",
         # the dashboard of a named cluster tells of the run, by the name of its folder; a private session has none
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0" if restarts else "1",
+        # in a private session it is in this process, whose logging is not to be changed
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0" if restarts else "1",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `shifts` looks after nodes that are to leave
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
@@ -43,17 +45,18 @@ def switched(scale: Scale, *, restarts: bool) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def without_cleaner(trainer: Any) -> None:
-    """Leave out the process that frees a dead controller's workers: Ray frees them when the driver ends.
+_UNUSED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
-    It costs two seconds of a core and 200 MB, and finds its cluster only where that has a dashboard. Where Ray has no
-    such thing, nothing is left out.
+
+def without_unused(trainer: Any) -> None:
+    """Leave out two processes of two seconds of a core and 200 MB each, where Ray has them.
+
+    One frees a dead controller's workers, which Ray does when the driver ends, and finds its cluster only where that
+    has a dashboard; the other shares out data sets of Ray Data, of which there are none.
     """
     made = getattr(trainer, "_create_default_callbacks", None)
     if made is not None:
-        trainer._create_default_callbacks = lambda: [
-            callback for callback in made() if type(callback).__name__ != "PlacementGroupCleanerCallback"
-        ]
+        trainer._create_default_callbacks = lambda: [one for one in made() if type(one).__name__ not in _UNUSED]
 
 
 def remove_traces(place: str) -> None:

@@ -152,8 +152,3 @@ def use_threads(n: int) -> None:
     # numba first: the first call starts its pool, which sets the threads of the OpenMP that torch computes with
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(n)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

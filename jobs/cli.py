@@ -6,23 +6,27 @@ ones at its top, the fields of sections in tables; the command line wins.
 """
 
 import difflib
+import gc
 import inspect
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cyclopts import CycloptsError
 from cyclopts.config import Dict
 
+from scarcade.engine import ahead
 from scarcade.engine.errors import UsageError
 from scarcade.engine.tables import merged, nested, read_toml
 from scarcade.jobs.commands import app
 from scarcade.jobs.console import note, only_our_warnings
 from scarcade.jobs.exits import explained, stop_tidily_on_sigterm
+from scarcade.jobs.head_start import head_start, value
 from scarcade.jobs.options import DIRECT, UNCHECKED, WITH_SECTIONS, Sections, sections_of
 
 
@@ -43,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:  # noqa: BLE001  (everything that ends a command is told in our way)
         return _failed(error, debug)
+    finally:
+        with suppress(KeyboardInterrupt):
+            ahead.end()
 
 
 def run(argv: list[str]) -> int:
@@ -54,7 +61,13 @@ def run(argv: list[str]) -> int:
     command = argv[0] if argv and argv[0] in app else ""
     if {"--help", "-h"} & set(argv) or not command:
         return _help(argv, command)
-    function, bound, _ = parsed(argv)
+    head_start(argv)
+    gc.disable()  # nothing that an import makes is ever garbage, and to look for it takes a tenth of the start
+    try:
+        function, bound, _ = parsed(argv)
+    finally:
+        gc.freeze()  # nor later
+        gc.enable()
     return int(function(*bound.args, **bound.kwargs) or 0)
 
 
@@ -156,23 +169,13 @@ def _check_direct(direct: Mapping[str, Any], command: str, config: Path) -> None
 
 def _model_of(argv: Sequence[str], direct: Mapping[str, Any]) -> str:
     """The value of --model, or the model that --update names: which fields there are depends on it."""
-    name = _value(argv, "model") or direct.get("model")
-    if name is None and (reference := _value(argv, "update") or direct.get("update")) is not None:
+    name = value(argv, "model") or direct.get("model")
+    if name is None and (reference := value(argv, "update") or direct.get("update")) is not None:
         try:
             name = json.loads((Path(str(reference)) / "model.json").read_text())["model"]
         except (OSError, ValueError, KeyError, TypeError):
             name = None  # the command itself says what is wrong with it
     return str(name or "scvi")
-
-
-def _value(argv: Sequence[str], option: str) -> str | None:
-    """The value of ``--option``, wherever it stands."""
-    for i, token in enumerate(argv):
-        if token.startswith(f"--{option}="):
-            return token.partition("=")[2]
-        if token == f"--{option}" and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
 
 
 def _has(tables: Mapping[str, Any], dotted: str) -> bool:

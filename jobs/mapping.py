@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from scarcade.engine.config import checked, merged
+from scarcade.engine.cores import cores
 from scarcade.engine.errors import InputError, PartialError, StorageError, SurroundingsError, UsageError
 from scarcade.engine.folder import sweep
 from scarcade.engine.lock import sole_writer
 from scarcade.engine.storage import is_url, shown
-from scarcade.engine.world import cores, use_threads
+from scarcade.engine.world import use_threads
 from scarcade.jobs.fetched import fetched
 from scarcade.jobs.lanes import map_in_lanes
 from scarcade.jobs.merged import check_merge, write_merged

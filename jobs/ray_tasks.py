@@ -16,9 +16,9 @@ from typing import Any
 import ray
 
 from scarcade.engine.cluster import Room, check_alive, cluster
+from scarcade.engine.cores import cores
 from scarcade.engine.errors import ClusterError, MemoryLimitError, StorageError
 from scarcade.engine.memory import ran_out
-from scarcade.engine.world import cores
 from scarcade.jobs.last_words import PREFIX, last_words
 from scarcade.jobs.map_scale import MapScale
 from scarcade.jobs.map_worker import map_pack

@@ -24,11 +24,11 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from scarcade.dataloaders.store import Store
 from scarcade.engine.cluster import Room, cluster
+from scarcade.engine.cores import cores
 from scarcade.engine.errors import ClusterError, ScarcadeError
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.mailbox import Mailbox
 from scarcade.engine.scale import Scale
-from scarcade.engine.world import cores
 from scarcade.jobs.tune_board import Board, as_config
 from scarcade.jobs.tune_config import Objective, TuneConfig
 from scarcade.jobs.tune_optuna import OptunaSearch

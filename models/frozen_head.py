@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import gammaln
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -46,10 +45,9 @@ class FrozenHead:
     def constants(self, counts: Counts) -> Tensor:
         """lnGamma(x + theta) - lnGamma(theta) - ln x!, summed over the genes of each cell; float64 (B,)."""
         indptr, genes, values = counts.csr()
-        theta = np.exp(self.log_theta_G.detach().numpy().astype(np.float64))[genes]
-        x = values.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # of counts that are not finite: their loss is not either, and says so
-            parts = gammaln(x + theta) - gammaln(theta) - gammaln(x + 1.0)
+        theta = torch.from_numpy(np.exp(self.log_theta_G.detach().numpy().astype(np.float64))[genes])
+        x = torch.from_numpy(values.astype(np.float64))
+        parts = (torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1.0)).numpy()
         cells = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
         return torch.from_numpy(np.bincount(cells, parts, minlength=len(indptr) - 1))
 

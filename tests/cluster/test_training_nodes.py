@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from scarcade.dataloaders.synthetic import simulate
+from scarcade.engine.cores import cores
 from scarcade.engine.metrics import MetricsFile
-from scarcade.engine.world import cores
 from tests.cluster.nodes import Nodes, cluster_of
 from tests.cluster.recorded import EPOCHS, Recording, expected_rows
 

@@ -109,6 +109,12 @@ def test_a_private_session_keeps_its_token_to_itself(session: Path) -> None:
     assert stat.S_IMODE((session / "token").stat().st_mode) == 0o600
 
 
+def test_a_private_session_has_the_processes_that_it_uses(session: Path) -> None:
+    running = " ".join(word for child in psutil.Process().children(recursive=True) for word in child.cmdline())
+    assert "gcs_server" in running
+    assert not [name for name in ("monitor.py", "dashboard.py", "log_monitor.py") if name in running]
+
+
 def test_workers_form_a_world_and_speak_to_the_driver(session: Path, tmp_path: Path) -> None:
     told: list[Mapping[str, Any]] = []
     found = launched(look, tmp_path / "run", told, workers=2, threads=1)
@@ -137,10 +143,15 @@ def test_workers_that_the_cluster_cannot_give_are_an_error(session: Path, tmp_pa
 
 def test_the_wish_to_stop_reaches_the_workers(session: Path, tmp_path: Path) -> None:
     interrupts = Interrupts()
+    actors: set[str] = set()
 
     def tell(message: Mapping[str, Any]) -> None:
+        family = psutil.Process().children(recursive=True)
+        actors.update(word for one in family for word in one.cmdline()[:1] if word.startswith("ray::"))
         interrupts.signal = 2
 
     scale = Scale(workers=1, threads=1)
     place = tmp_path / "run"
     assert run(wait_to_be_stopped, {}, scale, str(place), tell=tell, interrupts=interrupts) == {"stopped": True}
+    assert [name for name in actors if "TrainWorker" in name]
+    assert not [name for name in actors if "Controller" in name or "Coordinator" in name or "Dataset" in name]
