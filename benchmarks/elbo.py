@@ -58,7 +58,9 @@ def of_peer(python: str, h5ad: Path, rows: Path, likelihood: str, batch: int, ep
 
 
 def told(values: list[float]) -> str:
-    return f"{statistics.mean(values):,.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:,.2f}"
+    return (
+        f"{statistics.mean(values):,.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{values[0]:,.2f}"
+    )
 
 
 def main() -> None:
@@ -81,7 +83,9 @@ def main() -> None:
     for likelihood, batch in TASKS:
         elbos: dict[str, list[float]] = {}
         for seed in options.seeds:
-            of_split = [np.sort(np.concatenate([b.rows for b in part.epoch(0)])) for part in loaders(store, batch, seed)]
+            of_split = [
+                np.sort(np.concatenate([b.rows for b in part.epoch(0)])) for part in loaders(store, batch, seed)
+            ]
             np.savez(rows, train=of_split[0], validation=of_split[1])
             for products in OURS:
                 elbo = trained(store, likelihood, batch, products, options.epochs, seed)
@@ -89,7 +93,9 @@ def main() -> None:
             if options.peer_python:
                 elbo = of_peer(options.peer_python, h5ad, rows, likelihood, batch, options.epochs, seed)
                 elbos.setdefault("scvi-tools", []).append(elbo)
-            print(likelihood, batch, seed, {name: round(values[-1], 2) for name, values in elbos.items()}, file=sys.stderr)
+            print(
+                likelihood, batch, seed, {name: round(values[-1], 2) for name, values in elbos.items()}, file=sys.stderr
+            )
         row = [told(elbos[name]) if name in elbos else "" for name in (*OURS, "scvi-tools")]
         print(f"| {likelihood} | {batch} | " + " | ".join(row) + " |", flush=True)
         found.append({"likelihood": likelihood, "batch": batch, "epochs": options.epochs, "elbo": elbos})
