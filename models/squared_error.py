@@ -60,7 +60,7 @@ def _compare_cell(rest_G, bias_G, x_G) -> np.float32:  # type: ignore[no-untyped
         rest = rest_G[g] + bias_G[g] - x_G[g]
         rest_G[g] = rest
         total += rest * rest
-    return total  # type: ignore[return-value]
+    return total
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
