@@ -1,7 +1,7 @@
 """What comes after the product of a hidden layer, forward and back, compiled: rows of conditions, norm, ReLU, dropout.
 
 Torch does these in a dozen operations forward and as many back, each of which costs more than its arithmetic where
-cells are few. Here each cell's units are walked over a few times, in vectors. Sums are float64, as torch's over cells.
+cells are few. Here each cell's units are walked over a few times, in vectors. Sums and squares are float64, as torch's over cells: what is large must not look like what does not vary.
 Loops are short and go over few arrays for the reason that `likelihood_kernel.nb_as_zero` gives; what is of the units
 (statistics, factors) lies in one array for the same reason.
 
@@ -37,8 +37,8 @@ def _add_sums(z_S, sums_S) -> None:  # type: ignore[no-untyped-def]
 def _add_squares(z_S, mean_S, sums_S) -> None:  # type: ignore[no-untyped-def]
     wide()
     for s in range(len(z_S)):
-        d = z_S[s] - mean_S[s]
-        sums_S[s] += np.float64(d * d)
+        d = np.float64(z_S[s]) - np.float64(mean_S[s])
+        sums_S[s] += d * d
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
@@ -70,9 +70,9 @@ def _back_activate(z_S, factor_2S, slope, d_S) -> None:  # type: ignore[no-untyp
 def _add_products(d_S, z_S, mean_S, sums_2S) -> None:  # type: ignore[no-untyped-def]
     wide()
     for s in range(len(d_S)):
-        d = d_S[s]
-        sums_2S[s] += np.float64(d)
-        sums_2S[STRIP + s] += np.float64(d * (z_S[s] - mean_S[s]))
+        d = np.float64(d_S[s])
+        sums_2S[s] += d
+        sums_2S[STRIP + s] += d * (np.float64(z_S[s]) - np.float64(mean_S[s]))
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
@@ -225,7 +225,7 @@ def add_up(d_BH, code_B, d_bias_H, d_table_KH) -> None:  # type: ignore[no-untyp
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)
-def _of_cell(z_H) -> tuple[np.float32, np.float32]:  # type: ignore[no-untyped-def]
+def _of_cell(z_H) -> tuple[np.float32, np.float64]:  # type: ignore[no-untyped-def]
     """Mean and variance of a cell's units."""
     wide()
     total, squares = 0.0, 0.0
@@ -233,8 +233,9 @@ def _of_cell(z_H) -> tuple[np.float32, np.float32]:  # type: ignore[no-untyped-d
         total += np.float64(z_H[h])
     mean = np.float32(total / len(z_H))
     for h in range(len(z_H)):
-        squares += np.float64((z_H[h] - mean) * (z_H[h] - mean))
-    return mean, np.float32(squares / len(z_H))
+        d = np.float64(z_H[h]) - np.float64(mean)
+        squares += d * d
+    return mean, squares / len(z_H)
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
@@ -256,7 +257,7 @@ def forward_of_cells(  # type: ignore[no-untyped-def]
         if len(table_KH) > 0:
             _add_row(table_KH[code_B[b]], z_BH[b])
         mean, variance = _of_cell(z_BH[b])
-        inverse = np.float32(1.0 / np.sqrt(np.float64(variance) + eps))
+        inverse = np.float32(1.0 / np.sqrt(variance + eps))
         statistics_2B[0, b], statistics_2B[1, b] = mean, inverse
         _normalise(z_BH[b], mean, inverse, slope, y_BH[b])
         if u_BH.shape[1] > 0:

@@ -73,7 +73,7 @@ def test_a_store_of_ours_is_mapped_where_it_lies(atlas: Atlas, tmp_path: Path) -
 
 def test_nothing_is_left_of_a_streamed_query_that_fails(atlas: Atlas, tmp_path: Path) -> None:
     data = {"stream_above": 0}
-    result = map_queries(atlas.model, atlas.query, tmp_path, epochs=2, optim={"lr": 1e30}, data=data)
+    result = map_queries(atlas.model, atlas.query, tmp_path, epochs=2, optim={"lr": 1e40}, data=data)
     assert result.queries[0]["state"] == "failed", result.queries[0]
     assert not list(tmp_path.glob(".tmp*"))
 

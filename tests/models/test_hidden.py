@@ -125,6 +125,21 @@ def test_what_is_not_a_number_comes_through(norm: str) -> None:
     assert y_BH[3].isnan().all()
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_numbers_whose_squares_overflow_are_normalised(norm: str) -> None:
+    layer, batch_norm, x_BI, codes = parts(Case({}, norm), torch.float32)
+    plain = hidden_units(layer, x_BI, codes, norm=batch_norm, layer_norm=norm == "layer")
+    given: Any = layer
+    with torch.no_grad():
+        given.weight *= 1e25
+        given.bias *= 1e25
+    large = hidden_units(layer, x_BI, codes, norm=batch_norm, layer_norm=norm == "layer")
+    assert torch.allclose(large, plain, atol=2e-3 * float(plain.detach().max()))  # eps means nothing beside such a variance
+    large.sum().backward()  # type: ignore[no-untyped-call]
+    assert x_BI.grad is not None
+    assert x_BI.grad.isfinite().all()
+
+
 def test_one_cell_and_no_cell_take_the_running_statistics() -> None:
     layer, norm, x_BI, codes = parts(Case({}, "batch"), torch.float32)
     assert norm is not None
