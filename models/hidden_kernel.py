@@ -1,9 +1,10 @@
 """What comes after the product of a hidden layer, forward and back, compiled: rows of conditions, norm, ReLU, dropout.
 
 Torch does these in a dozen operations forward and as many back, each of which costs more than its arithmetic where
-cells are few. Here each cell's units are walked over a few times, in vectors. Sums and squares are float64, as torch's over cells: what is large must not look like what does not vary.
-Loops are short and go over few arrays for the reason that `likelihood_kernel.nb_as_zero` gives; what is of the units
-(statistics, factors) lies in one array for the same reason.
+cells are few. Here each cell's units are walked over a few times, in vectors. Sums and squares are float64, as torch's
+over cells: what is large must not look like what does not vary. Loops are short and go over few arrays for the reason
+that `likelihood_kernel.nb_as_zero` gives; what is of the units (statistics, factors) lies in one array for the same
+reason.
 
 Shapes: B cells, H units, K rows of a table.
 """
@@ -123,7 +124,7 @@ def _statistics(z_BH, first, end, sums_S, mean_S, variance_S) -> None:  # type: 
     for b in range(n_cells):
         _add_squares(z_BH[b, first:end], mean_S, of_strip)
     for s in range(end - first):
-        variance_S[s] = np.float32(of_strip[s] / n_cells)
+        variance_S[s] = of_strip[s] / n_cells
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -144,26 +145,26 @@ def forward(  # type: ignore[no-untyped-def]
     """
     n_cells, drops, one = len(z_BH), u_BH.shape[1] > 0, np.float32(1.0)
     sums_S, factor_2S = np.empty(STRIP, np.float64), np.empty(2 * STRIP, np.float32)
-    variance_H = np.empty(STRIP, np.float32)
+    variance_S = np.empty(STRIP, np.float64)
     for first in range(start, stop, STRIP):
         end = min(first + STRIP, stop)
         _add_all(bias_H, table_KH, code_B, z_BH, first, end)
         mean_S, inverse_S, kept_S = kept_3H[0, first:end], kept_3H[1, first:end], kept_3H[2, first:end]
         if mode == BATCH:
-            _statistics(z_BH, first, end, sums_S, mean_S, variance_H)
+            _statistics(z_BH, first, end, sums_S, mean_S, variance_S)
         for s in range(end - first):
             h = first + s
             if mode == NONE:
                 mean_S[s], inverse_S[s], kept_S[s], factor_2S[STRIP + s] = 0.0, 1.0, 1.0, 0.0
             else:
                 if mode == RUNNING:
-                    mean_S[s], variance = running_2H[0][h], running_2H[1][h]
+                    mean_S[s], variance = running_2H[0][h], np.float64(running_2H[1][h])
                 else:
-                    variance = variance_H[s]
-                    unbiased = np.float32(np.float64(variance) * n_cells / (n_cells - 1))
+                    variance = variance_S[s]
+                    unbiased = np.float32(variance * n_cells / (n_cells - 1))
                     running_2H[0][h] = (one - momentum) * running_2H[0][h] + momentum * mean_S[s]
                     running_2H[1][h] = (one - momentum) * running_2H[1][h] + momentum * unbiased
-                inverse_S[s] = np.float32(1.0 / np.sqrt(np.float64(variance) + eps))
+                inverse_S[s] = np.float32(1.0 / np.sqrt(variance + eps))
                 kept_S[s] = weight_H[h] * inverse_S[s]
                 factor_2S[STRIP + s] = shift_H[h] - mean_S[s] * kept_S[s]
             factor_2S[s] = kept_S[s]
@@ -235,7 +236,7 @@ def _of_cell(z_H) -> tuple[np.float32, np.float64]:  # type: ignore[no-untyped-d
     for h in range(len(z_H)):
         d = np.float64(z_H[h]) - np.float64(mean)
         squares += d * d
-    return mean, squares / len(z_H)
+    return mean, np.float64(squares / len(z_H))
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)

@@ -134,7 +134,8 @@ def test_numbers_whose_squares_overflow_are_normalised(norm: str) -> None:
         given.weight *= 1e25
         given.bias *= 1e25
     large = hidden_units(layer, x_BI, codes, norm=batch_norm, layer_norm=norm == "layer")
-    assert torch.allclose(large, plain, atol=2e-3 * float(plain.detach().max()))  # eps means nothing beside such a variance
+    # eps means nothing beside such a variance
+    assert torch.allclose(large, plain, atol=2e-3 * float(plain.detach().max()))
     large.sum().backward()  # type: ignore[no-untyped-call]
     assert x_BI.grad is not None
     assert x_BI.grad.isfinite().all()
