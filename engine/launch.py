@@ -146,17 +146,16 @@ class Grant:
     gpus: bool
 
 
-def _grouped(scale: Scale) -> tuple[Any, Any]:
-    """Ray's trainer, and what makes a process group of its workers.
+def _backend(trainers: Any, scale: Scale) -> Any:
+    """What makes a process group of the workers.
 
     On GPUs that is Ray's own, which also gives each worker its device. It imports torch and Tune in every process that
     hears of it; on CPUs the workers meet by themselves (`in_worker`), a second earlier.
     """
-    trainers: Any = importlib.import_module("ray.train.v2.api.data_parallel_trainer")
     if not scale.gpus:
-        return trainers.DataParallelTrainer, trainers.BackendConfig()
+        return trainers.BackendConfig()
     torch_train: Any = importlib.import_module("ray.train.torch")
-    return trainers.DataParallelTrainer, torch_train.TorchConfig(backend="nccl", timeout_s=_COLLECTIVE_S)
+    return torch_train.TorchConfig(backend="nccl", timeout_s=_COLLECTIVE_S)
 
 
 def _trainer(
@@ -164,16 +163,16 @@ def _trainer(
 ) -> Any:
     """Ray's trainer for `work`, on none of the nodes to `avoid`; it `restarts` workers that die, or ends."""
     train: Any = importlib.import_module("ray.train")
+    trainers: Any = importlib.import_module("ray.train.v2.api.data_parallel_trainer")
     above, name = _above(grant.place)
-    trainer, backend = _grouped(scale)
-    return trainer(
+    return trainers.DataParallelTrainer(
         enter,
         train_loop_config={
             "work": f"{work.__module__}:{work.__qualname__}",
             "arguments": dict(arguments),
             "grant": asdict(grant),
         },
-        backend_config=backend,
+        backend_config=_backend(trainers, scale),
         scaling_config=train.ScalingConfig(
             num_workers=grant.size,
             use_gpu=scale.gpus,

@@ -1,4 +1,4 @@
-"""Rows, genes or weights on threads: they are dealt in chunks to as many threads as torch is allowed.
+"""Rows or genes on threads: they are dealt in chunks to as many threads as torch is allowed.
 
 What a thread does with torch for its own rows, it does alone: torch has one thread there. The threads are torch's own
 team, through ``GOMP_parallel`` of the library that torch brings: they are awake if torch has just computed, and between
@@ -19,7 +19,7 @@ import torch
 
 from scarcade.engine.openmp import spins
 
-CHUNK = 32  # rows, or numbers: two lines of a cache
+CHUNK = 32  # rows, or units that lie side by side: two lines of a cache
 Body = Callable[[], None]
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 

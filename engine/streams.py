@@ -1,5 +1,6 @@
 """Streams of random numbers, one for each lane of a batch: counted ones on a CPU, torch's own on a GPU."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Literal
@@ -24,8 +25,7 @@ class CountedStreams:
     def fill(self, kind: Kind, out: Tensor) -> Tensor:
         """The next draw of each stream, into the rows of its own."""
         draw = getattr(self._philox, kind)
-        per_row = out[0].numel() if len(out) else 0
-        draw(self._keys, self._bounds * per_row, self._drawn, out.view(-1).numpy())
+        draw(self._keys, self._bounds * math.prod(out.shape[1:]), self._drawn, out.view(-1).numpy())
         self._drawn += 1
         return out
 

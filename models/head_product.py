@@ -110,7 +110,7 @@ def codes_of(code_B: Tensor, n_rows: int) -> np.ndarray:
     Raises:
         IndexError: one has no row.
     """
-    codes = code_B.numpy()
+    codes = np.ascontiguousarray(code_B.numpy())  # those of one of several covariates are a column
     if len(codes) and not (codes.min() >= 0 and codes.max() < n_rows):
         raise IndexError(f"codes {codes.min()} to {codes.max()} of a table with {n_rows} rows")
     return codes

@@ -7,9 +7,8 @@ is done by torch's operations (`layers`); the two agree to 1e-5 (tests/models/te
 Shapes: B cells, I inputs, H units, K rows of a table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,7 +157,7 @@ class _Cells:
         if self.after.layer_norm:
             self.kept = np.empty((2, len(z_BH)), np.float32)
             given: tuple[Any, ...] = (*added, LAYER_EPS, *self.activation, z_BH, self.kept, y_BH.numpy())
-            self._over(len(z_BH), partial(_call, kernel.forward_of_cells, given))
+            self._over(len(z_BH), kernel.forward_of_cells, given)
             return y_BH
         self.kept = np.empty((3, z_BH.shape[1]), np.float32)
         learnt: tuple[Any, ...] = (_NO_UNITS, self.shift_H, (_NO_UNITS, _NO_UNITS), np.float32(0), 0.0)
@@ -167,7 +166,7 @@ class _Cells:
             running = norm.running_mean.numpy(), norm.running_var.numpy()
             learnt = (weight_H.numpy(), self.shift_H, running, np.float32(norm.momentum), norm.EPS)
         given = (*added, *learnt, self.mode, *self.activation, z_BH, self.kept, y_BH.numpy())
-        self._over(z_BH.shape[1], partial(_call, kernel.forward, given))
+        self._over(z_BH.shape[1], kernel.forward, given)
         return y_BH
 
     def backward(
@@ -183,20 +182,17 @@ class _Cells:
         )
         if self.after.layer_norm:
             given: tuple[Any, ...] = (*self.activation, z_BH, self.kept, d)
-            self._over(len(z_BH), partial(_call, kernel.backward_of_cells, given))
+            self._over(len(z_BH), kernel.backward_of_cells, given)
             kernel.add_up(d, self.code_B, *sums)
             return (None, None), d_bias_H, d_table_KH
         d_norm_2H = torch.empty(2, 0 if self.mode == kernel.NONE else z_BH.shape[1])
         given = (self.shift_H, self.kept, self.mode, *self.activation, z_BH, self.code_B, d, d_norm_2H.numpy(), *sums)
-        self._over(z_BH.shape[1], partial(_call, kernel.backward, given))
+        self._over(z_BH.shape[1], kernel.backward, given)
         return d_norm_2H.unbind(), d_bias_H, d_table_KH
 
-    def _over(self, n: int, work: Callable[[int, int], None]) -> None:
+    def _over(self, n: int, compiled: Any, given: tuple[Any, ...]) -> None:
+        """Call it for all units, or cells, on threads if that is worth while."""
         if self.z_BH.size < LARGE:
-            work(0, n)
+            compiled(0, n, *given)
         else:
-            run(n, work)
-
-
-def _call(compiled: Any, given: tuple[Any, ...], start: int, stop: int) -> None:
-    compiled(start, stop, *given)
+            run(n, lambda start, stop: compiled(start, stop, *given))

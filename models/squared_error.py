@@ -45,7 +45,7 @@ class _Error(torch.autograd.Function):
         h_BH, weight_GH = ctx.saved_tensors
         d_BG = torch.empty_like(ctx.rest_BG)  # what is kept stays, for another pass back
         d_bias_G = torch.zeros(d_BG.shape[1])
-        _weigh(ctx.rest_BG.numpy(), weight_B.numpy(), d_BG.numpy(), d_bias_G.numpy())
+        _weigh(ctx.rest_BG.numpy(), weight_B.contiguous().numpy(), d_BG.numpy(), d_bias_G.numpy())
         given_BG = d_BG.to(h_BH.dtype)
         d_h_BH = torch.mm(given_BG, weight_GH).float() if ctx.needs_input_grad[1] else None
         d_weight_GH = torch.mm(given_BG.T, h_BH).float() if ctx.needs_input_grad[2] else None
