@@ -31,6 +31,33 @@ def test_dense_and_csr_say_the_same() -> None:
     assert indptr.dtype == np.int64
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_logs_are_those_of_the_dense_counts_in_either_kind_of_number(kind: type) -> None:
+    rng = np.random.default_rng(0)
+    n_cells, n_genes = 300, 2000  # as many as threads share
+    dense = rng.poisson(0.3, (n_cells, n_genes)) * rng.choice([1, 7, 5000], (n_cells, n_genes))  # beyond the table, too
+    dense = dense.astype(kind) if kind is np.uint16 else (dense * rng.choice([1, 0.37], dense.shape)).astype(kind)
+    cells, genes = np.nonzero(dense)
+    lengths = np.bincount(cells, minlength=n_cells).astype(np.int32)
+    made = Superbatch(
+        genes.astype(np.uint16),
+        dense[cells, genes],
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        rows=np.arange(n_cells),
+    )
+    exact = torch.from_numpy(np.log1p(dense.astype(np.float64)).astype(np.float32))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        counts = PackedCounts(made, 0, n_cells, n_genes, DenseRing())
+        assert torch.equal(counts.dense(CPU), torch.from_numpy(dense.astype(np.float32)))
+        torch.testing.assert_close(counts.log1p(CPU), exact, rtol=2e-7, atol=0)
+        assert torch.equal(counts.log1p(CPU, torch.bfloat16), counts.log1p(CPU).to(torch.bfloat16))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_empty_batch() -> None:
     counts = PackedCounts(superbatch(), 1, 1, 4, DenseRing())
     assert counts.dense(CPU).shape == counts.unpacked(CPU).shape == (0, 4)

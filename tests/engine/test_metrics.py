@@ -7,7 +7,7 @@ import torch
 
 from scarcade.engine.contracts import Losses
 from scarcade.engine.errors import StorageError
-from scarcade.engine.metrics import Clock, MetricsFile, Sums, epoch_lines, means
+from scarcade.engine.metrics import TOGETHER, Clock, MetricsFile, Sums, epoch_lines, means
 from scarcade.engine.world import World
 
 
@@ -19,6 +19,15 @@ def test_sums_weigh_batches_of_unlike_size_by_their_cells() -> None:
     found, cells = sums.merged(World())
     assert means(found, cells, "train") == {"train/loss": 4.0, "train/kl": 0.75}
     assert sums.merged(World()) == ({"loss": 0.0, "kl": 0.0}, 0)
+
+
+def test_batches_are_added_up_however_many_there_are() -> None:
+    sums = Sums()
+    for n in range(2 * TOGETHER + 5):
+        sums.add(Losses(torch.full((3,), float(n)), {"kl": torch.ones(3)}))
+    count = 2 * TOGETHER + 5
+    found, cells = sums.merged(World())
+    assert (found, cells) == ({"loss": 3.0 * sum(range(count)), "kl": 3.0 * count}, 3 * count)
 
 
 def test_labelled_cells_have_a_number_of_their_own() -> None:

@@ -72,6 +72,8 @@ def found(case: Case, kind: torch.dtype, *, known: bool = False) -> dict[str, Te
         dropout_rate=case.dropout_rate,
         product_BH=product_BH,
     )
+    is_compiled = type(y_BH.grad_fn).__name__ == "_HiddenBackward"
+    assert is_compiled == (kind == torch.float32)
     (y_BH * torch.randn(y_BH.shape, generator=seeded("weights")).to(kind)).sum().backward()  # type: ignore[no-untyped-call]
     gradients = {
         name: p.grad for name, p in [*layer.named_parameters(), *(norm or nn.Module()).named_parameters("norm")]

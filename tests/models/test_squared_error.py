@@ -20,6 +20,7 @@ def found(n_cells: int, kind: torch.dtype) -> list[Tensor]:
     )
     inputs = [part.requires_grad_() for part in (h, weight, bias)]
     error_B = mean_squared_error(x, *inputs)
+    assert (type(error_B.grad_fn).__name__ == "_ErrorBackward") == (kind == torch.float32)
     return [error_B.detach(), *torch.autograd.grad((error_B * each).sum(), inputs)]
 
 

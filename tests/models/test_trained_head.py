@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from scarcade.engine.precision import products_in
+from scarcade.engine.weighing import a_cell_weighs
 from scarcade.models.layers import ConditionalLinear, Linear, seeded
 from scarcade.models.likelihood import FusedLikelihood
 from scarcade.models.trained_head import Logits, head_log_likelihood, logits_of
@@ -55,6 +56,17 @@ def test_it_is_the_layers_and_their_likelihood(cells: int, zinb: bool, shared: b
     wanted, found = made.plain(), made.head()
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
     both = [torch.autograd.grad((value * weight).sum(), made.inputs) for value in (wanted, found)]
+    for exact, one in zip(*both, strict=True):
+        torch.testing.assert_close(one, exact, rtol=1e-4, atol=2e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("told", [1 / 130, 0.7])  # as it comes back, and not
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_weight_that_is_told_ahead_changes_no_gradient(told: float, shared: bool) -> None:
+    made = Made(130, zinb=True, thetas=1 if shared else 3, biases=1 if shared else 4)
+    with a_cell_weighs(told):
+        found = made.head()
+    both = [torch.autograd.grad(-value.mean(), made.inputs) for value in (made.plain(), found)]
     for exact, one in zip(*both, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-4, atol=2e-6 * float(exact.abs().max()))
 
