@@ -9,7 +9,7 @@ imports nothing that costs time.
 import os
 
 MOMENT = "2000"
-"""How often a thread looks, a tenth of a millisecond or so: longer than what lies between two operations of a step."""
+"""How often a thread looks: some tens of microseconds, about what lies between two operations of a training step."""
 
 spins = os.environ.setdefault("GOMP_SPINCOUNT", MOMENT) != "0"
 """Whether they look at all before they sleep (for long, if torch was loaded before)."""
