@@ -88,7 +88,7 @@ def test_openmp_sleeps_when_there_is_nothing_to_do() -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60,
         env={name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"},
     )  # fmt: skip
-    assert float(found.stdout) < 2e-3  # by default OpenMP's threads look for two or three times as long, or for ever
+    assert float(found.stdout) < 2e-3  # OpenMP's own default takes twice as long
 
 
 def test_a_thread_keeps_to_one_whatever_another_asks_for_then() -> None:
