@@ -2,7 +2,7 @@
 
 A step of training draws from as many streams as its batch has lanes. A generator with a state must be made and warmed
 up for each of them in every step, and makes one number at a time; here a number is computed from where it stands, many
-of them in one vector, and there is nothing to make. (NumPy's Philox makes one at a time, too, and is a generator for each
+of them in one vector, and there is nothing to make. (NumPy's Philox makes one at a time, in a generator for each
 lane.) Philox: Salmon et al. 2011 (SC11), whose published test vectors are in tests/engine/test_philox.py. It is what
 torch draws from on a GPU.
 
