@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -37,7 +38,9 @@ _ABSENT = (1 << 64) - 1
 _CRC_BYTES = 4
 _INDEX_BYTES = 16 * CHUNKS_PER_SHARD + _CRC_BYTES  # at the end of each shard
 _BLOSC_HEADER = 16
-_SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
+_LENGTHS = struct.Struct("<I4xI")  # of a blosc header from byte 4 on: decoded and compressed bytes
+_CRC = struct.Struct("<I")
+_SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
 class Files(Protocol):
@@ -139,11 +142,25 @@ def _metadata(shape: tuple[int, ...], dtype: str, grid: tuple[int, ...], codecs:
     return json.dumps(meta, indent=1).encode()
 
 
-def _blosc_codec(typesize: int, shuffle: str) -> dict[str, Any]:
-    return {
-        "name": "blosc",
-        "configuration": {"typesize": typesize, "cname": "lz4", "clevel": 5, "shuffle": shuffle, "blocksize": 0},
-    }
+@dataclass(frozen=True)
+class Packing:
+    """How blosc packs the chunks of an array. All of it is read by the one decoder of LZ4."""
+
+    shuffle: str = "bitshuffle"
+    codec: str = "lz4"
+    level: int = 5
+
+    def described(self, typesize: int) -> dict[str, Any]:
+        """As zarr names it."""
+        about = {"typesize": typesize, "cname": self.codec, "clevel": self.level, "shuffle": self.shuffle}
+        return {"name": "blosc", "configuration": {**about, "blocksize": 0}}
+
+    def pack(self, raw: Any, typesize: int) -> bytes:
+        packed: bytes = blosc.compress(raw, self.codec.encode(), self.level, _SHUFFLES[self.shuffle], 0, typesize)
+        return packed
+
+
+_STRINGS = Packing("noshuffle")
 
 
 def _sealed(compressed: bytes) -> bytes:
@@ -160,7 +177,7 @@ class ArrayWriter:
         *,
         width: int | None = None,
         chunk_rows: int | None = None,
-        shuffle: str = "bitshuffle",
+        packing: Packing = Packing(),
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
@@ -171,7 +188,7 @@ class ArrayWriter:
         row_bytes = self.dtype.itemsize * max(1, width or 1)
         self._chunk = np.zeros((chunk_rows or max(1, CHUNK_BYTES // row_bytes), *self._row), self.dtype)
         self._filled = 0
-        self._shuffle = shuffle
+        self._packing = packing
         self._index: list[tuple[int, int]] = []
         self._file: BinaryIO | None = None
         self._shards = 0
@@ -201,7 +218,7 @@ class ArrayWriter:
                 name = name / "0"
             self._file = open(name, "wb")  # noqa: SIM115 - closed when the shard is full
         raw = self._chunk.view(np.uint8).reshape(-1) if self._chunk.size else np.zeros(0, np.uint8)
-        sealed = _sealed(blosc.compress(raw, b"lz4", 5, _SHUFFLES[self._shuffle], 0, self.dtype.itemsize))
+        sealed = _sealed(self._packing.pack(raw, self.dtype.itemsize))
         self._index.append((self._file.tell(), len(sealed)))
         self._file.write(sealed)
         if len(self._index) == CHUNKS_PER_SHARD:
@@ -228,7 +245,7 @@ class ArrayWriter:
         endian: dict[str, Any] = {"name": "bytes"}
         if self.dtype.itemsize > 1:
             endian["configuration"] = {"endian": "little"}
-        inner = [endian, _blosc_codec(self.dtype.itemsize, self._shuffle), {"name": "crc32c"}]
+        inner = [endian, self._packing.described(self.dtype.itemsize), {"name": "crc32c"}]
         index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
         sharding = {
             "name": "sharding_indexed",
@@ -260,7 +277,7 @@ class StringWriter:
         padded = np.full(self._chunk, "", object)
         padded[: len(strings)] = strings
         encoded = numcodecs.vlen.VLenUTF8().encode(padded)
-        sealed = _sealed(blosc.compress(bytes(encoded), b"lz4", 5, blosc.NOSHUFFLE, 0, 1))
+        sealed = _sealed(_STRINGS.pack(bytes(encoded), 1))
         (self._folder / "c" / str(self._chunks)).write_bytes(sealed)
         self._chunks += 1
         self.n += len(strings)
@@ -269,7 +286,7 @@ class StringWriter:
         """Write the last chunk and ``zarr.json``."""
         if self._pending:
             self._flush(self._pending)
-        codecs = [{"name": "vlen-utf8", "configuration": {}}, _blosc_codec(1, "noshuffle"), {"name": "crc32c"}]
+        codecs = [{"name": "vlen-utf8", "configuration": {}}, _STRINGS.described(1), {"name": "crc32c"}]
         attributes = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
         (self._folder / "zarr.json").write_bytes(_metadata((self.n,), "string", (self._chunk,), codecs, attributes))
 
@@ -282,6 +299,19 @@ def _unsealed(sealed: memoryview, where: str) -> memoryview:
     if google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(sealed[-_CRC_BYTES:], "little"):
         raise CorruptError(f"{where}: its checksum (crc32c) is wrong; the bytes are not those that were written")
     return body
+
+
+def _sound(sealed: memoryview, n_bytes: int) -> bool:
+    """Whether its checksum is right, and its blosc header speaks of these bytes and of `n_bytes` decoded ones.
+
+    Looks at every chunk that is read: what is wrong with one is asked of `_unsealed` and `_decoded_bytes`.
+    """
+    length = len(sealed) - _CRC_BYTES
+    return (
+        length >= _BLOSC_HEADER
+        and _LENGTHS.unpack_from(sealed, 4) == (n_bytes, length)
+        and google_crc32c.value(np.frombuffer(sealed, np.uint8, length)) == _CRC.unpack_from(sealed, length)[0]
+    )
 
 
 def _decoded_bytes(compressed: memoryview, where: str) -> int:
@@ -422,18 +452,19 @@ class ArrayReader:
                 for name, begin, lengths in self._spans(first, last):
                     self._files.ahead(name, begin, int(lengths.sum()))
 
-    def _unpack(self, chunk: int, sealed: memoryview, out: np.ndarray, below: int | None) -> None:
-        """Check one chunk and decode it into `out`, which has its length."""
-        where = f"{self._files.where}: {self.name}: chunk {chunk} (in {self._file(chunk // CHUNKS_PER_SHARD)})"
-        body = _unsealed(sealed, where)
-        if _decoded_bytes(body, where) != self.chunk_bytes:
+    def _where(self, chunk: int) -> str:
+        return f"{self._files.where}: {self.name}: chunk {chunk} (in {self._file(chunk // CHUNKS_PER_SHARD)})"
+
+    def _unpack(self, chunk: int, sealed: memoryview, out: np.ndarray) -> None:
+        """Check one chunk and decode it into `out`, which are its bytes."""
+        if not _sound(sealed, self.chunk_bytes):
+            where = self._where(chunk)
+            _decoded_bytes(_unsealed(sealed, where), where)
             raise CorruptError(f"{where}: does not hold {self.chunk_bytes} bytes")
         try:
-            blosc.decompress(body, out.view(np.uint8).reshape(-1))
+            blosc.decompress(sealed[:-_CRC_BYTES], out)
         except (RuntimeError, ValueError) as error:
-            raise CorruptError(f"{where}: blosc cannot decode it ({error})") from error
-        if below is not None and int(out.max()) >= below:
-            raise CsrError(f"{where}: a column index that is not below the {below} genes")
+            raise CorruptError(f"{self._where(chunk)}: blosc cannot decode it ({error})") from error
 
     def each(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> Iterator[int]:
         """Decode the chunks [first, last) one after the other into `out` (of one chunk); yields their numbers.
@@ -443,11 +474,14 @@ class ArrayReader:
             MissingChunkError, CorruptError: naming store, array, shard and chunk. Nothing else is raised for
             bytes that were changed on disk.
         """
+        raw = out.view(np.uint8).reshape(-1)
         for chunk, sealed in self._sealed(first, last):
-            self._unpack(chunk, sealed, out, below)
+            self._unpack(chunk, sealed, raw)
+            if below is not None and int(out.max()) >= below:
+                raise CsrError(f"{self._where(chunk)}: a column index that is not below the {below} genes")
             yield chunk
 
-    def decode(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> None:
+    def decode(self, first: int, last: int, out: np.ndarray) -> None:
         """Decode the chunks [first, last) one behind the other into `out` (contiguous, of this dtype).
 
         Raises:
@@ -455,9 +489,10 @@ class ArrayReader:
         """
         if len(out) != (last - first) * self.chunk_rows:
             raise IndexError(f"{self.name}: {last - first} chunks into {len(out)} rows")
+        raw = out.view(np.uint8).reshape(-1)
         for chunk, sealed in self._sealed(first, last):
-            at = (chunk - first) * self.chunk_rows
-            self._unpack(chunk, sealed, out[at : at + self.chunk_rows], below)
+            at = (chunk - first) * self.chunk_bytes
+            self._unpack(chunk, sealed, raw[at : at + self.chunk_bytes])
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) in the machine's byte order: (stop - start,) or (stop - start, width)."""

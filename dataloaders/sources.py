@@ -1,7 +1,7 @@
 """Where a loader's cells come from: a store on disk, or arrays in memory. Both give the same superbatches."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scarcade.dataloaders import kernels
+from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import BufferPool, Superbatch
 from scarcade.engine.contracts import UNLABELLED, Schema
@@ -84,6 +85,7 @@ class StoreSource:
         )
         check_columns(self.columns, schema, self.n_cells, store.where)
         self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype)
+        self._ends = ChunkEnds(int(store.x_indices.chunk_rows), store.x_indices.dtype, store.x_data.dtype)
         self.least = int(store.x_indices.chunk_rows)
 
     def labels(self) -> np.ndarray | None:
@@ -112,26 +114,47 @@ class StoreSource:
             starts=starts,
             lengths=lengths[order].astype(np.int32),
             rows=rows[order],
-            release=self._pool.give_back,
+            in_order=True,
         )
         places = np.empty(len(rows), np.int64)
         places[order] = starts
-        chunk = np.empty(step, indices.dtype), np.empty(step, data.dtype)
         cell = 0
         for start, stop in runs:
             cells = slice(cell, cell + stop - start)
             begin, end = store.start_of(start), store.start_of(stop)
             first, last = begin // step, -(-end // step) if end > begin else begin // step
             row, source = 0, np.cumsum(lengths[cells]) - lengths[cells] + begin
-            both = zip(
-                store.x_indices.each(first, last, chunk[0], below=store.n_genes),
-                store.x_data.each(first, last, chunk[1]),
-                strict=True,
-            )
-            for number, _ in both:
+            for number, chunk in self._chunks(first, last):
                 row = kernels.deliver(*chunk, number * step, row, source, lengths[cells], places[cells], indices, data)
             cell = cells.stop
         return loaded
+
+    def _chunks(self, first: int, last: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """The chunks [first, last) of gene indices and values, each valid until the next one.
+
+        The last one is kept: a window ends within a chunk, and the next window of its lane begins there.
+        """
+        store = self.store
+        if first < last and (kept := self._ends.taken(first)) is not None:
+            yield first, kept
+            if last - first == 1:
+                self._ends.keep(first, kept)  # a run within one chunk: its end is here as well
+                return
+            self._ends.give_back(kept)
+            first += 1
+        chunk = self._ends.fresh()
+        number = -1
+        both = zip(
+            store.x_indices.each(first, last, chunk[0], below=store.n_genes),
+            store.x_data.each(first, last, chunk[1]),
+            strict=True,
+        )
+        for number, _ in both:
+            yield number, chunk
+        if number < 0:
+            self._ends.give_back(chunk)
+        else:
+            self._ends.keep(number, chunk)
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
         parts = [both for start, stop in runs if (both := self.store.proteins(start, stop)) is not None]

@@ -1,12 +1,11 @@
 """The decoded cells of one window, and batches as views into them.
 
-A superbatch owns two large buffers. They go back to their pool when the last batch that looks into them is
+A superbatch has two large buffers. They go back to their pool when the last batch, or array, that looks into them is
 dropped, so a batch that is kept stays right, and a loop that drops its batches reuses the same memory.
 """
 
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,16 +26,23 @@ _SHARED = 1 << 19  # entries from which on threads share the rows
 class BufferPool:
     """Buffers of gene indices and values, lent and taken back. A fresh one costs its page faults.
 
-    Two streams of one source, each with its thread, may share it.
+    A pair comes back by itself when the last array that looks into it is gone, so whoever keeps a view keeps what is
+    in it. Two streams of one source, each with its thread, may share a pool.
     """
 
     def __init__(self, index_dtype: np.dtype, value_dtype: np.dtype) -> None:
         self._types = index_dtype, value_dtype
         self._free: list[tuple[np.ndarray, np.ndarray]] = []
-        self._lock = threading.RLock()  # a superbatch may be collected, and give back, while this thread lends
+        self._lock = threading.RLock()  # a pair may be collected, and come back, while this thread lends
 
     def lend(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Two buffers of at least `n` entries."""
+        pair = self._taken(n)
+        lease = _Lease()
+        weakref.finalize(lease, self._give_back, pair).atexit = False
+        return _Lent(pair[0], lease).array(), _Lent(pair[1], lease).array()
+
+    def _taken(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             for k, pair in enumerate(self._free):
                 if len(pair[0]) >= n:
@@ -45,13 +51,36 @@ class BufferPool:
         room = n + (n >> 3)
         return np.empty(room, self._types[0]), np.empty(room, self._types[1])
 
-    def give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:
+    def _give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:
         with self._lock:
             self._free.append(pair)
 
 
+class _Lease:
+    """Of a pair of buffers, which end their loan together."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Lent:
+    """Memory as numpy asks for it: an array made of it, and every view into that, holds this, and so the lease."""
+
+    __slots__ = ("__array_interface__", "lease")
+
+    def __init__(self, buffer: np.ndarray, lease: _Lease) -> None:
+        self.__array_interface__ = buffer.__array_interface__
+        self.lease = lease
+
+    def array(self) -> np.ndarray:
+        return np.asarray(self)
+
+
 class Superbatch:
-    """Counts of the cells of a window: cell i has ``lengths[i]`` counts from ``starts[i]`` on."""
+    """Counts of the cells of a window: cell i has ``lengths[i]`` counts from ``starts[i]`` on.
+
+    Args:
+        in_order: the counts of cell i + 1 stand right behind those of cell i.
+    """
 
     def __init__(
         self,
@@ -61,12 +90,11 @@ class Superbatch:
         starts: np.ndarray,
         lengths: np.ndarray,
         rows: np.ndarray,
-        release: Callable[[tuple[np.ndarray, np.ndarray]], None] | None = None,
+        in_order: bool = False,
     ) -> None:
         self.indices, self.data = indices, data
         self.starts, self.lengths, self.rows = starts, lengths, rows
-        if release is not None:
-            weakref.finalize(self, release, (indices, data)).atexit = False
+        self.in_order = in_order
 
 
 def renamed(loaded: Superbatch, places: np.ndarray, n_genes: int) -> Superbatch:
@@ -80,6 +108,7 @@ def renamed(loaded: Superbatch, places: np.ndarray, n_genes: int) -> Superbatch:
             rows=loaded.rows,
         )
     kernels.rename(loaded.indices, loaded.data, loaded.starts, loaded.lengths, places)
+    loaded.in_order = False  # what was left out has left gaps
     return loaded
 
 
@@ -138,7 +167,7 @@ class PackedCounts:
         starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
 
         def of(a: int, b: int) -> None:
-            kernel(one.indices, one.data, starts[a:b], lengths[a:b], *table, out[a:b])
+            kernel(one.indices, one.data, starts[a:b], lengths[a:b], one.in_order, *table, out[a:b])
 
         if out.size < _SHARED:
             of(0, len(out))
@@ -157,11 +186,15 @@ class PackedCounts:
         return out
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr int64 (B + 1,), gene index, value), the caller's own."""
+        """(indptr int64 (B + 1,), gene index, value): views where the cells stand in order, so to be read alone."""
         one = self._superbatch
         starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
         indptr = np.zeros(len(starts) + 1, np.int64)
         np.cumsum(lengths, out=indptr[1:])
+        if one.in_order and len(starts):
+            first = int(starts[0])
+            stop = first + int(indptr[-1])
+            return indptr, one.indices[first:stop], one.data[first:stop]
         indices = np.empty(indptr[-1], one.indices.dtype)
         data = np.empty(indptr[-1], one.data.dtype)
         kernels.gather(one.indices, one.data, starts, lengths, indices, data)

@@ -17,13 +17,17 @@ import numpy as np
 import pandas as pd
 
 from scarcade.dataloaders import kernels
-from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, StringWriter
+from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, Packing, StringWriter
 from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed
 from scarcade.engine.quiet import quiet
 
 FORMAT = 1
+# Bitshuffle does nothing for indices and decodes them slower. Counts that LZ4HC packed, of which only the search is
+# slower, have fewer pieces: as small as with bitshuffle, and decoded in three quarters of the time.
+_INDICES = Packing("shuffle")
+_COUNTS = Packing("shuffle", "lz4hc", 1)
 PROTEIN_COUNTS, PROTEIN_MEASURED = "protein_counts", "protein_measured"
 
 
@@ -182,11 +186,12 @@ class StoreWriter:
             ),
         ):
             write_group(self._folder / name, kind, version, **attributes)
-        # bitshuffle makes counts a quarter smaller; it does nothing for indices and decodes them slower
         self._indices = ArrayWriter(
-            self._folder / "X" / "indices", self._types[0], chunk_rows=COUNTS_PER_CHUNK, shuffle="shuffle"
+            self._folder / "X" / "indices", self._types[0], chunk_rows=COUNTS_PER_CHUNK, packing=_INDICES
         )
-        self._data = ArrayWriter(self._folder / "X" / "data", self._types[1], chunk_rows=COUNTS_PER_CHUNK)
+        self._data = ArrayWriter(
+            self._folder / "X" / "data", self._types[1], chunk_rows=COUNTS_PER_CHUNK, packing=_COUNTS
+        )
         self._indptr = ArrayWriter(self._folder / "X" / "indptr", np.int64)
         self._indptr.append(np.zeros(1, np.int64))
         self._keys = ArrayWriter(self._folder / "uns" / "scarcade" / "keys", np.uint64)

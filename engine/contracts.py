@@ -137,7 +137,7 @@ class Counts(Protocol):
         ...
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr int64 (B+1,), gene index, value): freshly gathered arrays, owned by the caller."""
+        """(indptr int64 (B+1,), gene index, value), to be read alone: they may be views, which keep a whole window."""
         ...
 
 

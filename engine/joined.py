@@ -50,7 +50,7 @@ class JoinedCounts:
         return logs if kind == torch.float32 else logs.to(kind)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indptr int64 (B + 1,), gene index, value), the caller's own."""
+        """(indptr int64 (B + 1,), gene index, value)."""
         indptrs, indices, data = zip(*(part.csr() for part in self._parts), strict=True)
         indptr = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one) for one in indptrs]))])
         return indptr, np.concatenate(indices), np.concatenate(data)

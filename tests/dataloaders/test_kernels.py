@@ -8,14 +8,15 @@ from scarcade.dataloaders import kernels
 @pytest.mark.parametrize(
     ("index", "value"), [("uint16", "uint16"), ("uint16", "uint8"), ("uint32", "float32"), ("int32", "float32")]
 )
-def test_scatter_and_gather(index: str, value: str) -> None:
+@pytest.mark.parametrize("in_order", [True, False])  # a hint: it changes no number
+def test_scatter_and_gather(index: str, value: str, in_order: bool) -> None:
     counts = sp.random(30, 40, density=0.3, format="csr", random_state=0)
     counts.data = np.arange(1, len(counts.data) + 1) % 200 + 1.0
     rows = np.array([3, 3, 29, 0, 17])
     indices, data = counts.indices.astype(index), counts.data.astype(value)
     starts, lengths = counts.indptr[rows].astype(np.int64), np.diff(counts.indptr)[rows].astype(np.int32)
     out = np.full((5, 40), np.nan, np.float32)
-    kernels.scatter(indices, data, starts, lengths, out)
+    kernels.scatter(indices, data, starts, lengths, in_order, out)
     assert np.array_equal(out, counts[rows].toarray())
     got_indices, got_data = np.empty(lengths.sum(), index), np.empty(lengths.sum(), value)
     kernels.gather(indices, data, starts, lengths, got_indices, got_data)
@@ -29,11 +30,11 @@ def test_long_rows_are_filled_in_strips(genes: int) -> None:
     counts.data = np.ceil(counts.data * 100)
     out = np.full((7, genes), np.nan, np.float32)
     starts, lengths = counts.indptr[:-1].astype(np.int64), np.diff(counts.indptr).astype(np.int32)
-    kernels.scatter(counts.indices.astype(np.uint16), counts.data, starts, lengths, out)
+    kernels.scatter(counts.indices.astype(np.uint16), counts.data, starts, lengths, True, out)
     assert np.array_equal(out, counts.toarray())
     for row in range(7):  # any order within a cell is right
         np.random.default_rng(row).shuffle(counts.indices[counts.indptr[row] : counts.indptr[row + 1]])
-    kernels.scatter(counts.indices.astype(np.uint16), counts.data, starts, lengths, out)
+    kernels.scatter(counts.indices.astype(np.uint16), counts.data, starts, lengths, True, out)
     counts.has_sorted_indices = False
     assert np.array_equal(out, counts.toarray())
 
@@ -98,7 +99,7 @@ def test_logs_of_counts_are_looked_up_or_computed(kind: str) -> None:
     table = np.log1p(np.arange(8)).astype(np.float32)
     out = np.full((2, 6), 7.0, np.float32)
     starts, lengths = np.array([0, 3]), np.array([3, 2])
-    kernels.scatter_log1p(np.array([0, 2, 5, 1, 3], np.uint16), counts, starts, lengths, table, out)
+    kernels.scatter_log1p(np.array([0, 2, 5, 1, 3], np.uint16), counts, starts, lengths, False, table, out)
     wanted = np.zeros((2, 6))
     wanted[0, [0, 2, 5]], wanted[1, [1, 3]] = np.log1p(counts[:3].astype(float)), np.log1p(counts[3:].astype(float))
     np.testing.assert_allclose(out, wanted, rtol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scarcade.dataloaders.superbatch import BufferPool, DenseRing, PackedCounts, Superbatch
+from scarcade.dataloaders.superbatch import BufferPool, DenseRing, PackedCounts, Superbatch, renamed
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_buffers_come_back_when_the_last_batch_is_gone() -> None:
     pair = pool.lend(100)
     assert [array.dtype.name for array in pair] == ["uint16", "uint8"]
     empty = np.zeros(0, np.int64)
-    held = Superbatch(*pair, starts=empty, lengths=empty, rows=empty, release=pool.give_back)
+    held = Superbatch(*pair, starts=empty, lengths=empty, rows=empty)
     batch = PackedCounts(held, 0, 0, 4, DenseRing())
     address = pair[0].ctypes.data
     del held, pair
@@ -106,4 +106,28 @@ def test_a_lent_buffer_is_large_enough(n: int) -> None:
     for _ in range(3):
         pair = pool.lend(n)
         assert len(pair[0]) >= n <= len(pair[1])
-        pool.give_back(pair)
+        del pair
+
+
+def test_csr_of_cells_in_order_is_a_view_that_keeps_its_memory_from_being_lent_again() -> None:
+    pool = BufferPool(np.dtype(np.uint16), np.dtype(np.uint16))
+    indices, data = pool.lend(6)
+    indices[:6], data[:6] = [0, 2, 1, 0, 1, 2], [1, 2, 3, 4, 5, 6]
+    shape = {"starts": np.array([0, 2, 3]), "lengths": np.array([2, 1, 3], np.int32), "rows": np.array([7, 8, 9])}
+    held = Superbatch(indices, data, **shape, in_order=True)
+    indptr, genes, values = PackedCounts(held, 1, 3, 4, DenseRing()).csr()
+    assert (indptr.tolist(), genes.tolist(), values.tolist()) == ([0, 1, 4], [1, 0, 1, 2], [3, 4, 5, 6])
+    assert np.shares_memory(genes, indices)
+    assert np.shares_memory(values, data)
+    del held, indices, data, genes
+    gc.collect()
+    other = pool.lend(6)
+    other[0][:], other[1][:] = 9, 9
+    assert values.tolist() == [3, 4, 5, 6]
+
+
+def test_genes_that_are_left_out_end_the_order() -> None:
+    held = superbatch()
+    held.in_order = True
+    indptr, genes, values = PackedCounts(renamed(held, np.array([1, -1, 0]), 2), 0, 3, 2, DenseRing()).csr()
+    assert (indptr.tolist(), genes.tolist(), values.tolist()) == ([0, 2, 2, 4], [1, 0, 1, 0], [1, 2, 4, 6])
