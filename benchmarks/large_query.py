@@ -119,8 +119,8 @@ def neighbours(n: int) -> dict[str, Any]:
     import torch
     from sklearn.neighbors import NearestNeighbors
 
-    from scarcade.engine.contracts import Categories
     from scarcade.engine.neighbours import Neighbours
+    from scarcade.engine.schema import Categories
     from scarcade.jobs.label_transfer import LabelTransfer
     from scarcade.jobs.latent import latent_arrays, latent_writer, read_latent
 

@@ -16,8 +16,8 @@ from scarcade.dataloaders.gene_names import align
 from scarcade.dataloaders.sources import Columns, Runs, StoreSource, check_columns
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import Superbatch, renamed
-from scarcade.engine.contracts import UNLABELLED, Categories, Schema
 from scarcade.engine.errors import CategoryError, GenesError
+from scarcade.engine.schema import UNLABELLED, Categories, Schema
 
 NewLabels = Literal["add", "refuse", "unlabelled"]
 """What becomes of a label that the reference does not know."""

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import numpy as np
 import pandas as pd
 
 from scarcade.dataloaders import merge
+from scarcade.dataloaders.counts import raise_to
 from scarcade.dataloaders.genes import GeneHistograms, most_variable, normalised_variance
+from scarcade.dataloaders.prefetch import Prefetch
 from scarcade.dataloaders.schema import DataWarning
 from scarcade.dataloaders.shuffle import Dealer, bits_for, buckets
 from scarcade.dataloaders.store import CellBlock, StoreWriter, open_store
 from scarcade.dataloaders.survey import IngestConfig, Survey, counts_of, survey, survey_store
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import InputError, StorageError, UsageError
+from scarcade.engine.schema import Categories, Schema
 
 Progress = Callable[[int, int, str], None]
 """(done, in all, stage): the stage "survey" is counted in files, "read" and "write" in cells."""
@@ -49,15 +52,20 @@ def deal(
     largest = np.zeros(n_genes, np.float64)
     histograms = None if config.hvg is None else GeneHistograms(len(batch.categories), n_genes)
     codes = np.load(found.folder / f"column-{batch.place}.npy", mmap_mode="r")
-    with Dealer(found.folder, bits) as dealer:
-        for first, csr in counts_of(found, path, integer=not config.allow_noninteger, workspace=found.folder):
+    counts = counts_of(found, path, integer=not config.allow_noninteger, workspace=found.folder)
+    with (
+        Dealer(found.folder, bits) as dealer,
+        closing(Prefetch(counts)) as blocks,
+    ):  # read and checked while these are dealt
+        for first, csr in blocks:
             here = slice(first, first + csr.n_cells)
             dealt, order = dealer.deal(csr, np.asarray(keys[here]), columns, n_genes, first)
-            np.maximum.at(largest, dealt.indices, dealt.data)
+            raise_to(largest, dealt)
             if histograms is not None:
                 histograms.add(dealt, np.asarray(codes[here])[order])
             if progress is not None:
                 progress(first + csr.n_cells, found.n_cells, "read")
+            del csr, dealt
     if histograms is None:
         return Dealt(largest, None)
     saved = found.folder / "histograms.npz"
@@ -92,6 +100,7 @@ class Build:
         except OSError as error:
             raise StorageError(f"{self.target}: cannot be written ({error.strerror or error})") from error
         finally:
+            merge.forget()
             shutil.rmtree(work, ignore_errors=True)
 
     def _make(self, paths: list[Path], work: Path) -> None:
@@ -122,17 +131,18 @@ class Build:
         schema = self._schema(surveys, [plan.genes[i] for i in kept], obs)
         sources = sorted((s for one in surveys for s in one.sources), key=lambda s: (s["name"], s["xxh3_128"]))
         sources = [{**one, "settings": self.config.recorded()} for one in sources]
+        types = np.min_scalar_type(max(len(kept) - 1, 0)), np.dtype(value_type)
         with StoreWriter(
             self.target,
             schema=schema,
             var=table.iloc[kept],
-            index_dtype=np.min_scalar_type(max(len(kept) - 1, 0)),
-            value_dtype=value_type,
+            index_dtype=types[0],
+            value_dtype=types[1],
             seed=self.config.seed,
             sources=sources,
             replace=self.target.exists(),
         ) as writer:
-            for block in self._blocks(surveys, bits, columns, schema, obs):
+            for block in self._blocks(surveys, bits, columns, schema, obs, types):
                 writer.append(block)
                 self.progress(writer.n_cells, n_cells, "write")
 
@@ -203,9 +213,10 @@ class Build:
         columns: np.ndarray,
         schema: Schema,
         obs: Sequence[merge.ObsColumn],
+        types: tuple[Any, Any],
     ) -> Iterator[CellBlock]:
         repeated, example = 0, ""
-        for bucket in buckets([one.folder for one in surveys], bits, columns, schema.n_genes):
+        for bucket in buckets([one.folder for one in surveys], bits, columns, schema.n_genes, types):
             frame = pd.DataFrame(
                 {column.name: column.values(surveys, bucket) for column in obs}, index=merge.cell_names(surveys, bucket)
             )

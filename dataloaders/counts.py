@@ -101,21 +101,21 @@ def check_csr(
         )
     if indices.dtype.kind not in "iu":
         raise CsrError(f"{place.where}: gene indices are {indices.dtype}; wanted integers")
+    if _in_order(indptr, indices, n_genes):
+        return indptr, indices.astype(np.int32, copy=False), data
     if len(indices) and (indices.min() < 0 or indices.max() >= n_genes):
         bad = np.flatnonzero((indices < 0) | (indices >= n_genes))
         raise CsrError(
             f"{place.where}: {len(bad)} gene indices lie outside of 0..{n_genes - 1}: "
             + _listed(place, (indptr, indices, data), bad)
         )
-    indices = indices.astype(np.int32, copy=False)
-    if not _strictly_ascending(indptr, indices):
-        indices, data = indices.copy(), np.array(data, copy=True)
-        repeated = np.zeros(_SHOWN, np.int64)
-        if n := _sort_rows(indptr, indices, data, n_genes, repeated):
-            raise CsrError(
-                f"{place.where}: {n} times a gene stands more than once in a cell; sum duplicates first "
-                "(scipy: matrix.sum_duplicates()): " + _listed(place, (indptr, indices, data), repeated[:n])
-            )
+    indices, data = indices.astype(np.int32), np.array(data, copy=True)
+    repeated = np.zeros(_SHOWN, np.int64)
+    if n := _sort_rows(indptr, indices, data, n_genes, repeated):
+        raise CsrError(
+            f"{place.where}: {n} times a gene stands more than once in a cell; sum duplicates first "
+            "(scipy: matrix.sum_duplicates()): " + _listed(place, (indptr, indices, data), repeated[:n])
+        )
     return indptr, indices, data
 
 
@@ -177,41 +177,73 @@ def dense_to_csr(values: np.ndarray, place: Place, *, integer: bool = True) -> C
     return Csr(indptr, indices, check_counts(indptr, indices, values[rows, columns], place, integer=integer))
 
 
-def take_rows(csr: Csr, order: np.ndarray, columns: np.ndarray, n_out: int) -> Csr:
+def take_rows(
+    csr: Csr,
+    order: np.ndarray,
+    columns: np.ndarray,
+    n_out: int,
+    *,
+    index_dtype: Any = np.int32,
+    value_dtype: Any = None,
+) -> Csr:
     """The rows `order` with gene g renamed to ``columns[g]`` (-1: left out); zeros that were stored are dropped.
 
-    The result's rows ascend whatever the order of `columns` is. Arrays are freshly made.
+    The result's rows ascend whatever the order of `columns` is. Arrays are freshly made, of types that must hold what
+    is put into them (`value_dtype`: that of `csr`).
     """
     indptr = np.zeros(len(order) + 1, np.int64)
     order = np.ascontiguousarray(order, dtype=np.int64)
     columns = np.ascontiguousarray(columns, dtype=np.int32)
-    _kept(csr.indptr, csr.indices, csr.data, order, columns, indptr)
-    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], csr.data.dtype)
-    _take(csr.indptr, csr.indices, csr.data, order, columns, indptr, indices, data)
-    if not _strictly_ascending(indptr, indices):
+    all_kept = bool((columns >= 0).all())
+    same = all_kept and np.array_equal(columns, np.arange(len(columns)))
+    most = int((csr.indptr[order + 1] - csr.indptr[order]).sum()) + 1  # one is written before it is known to be dropped
+    indices, data = np.empty(most, index_dtype), np.empty(most, value_dtype or csr.data.dtype)
+    _take(csr.indptr, csr.indices, csr.data, order, columns, all_kept, same, indptr, indices, data)
+    indices, data = indices[: indptr[-1]], data[: indptr[-1]]
+    if not (np.diff(columns[columns >= 0]) > 0).all():
         _sort_rows(indptr, indices, data, n_out, np.zeros(_SHOWN, np.int64))
     return Csr(indptr, indices, data)
+
+
+def raise_to(largest: np.ndarray, csr: Csr) -> None:
+    """Raise the largest value of each gene where `csr` has a larger one: `np.maximum.at`, which is far slower."""
+    here = np.zeros(len(largest), csr.data.dtype)
+    _raise(csr.indices, csr.data, here)
+    np.maximum(largest, here, out=largest)
+
+
+@numba.njit(cache=True, nogil=True)
+def _raise(indices: np.ndarray, data: np.ndarray, largest: np.ndarray) -> None:
+    for i in range(len(indices)):
+        gene = np.uintp(indices[np.uintp(i)])
+        largest[gene] = max(largest[gene], data[np.uintp(i)])
 
 
 @numba.njit(cache=True, nogil=True)
 def _whole(values: np.ndarray, out: np.ndarray) -> bool:
     """Whether all are whole numbers in range; `out` gets them (NaN fails every comparison)."""
-    good = True
-    for i in range(len(values)):
-        v = values[i]
-        if v >= 0 and v <= MAX_COUNT and v == np.floor(v):
-            out[i] = np.uint32(v)
-        else:
-            good = False
-    return good
+    wrong = 0
+    for i in range(len(values)):  # without a way out, and counted unsigned: so it is done in vectors
+        v = values[np.uintp(i)]
+        wrong += 0 if v >= 0 and v <= MAX_COUNT and v == np.floor(v) else 1
+        out[np.uintp(i)] = np.uint32(v)
+    return wrong == 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _strictly_ascending(indptr: np.ndarray, indices: np.ndarray) -> bool:
+def _in_order(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> bool:
+    """Whether the genes of each cell are in range and ascend strictly."""
     for row in range(len(indptr) - 1):
-        for i in range(indptr[row] + 1, indptr[row + 1]):
-            if indices[i] <= indices[i - 1]:
-                return False
+        genes = indices[indptr[row] : indptr[row + 1]]
+        if len(genes) == 0:
+            continue
+        if genes[0] < 0 or genes[len(genes) - 1] >= n_genes:
+            return False
+        wrong = 0
+        for i in range(1, len(genes)):
+            wrong += genes[np.uintp(i)] <= genes[np.uintp(i - 1)]
+        if wrong:
+            return False
     return True
 
 
@@ -261,33 +293,40 @@ def _sort_rows(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_gene
 
 
 @numba.njit(cache=True, nogil=True)
-def _kept(
-    indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, order: np.ndarray, columns: np.ndarray, out: np.ndarray
-) -> None:
-    total = 0
-    for k in range(len(order)):
-        for i in range(indptr[order[k]], indptr[order[k] + 1]):
-            if columns[indices[i]] >= 0 and data[i] != 0:
-                total += 1
-        out[k + 1] = total
-
-
-@numba.njit(cache=True, nogil=True)
 def _take(
     indptr: np.ndarray,
     indices: np.ndarray,
     data: np.ndarray,
     order: np.ndarray,
     columns: np.ndarray,
+    all_kept: bool,
+    same: bool,
     out_indptr: np.ndarray,
     out_indices: np.ndarray,
     out_data: np.ndarray,
 ) -> None:
+    place = np.uintp(0)
     for k in range(len(order)):
-        place = out_indptr[k]
-        for i in range(indptr[order[k]], indptr[order[k] + 1]):
-            column = columns[indices[i]]
-            if column >= 0 and data[i] != 0:
+        genes = indices[indptr[order[k]] : indptr[order[k] + 1]]
+        values = data[indptr[order[k]] : indptr[order[k] + 1]]
+        n = len(genes)
+        zeros = 0
+        for i in range(n):
+            zeros += values[np.uintp(i)] == 0
+        if all_kept and zeros == 0:  # nearly always; then loops are done in vectors
+            if same:
+                for i in range(n):
+                    out_indices[place + np.uintp(i)] = genes[np.uintp(i)]
+            else:
+                for i in range(n):
+                    out_indices[place + np.uintp(i)] = columns[np.uintp(genes[np.uintp(i)])]
+            for i in range(n):
+                out_data[place + np.uintp(i)] = values[np.uintp(i)]
+            place += np.uintp(n)
+        else:
+            for i in range(n):
+                column, value = columns[np.uintp(genes[np.uintp(i)])], values[np.uintp(i)]
                 out_indices[place] = column
-                out_data[place] = data[i]
-                place += 1
+                out_data[place] = value
+                place += np.uintp(1 if column >= 0 and value != 0 else 0)  # what is dropped is written over
+        out_indptr[k + 1] = place

@@ -28,7 +28,8 @@ class GeneHistograms:
             raise LimitError(f"{n_batches} batches x {n_genes} genes are too many for --hvg; take fewer genes first")
         bins = int(np.clip(_TABLE // max(4 * n_batches * n_genes, 1), 8, 256))
         self.n_batches, self.n_genes = n_batches, n_genes
-        self.table = np.zeros((n_batches, n_genes, bins), np.uint32)  # [..., v] cells with v + 1 counts
+        # [:, v] cells with v + 1 counts. Genes side by side: the few rows that most counts are of stay in the cache
+        self.table = np.zeros((n_batches, bins, n_genes), np.uint32)
         self.n_cells = np.zeros(n_batches, np.int64)
         self._keys = np.empty(0, np.uint64)  # (batch * n_genes + gene) << 32 | count
         self._times = np.empty(0, np.int64)
@@ -37,10 +38,10 @@ class GeneHistograms:
 
     def add(self, csr: Csr, batches: np.ndarray) -> None:
         """Count the cells of `csr`, of which cell i is of batch ``batches[i]``."""
-        if csr.data.dtype != np.uint32:
+        if csr.data.dtype.kind != "u":
             raise UsageError("--hvg counts whole numbers; it cannot be used with --allow-noninteger")
         self.n_cells += np.bincount(batches, minlength=self.n_batches)
-        beyond = np.empty(int((csr.data > self.table.shape[2]).sum()), np.uint64)
+        beyond = np.empty(int((csr.data > self.table.shape[1]).sum()), np.uint64)
         _count(csr.indptr, csr.indices, csr.data, np.ascontiguousarray(batches, np.int64), self.table, beyond)
         if len(beyond):
             self._loose.append(beyond)
@@ -65,11 +66,11 @@ class GeneHistograms:
         with np.load(path, allow_pickle=False) as saved:
             out = cls(0, 1)
             out.table, out.n_cells, out._keys, out._times = (saved[k] for k in ("table", "n_cells", "keys", "times"))
-        out.n_batches, out.n_genes = out.table.shape[:2]
+        out.n_batches, _, out.n_genes = out.table.shape
         return out
 
     def batch(self, batch: int) -> "tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]":
-        """(cells, table (genes, bins), (gene, count, times) of the counts beyond the bins) of one batch."""
+        """(cells, table (bins, genes), (gene, count, times) of the counts beyond the bins) of one batch."""
         self._compact()
         place = (self._keys >> np.uint64(32)).astype(np.int64)
         here = place // self.n_genes == batch
@@ -112,10 +113,11 @@ def _moments(
     total, squares = np.zeros(len(clip)), np.zeros(len(clip))
     for _, table, (gene, value, times) in pieces:
         for start in range(0, len(clip), 4096):  # bounded temporaries
-            rows = slice(start, min(start + 4096, len(clip)))
-            values = np.minimum(np.arange(1, table.shape[1] + 1, dtype=np.float64), clip[rows, None])
-            total[rows] += (table[rows] * values).sum(1)
-            squares[rows] += (table[rows] * values**2).sum(1)
+            some = slice(start, min(start + 4096, len(clip)))
+            times_of = table[:, some]
+            values = np.minimum(np.arange(1, len(table) + 1, dtype=np.float64)[:, None], clip[some])
+            total[some] += (times_of * values).sum(0)
+            squares[some] += (times_of * values**2).sum(0)
         clipped = np.minimum(value, clip[gene])
         total += np.bincount(gene, times * clipped, minlength=len(clip))
         squares += np.bincount(gene, times * clipped**2, minlength=len(clip))
@@ -170,14 +172,16 @@ def _count(
     table: np.ndarray,
     beyond: np.ndarray,
 ) -> None:
-    n_genes, bins = table.shape[1], table.shape[2]
+    bins, n_genes = np.uintp(table.shape[1]), table.shape[2]
     n = 0
     for row in range(len(indptr) - 1):
         batch = batches[row]
-        for i in range(indptr[row], indptr[row + 1]):
-            value = data[i]
+        of_batch = table[batch]
+        genes, values = indices[indptr[row] : indptr[row + 1]], data[indptr[row] : indptr[row + 1]]
+        for i in range(len(genes)):
+            gene, value = np.uintp(genes[np.uintp(i)]), np.uintp(values[np.uintp(i)])
             if value > bins:
-                beyond[n] = (np.uint64(batch * n_genes + indices[i]) << np.uint64(32)) | np.uint64(value)
+                beyond[n] = (np.uint64(batch * n_genes + np.int64(gene)) << np.uint64(32)) | np.uint64(value)
                 n += 1
-            elif value > 0:
-                table[batch, indices[i], value - 1] += np.uint32(1)
+            elif value > np.uintp(0):
+                of_batch[value - np.uintp(1), gene] += np.uint32(1)

@@ -24,6 +24,13 @@ def check_rows(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> tuple[i
     for row in range(len(indptr) - 1):
         if indptr[row + 1] < indptr[row] or indptr[row + 1] > len(indices):
             return BAD_INDPTR, row
+        columns = indices[indptr[row] : indptr[row + 1]]
+        n = len(columns)
+        falls = 0
+        for k in range(1, n):  # without a way out, so that it is done in vectors
+            falls += columns[np.uintp(k)] <= columns[np.uintp(k - 1)]
+        if falls == 0 and (n == 0 or (columns[0] >= 0 and columns[n - 1] < n_genes)):
+            continue
         before = np.int64(-1)
         for k in range(indptr[row], indptr[row + 1]):
             column = np.int64(indices[k])

@@ -19,7 +19,8 @@ from scarcade.dataloaders.loader import CellLoader, LoaderConfig
 from scarcade.dataloaders.plan import Plan, permutation
 from scarcade.dataloaders.sources import Runs, Source
 from scarcade.dataloaders.superbatch import Superbatch
-from scarcade.engine.contracts import UNLABELLED, Batch, Loader, Schema
+from scarcade.engine.contracts import Batch, Loader
+from scarcade.engine.schema import UNLABELLED, Schema
 
 _LABELLED = 0x6C6162  # a seed word that keeps the order of labelled cells apart from that of all cells
 _PIECE = 32 << 20  # bytes decoded at once, at most, while the cells of a window are picked out

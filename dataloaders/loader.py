@@ -15,15 +15,17 @@ from pydantic import Field
 from torch import Tensor
 
 from scarcade.dataloaders.aligned import AlignedStore
+from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch
 from scarcade.dataloaders.sources import Columns, MemorySource, Source, StoreSource
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.stored_counts import StoredSource
-from scarcade.dataloaders.superbatch import DenseRing, PackedCounts, Superbatch
+from scarcade.dataloaders.superbatch import Superbatch
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import UNLABELLED, Batch, Position, Schema, Shard
+from scarcade.engine.contracts import Batch
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import UNLABELLED, Position, Schema, Shard
 
 __all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "of_source", "stream"]
 

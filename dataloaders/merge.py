@@ -6,6 +6,8 @@ grew by an append is the store of one ingest of all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -109,10 +111,9 @@ class ObsColumn:
 
     def _codes(self, survey: Survey, column: Column, rows: np.ndarray) -> np.ndarray:
         values = _array(survey, f"column-{column.place}")[rows]
-        final = pd.Index(list(self.categories), dtype=object)
         if column.kind == "text":
-            table = np.append(final.get_indexer(pd.Index(list(column.categories), dtype=object)), -1)
-            return np.asarray(table[values], np.int32)
+            return np.asarray(_new_codes(column.categories, self.categories)[values], np.int32)
+        final = pd.Index(list(self.categories), dtype=object)
         return np.asarray(final.get_indexer(pd.Index(_as_text(values), dtype=object)), np.int32)
 
     def _text(self, survey: Survey, column: Column, rows: np.ndarray) -> np.ndarray:
@@ -191,6 +192,24 @@ def cell_names(surveys: Sequence[Survey], bucket: Bucket) -> pd.Index:
     return names
 
 
+@lru_cache(maxsize=1024)
+def _new_codes(own: tuple[str, ...], final: tuple[str, ...]) -> np.ndarray:
+    """The code among `final` of each category in `own`; of "none", -1, which stands last."""
+    codes = pd.Index(list(final), dtype=object).get_indexer(pd.Index(list(own), dtype=object))
+    return np.append(codes, -1)
+
+
 def _array(survey: Survey, name: str) -> np.ndarray:
-    values: np.ndarray = np.load(survey.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return _mapped(survey.folder / f"{name}.npy")
+
+
+@lru_cache(maxsize=4096)
+def _mapped(path: Path) -> np.ndarray:
+    """Opened once: a column is asked for by every bucket."""
+    values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return values
+
+
+def forget() -> None:
+    """Let go of the files that were put aside: what is still mapped takes its room when it is deleted."""
+    _mapped.cache_clear()

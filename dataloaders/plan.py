@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 from numba import njit
 
-from scarcade.engine.contracts import Shard
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import Shard
 
 BLOCK = 4096  # rows that stay together on disk: enough chunks that those cut at the edges cost little
 _BLOCKS_PER_LANE = 4  # small data are cut finer, so that lanes differ between epochs

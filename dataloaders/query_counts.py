@@ -15,8 +15,8 @@ from scarcade.dataloaders.sources import Columns, MemorySource
 from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.stored_counts import Stored, StoredSource, shuffled
 from scarcade.dataloaders.unread_counts import Unread
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import StorageError
+from scarcade.engine.schema import Schema
 
 
 @dataclass(frozen=True)

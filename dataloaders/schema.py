@@ -19,8 +19,8 @@ from scarcade.dataloaders.query_counts import Counts, Keep, held
 from scarcade.dataloaders.source import Source, opened
 from scarcade.dataloaders.store import is_store, open_store
 from scarcade.dataloaders.unread_counts import Unread
-from scarcade.engine.contracts import UNLABELLED, Categories, Schema
 from scarcade.engine.errors import CategoryError, GenesError, LimitError, UsageError
+from scarcade.engine.schema import UNLABELLED, Categories, Schema
 
 __all__ = ["Alignment", "DataWarning", "GeneNames", "Query", "align", "read_query", "text_of"]
 

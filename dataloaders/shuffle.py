@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +47,10 @@ class Dealer:
         order of buckets, and which row of `csr` each of its rows was."""
         buckets = _bucket(keys, self._bits)
         order = np.argsort(buckets, kind="stable")
-        dealt = take_rows(csr, order, columns, n_genes)
-        small = dealt.data.dtype == np.uint32 and (not len(dealt.data) or dealt.data.max() <= 0xFFFF)
-        data = dealt.data.astype(np.uint16) if small else dealt.data
-        indices = dealt.indices.astype(np.uint16) if n_genes <= 1 << 16 else dealt.indices
+        small = csr.data.dtype == np.uint32 and (not len(csr.data) or csr.data.max() <= 0xFFFF)
+        kinds = np.uint16 if n_genes <= 1 << 16 else np.int32, np.uint16 if small else csr.data.dtype
+        dealt = take_rows(csr, order, columns, n_genes, index_dtype=kinds[0], value_dtype=kinds[1])
+        indices, data = dealt.indices, dealt.data
         cuts = np.searchsorted(buckets[order], np.arange((1 << self._bits) + 1))
         rows, lengths = order + first, np.diff(dealt.indptr).astype(np.uint32)
         try:
@@ -58,8 +59,8 @@ class Dealer:
                 if start == stop:
                     continue
                 values = slice(dealt.indptr[start], dealt.indptr[stop])
-                kinds = [_TYPES.index(data.dtype.type), _TYPES.index(indices.dtype.type)]
-                np.array([stop - start, values.stop - values.start, *kinds], np.int64).tofile(file)
+                types = [_TYPES.index(data.dtype.type), _TYPES.index(indices.dtype.type)]
+                np.array([stop - start, values.stop - values.start, *types], np.int64).tofile(file)
                 for part in (rows[start:stop], lengths[start:stop], indices[values], data[values]):
                     part.tofile(file)
         except OSError as error:
@@ -78,8 +79,14 @@ class Bucket:
     repeated: int  # cells whose key is that of the cell before
 
 
-def buckets(folders: list[Path], bits: int, columns: np.ndarray, n_out: int) -> Iterator[Bucket]:
-    """Every bucket in order, gene g as ``columns[g]`` (-1: left out); the files are removed as they are read."""
+def buckets(
+    folders: list[Path], bits: int, columns: np.ndarray, n_out: int, types: tuple[Any, Any]
+) -> Iterator[Bucket]:
+    """Every bucket in order, gene g as ``columns[g]`` (-1: left out); the files are removed as they are read.
+
+    Args:
+        types: of the gene indices and the counts that are given; they must hold the largest.
+    """
     keys_of = [np.load(folder / "keys.npy", mmap_mode="r") for folder in folders]
     for bucket in range(1 << bits):
         runs = [(s, *run) for s, folder in enumerate(folders) for run in _runs(folder / f"bucket-{bucket}")]
@@ -91,9 +98,8 @@ def buckets(folders: list[Path], bits: int, columns: np.ndarray, n_out: int) -> 
         row = np.concatenate([rows for _, rows, _, _, _ in runs])
         indptr = np.zeros(len(row) + 1, np.int64)
         np.cumsum(np.concatenate([lengths for _, _, lengths, _, _ in runs]), out=indptr[1:])
-        indices = np.concatenate([part.astype(np.int32, copy=False) for _, _, _, part, _ in runs])
-        wide = np.float32 if runs[0][4].dtype.kind == "f" else np.uint32
-        data = np.concatenate([part.astype(wide, copy=False) for _, _, _, _, part in runs])
+        indices = np.concatenate([part for _, _, _, part, _ in runs])
+        data = np.concatenate([part for _, _, _, _, part in runs])  # of the widest type among them
         del runs
         keys = np.empty(len(row), np.uint64)
         for s, known in enumerate(keys_of):
@@ -102,7 +108,8 @@ def buckets(folders: list[Path], bits: int, columns: np.ndarray, n_out: int) -> 
         order = np.lexsort((row, source, keys))
         csr = Csr(indptr, indices, data)
         repeated = _settle(csr, keys, order)
-        yield Bucket(take_rows(csr, order, columns, n_out), keys[order], source[order], row[order], repeated)
+        taken = take_rows(csr, order, columns, n_out, index_dtype=types[0], value_dtype=types[1])
+        yield Bucket(taken, keys[order], source[order], row[order], repeated)
 
 
 def _settle(csr: Csr, keys: np.ndarray, order: np.ndarray) -> int:
@@ -113,7 +120,10 @@ def _settle(csr: Csr, keys: np.ndarray, order: np.ndarray) -> int:
 
         def content(cell: int) -> bytes:
             values = slice(csr.indptr[cell], csr.indptr[cell + 1])
-            return csr.indices[values].tobytes() + csr.data[values].tobytes()
+            wide = (
+                np.float32 if csr.data.dtype.kind == "f" else np.uint32
+            )  # not the type that this bucket happens to have
+            return csr.indices[values].astype(np.int32).tobytes() + csr.data[values].astype(wide).tobytes()
 
         order[start:stop] = sorted(cells, key=content)
     return len(same)

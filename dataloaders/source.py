@@ -20,6 +20,7 @@ from scarcade.dataloaders import limits
 from scarcade.dataloaders.content import Stamp, content_hash, stamp
 from scarcade.dataloaders.counts import Csr, Place, check_indptr, checked, dense_to_csr
 from scarcade.dataloaders.frames import plain_frame
+from scarcade.dataloaders.inflated import inflated
 from scarcade.dataloaders.probe import probe
 from scarcade.engine.errors import CsrError, LimitError, MissingChunkError, OpenError, ScarcadeError
 from scarcade.engine.quiet import quiet
@@ -228,7 +229,8 @@ class AnnDataFile:
             _present(node["data"], f"{where} data")
             if shape[1] > 1:  # with one gene every index is 0, and zarr leaves out chunks of zeros
                 _present(node["indices"], f"{where} indices")
-        return Matrix(where, layout, (shape[0], shape[1]), node["data"], node["indices"], node["indptr"])
+        data, indices = inflated(node["data"]), inflated(node["indices"])
+        return Matrix(where, layout, (shape[0], shape[1]), data, indices, node["indptr"])
 
     def content_hash(self) -> tuple[int, str]:
         """As `content.content_hash`."""

@@ -12,8 +12,8 @@ from scarcade.dataloaders import kernels
 from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import BufferPool, Superbatch
-from scarcade.engine.contracts import UNLABELLED, Schema
 from scarcade.engine.errors import CategoryError, CsrError
+from scarcade.engine.schema import UNLABELLED, Schema
 
 Runs = Sequence[tuple[int, int]]
 

@@ -26,10 +26,10 @@ from scarcade.dataloaders.writer import (
     StoreWriter,
     smallest_codes,
 )
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.download import over_http
 from scarcade.engine.errors import CategoryError, CorruptError, CsrError, LimitError, OpenError, UsageError
 from scarcade.engine.folder import MANIFEST, problems, read_manifest
+from scarcade.engine.schema import Categories, Schema
 from scarcade.engine.storage import is_url, shown
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.superbatch import Superbatch, renamed
 from scarcade.dataloaders.unread_counts import Unread
 from scarcade.dataloaders.writer import CellBlock, StoreWriter
-from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.schema import Categories, Schema
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,20 @@ def shuffled(unread: Unread, folder: Path, seed: int) -> Stored:
             keys = ranks[first : first + block.n_cells]
             dealt, _ = dealer.deal(block, keys, unread.columns, unread.n_genes, first)
             largest = max(largest, float(dealt.data.max(initial=0)))
+    values = np.min_scalar_type(int(largest)) if unread.integer else np.dtype(np.float32)
+    types = np.min_scalar_type(max(unread.n_genes - 1, 0)), values
     genes = [str(gene) for gene in range(unread.n_genes)]
     obs = pd.DataFrame({"batch": pd.Categorical(["query"])})
     with StoreWriter(
         folder / "counts.zarr",
         schema=Schema(tuple(genes), Categories("batch", ("query",))),
         var=pd.DataFrame(index=genes),
-        index_dtype=np.min_scalar_type(max(unread.n_genes - 1, 0)),
-        value_dtype=np.min_scalar_type(int(largest)) if unread.integer else np.float32,
+        index_dtype=types[0],
+        value_dtype=types[1],
         seed=seed,
         sources=[],
     ) as writer:
-        for bucket in buckets([folder], bits, np.arange(unread.n_genes, dtype=np.int32), unread.n_genes):
+        for bucket in buckets([folder], bits, np.arange(unread.n_genes, dtype=np.int32), unread.n_genes, types):
             here = obs.iloc[np.zeros(bucket.csr.n_cells, np.int64)]
             writer.append(CellBlock(*bucket.csr, bucket.keys, here))
     store = open_store(folder / "counts.zarr")

@@ -29,9 +29,9 @@ from numba import njit
 
 from scarcade.dataloaders.prefetch import Prefetch
 from scarcade.dataloaders.store import CellBlock, Store, StoreWriter, open_store
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import UsageError
 from scarcade.engine.published import published
+from scarcade.engine.schema import Categories, Schema
 
 _BLOCK, _BLOCK_ENTRIES = 8192, 1 << 24  # cells, and cells x genes, made at a time; part of what a seed means
 _LARGEST = (1 << 16) - 1

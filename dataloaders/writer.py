@@ -18,10 +18,10 @@ import pandas as pd
 
 from scarcade.dataloaders import kernels
 from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, Packing, StringWriter
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed
 from scarcade.engine.quiet import quiet
+from scarcade.engine.schema import Schema
 
 FORMAT = 1
 # Bitshuffle does nothing for indices and decodes them slower. Counts that LZ4HC packed, of which only the search is

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scarcade.engine.contracts import UNLABELLED
 from scarcade.engine.errors import InputError
 from scarcade.engine.neighbours import Neighbours
+from scarcade.engine.schema import UNLABELLED
 
 
 def label_accuracy(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

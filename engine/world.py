@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scarcade.engine.contracts import Shard
+from scarcade.engine.schema import Shard
 
 _MEETING_S = 60  # how long one process waits for the place where all of them meet
 _COLLECTIVE_S = 600  # how long a collective waits for a process that lives and does nothing

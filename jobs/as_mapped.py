@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from scarcade.dataloaders.schema import FILE_COLUMN
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError
+from scarcade.engine.schema import Categories
 from scarcade.jobs.cells import Cells, MemoryCells
 from scarcade.models.model import AtlasModel
 from scarcade.models.weights import DELTA

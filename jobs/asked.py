@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from scarcade.engine.contracts import Batch, Categories, Noise
+from scarcade.engine.contracts import Batch, Noise
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import Categories
 from scarcade.jobs.cells import Cells, refuse_unknown
 from scarcade.models.model import AtlasModel, Output
 

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from scarcade.dataloaders.aligned import AlignedSource, AlignedStore, aligned, unknown_labels
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory, stream
+from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.schema import (
     DataWarning,
     Query,
@@ -27,9 +28,9 @@ from scarcade.dataloaders.schema import (
 )
 from scarcade.dataloaders.store import Store, is_store, open_store
 from scarcade.dataloaders.stratified import DrawnSource
-from scarcade.dataloaders.superbatch import DenseRing, PackedCounts
-from scarcade.engine.contracts import UNLABELLED, Batch, Categories, Loader, Schema
+from scarcade.engine.contracts import Batch, Loader
 from scarcade.engine.errors import CategoryError
+from scarcade.engine.schema import UNLABELLED, Categories, Schema
 from scarcade.models.model import AtlasModel
 
 

@@ -18,9 +18,9 @@ import torch
 
 from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader
 from scarcade.dataloaders.schema import text_of
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.engine.folder import read_manifest
+from scarcade.engine.schema import Categories
 from scarcade.jobs.arithmetic import LatentSums, latent_sums, latents_of, scgen_of, values_of
 from scarcade.jobs.cells import Cells, cells_of
 from scarcade.jobs.table import TableWriter

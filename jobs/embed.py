@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from scarcade.dataloaders.store import is_store
-from scarcade.engine.contracts import Batch, Categories, Loader
+from scarcade.engine.contracts import Batch, Loader
 from scarcade.engine.errors import CategoryError, NonFiniteError, UsageError
 from scarcade.engine.published import published
+from scarcade.engine.schema import Categories
 from scarcade.engine.storage import is_url
 from scarcade.engine.world import use_threads
 from scarcade.jobs.asked import Asked, asked_of, matters, noises_of, without_batch

@@ -291,7 +291,7 @@ def _against(
     """Whether the cells at `path` can be mapped onto the model, read as `map` would read them."""
     from scarcade.dataloaders.query_counts import seen
     from scarcade.dataloaders.schema import read_query
-    from scarcade.engine.contracts import Schema
+    from scarcade.engine.schema import Schema
     from scarcade.models import MODELS
 
     folder = model if (model / "model.json").is_file() else model / "model"

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from scarcade.engine.contracts import UNLABELLED, Categories
 from scarcade.engine.errors import CategoryError, NonFiniteError
 from scarcade.engine.neighbours import Neighbours
+from scarcade.engine.schema import UNLABELLED, Categories
 
 Weights = Literal["gaussian", "distance"]
 SAMPLE = 2_000, 10_000  # cells, at the least and at the most, by which a reference's own distances are measured

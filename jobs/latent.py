@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CorruptError, OpenError
 from scarcade.engine.folder import read_manifest
+from scarcade.engine.schema import Categories
 from scarcade.jobs.table import TableWriter
 
 FORMAT = 1

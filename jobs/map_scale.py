@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from scarcade.dataloaders.source import Matrix, opened
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import MemoryLimitError
 from scarcade.engine.memory import bytes_of, size_text
 from scarcade.engine.scale import Scale
+from scarcade.engine.schema import Schema
 
 PROCESS = 500_000_000  # bytes that a worker takes with its libraries and a small reference, before the first query
 _A_VALUE = 8  # bytes of a stored count: its gene and its number

@@ -16,9 +16,9 @@ import pandas as pd
 
 from scarcade.dataloaders.schema import FILE_COLUMN, code_of, text_of
 from scarcade.dataloaders.source import AnnDataFile, piece
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CorruptError, InputError, UsageError
 from scarcade.engine.folder import read_manifest
+from scarcade.engine.schema import Categories, Schema
 from scarcade.jobs.latent import LATENT, VARIANCE, LatentReader, latent_arrays
 from scarcade.jobs.reference import Reference
 from scarcade.jobs.results import Record, Results

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from scarcade.dataloaders.store import Store
-from scarcade.engine.contracts import UNLABELLED, Shard
 from scarcade.engine.errors import UsageError
 from scarcade.engine.neighbours import Neighbours
+from scarcade.engine.schema import UNLABELLED, Shard
 from scarcade.jobs.label_transfer import votes
 from scarcade.jobs.latent import LATENT, LatentReader, read_latent
 

@@ -19,10 +19,10 @@ from scarcade.dataloaders.loader import CellLoader, LoaderConfig, of_source
 from scarcade.dataloaders.query_counts import QuerySource, source_of
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.pack import Member
+from scarcade.engine.schema import Categories, Schema
 from scarcade.engine.scores import label_accuracy
 from scarcade.engine.state import FitResult
 from scarcade.engine.world import World

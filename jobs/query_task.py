@@ -17,9 +17,9 @@ from scarcade.dataloaders.query_counts import Keep, seen
 from scarcade.dataloaders.schema import Query, read_query
 from scarcade.dataloaders.scratch import Scratch
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import MemoryLimitError, ScarcadeError
 from scarcade.engine.memory import ran_out
+from scarcade.engine.schema import Schema
 from scarcade.engine.scores import label_accuracy
 from scarcade.jobs.exits import explained
 from scarcade.jobs.map_scale import MapScale, check_memory

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import UNLABELLED, Schema
 from scarcade.engine.errors import ModelFileError
+from scarcade.engine.schema import UNLABELLED, Schema
 from scarcade.jobs.cached_model import local_model
 from scarcade.jobs.label_transfer import LabelTransfer, Weights
 from scarcade.jobs.latent import LATENT, Latent, read_latent

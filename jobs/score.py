@@ -10,8 +10,8 @@ import pandas as pd
 
 from scarcade.dataloaders.schema import column_of, label_text, text_of
 from scarcade.dataloaders.source import AnnDataFile, opened
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import OpenError, UsageError
+from scarcade.engine.schema import Categories
 from scarcade.engine.scores import integration, label_accuracy
 from scarcade.engine.storage import is_url, shown
 from scarcade.jobs.fetched import near

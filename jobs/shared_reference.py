@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.schema import Categories, Schema
 from scarcade.jobs.label_transfer import LabelTransfer
 from scarcade.jobs.latent import Latent
 from scarcade.jobs.reference import Reference

@@ -14,8 +14,8 @@ import numpy as np
 
 from scarcade.dataloaders.arrays import ArrayWriter, StringWriter
 from scarcade.dataloaders.writer import anndata_folder, smallest_codes, write_group
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError
+from scarcade.engine.schema import Categories
 
 _WIDE_BYTES = 1 << 20  # of a chunk of an array with a column for each gene
 

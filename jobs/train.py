@@ -14,13 +14,13 @@ import torch
 from scarcade.dataloaders.loader import LoaderConfig
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.config import checked, merged, nested
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import DataChangedError, UsageError
 from scarcade.engine.gradients import running_statistics
 from scarcade.engine.interrupts import interruptible
 from scarcade.engine.launch import run
 from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import final_kl_weight
+from scarcade.engine.schema import Schema
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.mislabelled import check_latent
 from scarcade.jobs.profiled import profile_table

@@ -15,10 +15,11 @@ from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.checkpoint import Checkpoints
 from scarcade.engine.config import checked
-from scarcade.engine.contracts import Categories, Loader, Schema, Shard
+from scarcade.engine.contracts import Loader
 from scarcade.engine.errors import DataChangedError
 from scarcade.engine.launch import Worker
 from scarcade.engine.loop import fit
+from scarcade.engine.schema import Categories, Schema, Shard
 from scarcade.engine.state import FitResult
 from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent

@@ -13,8 +13,9 @@ import pandas as pd
 
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory
 from scarcade.dataloaders.store import Store
-from scarcade.engine.contracts import UNLABELLED, Categories, Loader, Schema
+from scarcade.engine.contracts import Loader
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
+from scarcade.engine.schema import UNLABELLED, Categories, Schema
 
 SCORED, LEARNT = 2_000, 5_000  # cells at most
 SEARCHED = 20_000  # rows in which cells with a label are looked for

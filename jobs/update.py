@@ -12,9 +12,9 @@ import numpy as np
 
 from scarcade.dataloaders.aligned import AlignedStore, aligned
 from scarcade.dataloaders.store import Store
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import UsageError
 from scarcade.engine.optim import default_epochs
+from scarcade.engine.schema import Schema
 from scarcade.jobs.as_mapped import as_mapped
 from scarcade.jobs.cells import Cells
 from scarcade.jobs.embed import write_latent

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scarcade.engine.config import checked
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import UsageError
 from scarcade.engine.optim import default_epochs
+from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_likelihood
 from scarcade.models.hsic import hsic
 from scarcade.models.layers import seeded

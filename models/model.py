@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scarcade import __version__
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, UsageError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models import MODELS
 from scarcade.models.card import model_card
 from scarcade.models.model import AtlasModel

@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
 from scarcade.engine.optim import default_epochs
+from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_normal
 from scarcade.models.layers import Codes, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.model import AtlasModel

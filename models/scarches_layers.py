@@ -16,8 +16,9 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scarcade.engine.contracts import Batch, Noise, Schema
+from scarcade.engine.contracts import Batch, Noise
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models import layers
 from scarcade.models.distributions import Path
 from scarcade.models.layers import (

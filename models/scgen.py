@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
+from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, hidden_units, seeded
 from scarcade.models.model import AtlasModel, Output

@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models import outputs
 from scarcade.models.distributions import Family, Path, draw, kl_normal, kl_to_standard_normal, log_likelihood
 from scarcade.models.frozen_head import FrozenHead

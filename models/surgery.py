@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scarcade.engine.config import Section
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CategoryError, GenesError, ModelFileError, UsageError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models.layers import GROWN, BatchNorm, Growable
 from scarcade.models.model import AtlasModel
 

@@ -20,8 +20,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models import protein_outputs
 from scarcade.models.adversary import Adversary
 from scarcade.models.distributions import draw, kl_normal, kl_to_standard_normal, nb_mixture_elements

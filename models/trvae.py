@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from scarcade.engine.contracts import Batch, Losses, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw, kl_to_standard_normal
 from scarcade.models.layers import Linear, seeded
 from scarcade.models.likelihood import counts_for, counts_log_likelihood

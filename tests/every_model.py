@@ -12,8 +12,8 @@ import anndata as ad
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.contracts import Schema
 from scarcade.engine.gradients import running_statistics
+from scarcade.engine.schema import Schema
 from scarcade.jobs.train import train
 from scarcade.models import MODELS
 

@@ -38,7 +38,7 @@ def scarcade_memory(data: str, batch: int, csr: bool) -> tuple[Batches, Callable
     import torch
 
     from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory
-    from scarcade.engine.contracts import Categories, Schema
+    from scarcade.engine.schema import Categories, Schema
 
     adata = ad.read_h5ad(data)
     batches = adata.obs["batch"].cat
@@ -116,9 +116,9 @@ def ceiling(data: str, batch: int, csr: bool) -> dict[str, float]:
     import torch
 
     from scarcade.dataloaders import arrays
+    from scarcade.dataloaders.packed import DenseRing, PackedCounts
     from scarcade.dataloaders.sources import StoreSource
     from scarcade.dataloaders.store import open_store
-    from scarcade.dataloaders.superbatch import DenseRing, PackedCounts
 
     del csr
     store = open_store(data)

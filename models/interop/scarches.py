@@ -14,8 +14,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, UsageError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models.expimap import Expimap
 from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files
 from scarcade.models.layers import BatchNorm, ConditionRows, Dispersion, Linear

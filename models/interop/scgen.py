@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files
 from scarcade.models.saved import check_schema
 from scarcade.models.scgen import Scgen

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import ModelFileError, OpenError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models.interop.foreign import FILES, read_three_files
 from scarcade.models.interop.pickles import read_pickle
 

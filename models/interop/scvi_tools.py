@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from scarcade.engine.contracts import Schema
 from scarcade.engine.errors import ModelFileError, UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models.interop import totalvi
 from scarcade.models.interop.foreign import load_fitting
 from scarcade.models.interop.scvi_files import init_arguments, old_registry, read_files, schema_of, tensor_of

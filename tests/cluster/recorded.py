@@ -19,13 +19,14 @@ import numpy as np
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig, stream
 from scarcade.dataloaders.store import open_store
 from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
-from scarcade.engine.contracts import Batch, Shard
+from scarcade.engine.contracts import Batch
 from scarcade.engine.interrupts import Interrupts
 from scarcade.engine.launch import Worker, run
 from scarcade.engine.loop import fit
 from scarcade.engine.metrics import MetricsFile
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.scale import Scale
+from scarcade.engine.schema import Shard
 from scarcade.models.scvi import Scvi
 from tests.cluster.nodes import ROOT, Nodes
 

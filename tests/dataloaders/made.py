@@ -8,7 +8,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scarcade.dataloaders.store import CellBlock, Store, StoreWriter, open_store
-from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.schema import Categories, Schema
 
 
 @dataclass(frozen=True)

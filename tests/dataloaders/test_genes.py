@@ -48,7 +48,7 @@ def test_moments_are_exact_however_the_cells_are_split_and_however_large_the_cou
     assert np.array_equal(normalised_variance(parts), normalised_variance([(whole, 0)]))
     n, table, (gene, value, times) = whole.batch(0)
     dense = m.toarray().astype(np.int64)
-    sums = (table * np.arange(1, table.shape[1] + 1)).sum(1) + np.bincount(gene, value * times, minlength=30)
+    sums = (table * np.arange(1, len(table) + 1)[:, None]).sum(0) + np.bincount(gene, value * times, minlength=30)
     assert n == 300
     assert np.array_equal(sums, dense.sum(0))
 

@@ -8,7 +8,8 @@ import torch
 from scarcade.dataloaders.labelled import SubsetSource, WithLabelled, _spans, with_labelled
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory, stream
 from scarcade.dataloaders.sources import StoreSource
-from scarcade.engine.contracts import Batch, Loader, Noise, Shard
+from scarcade.engine.contracts import Batch, Loader, Noise
+from scarcade.engine.schema import Shard
 from tests.dataloaders.made import Made, make
 
 CPU = torch.device("cpu")

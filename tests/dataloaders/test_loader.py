@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory, stream
-from scarcade.engine.contracts import Batch, Loader, Noise, Position, Shard
+from scarcade.engine.contracts import Batch, Loader, Noise
 from scarcade.engine.errors import CorruptError, MissingChunkError, UsageError
+from scarcade.engine.schema import Position, Shard
 from tests.dataloaders.made import Made, make
 
 CPU = torch.device("cpu")

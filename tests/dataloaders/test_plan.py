@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
 
 from scarcade.dataloaders.plan import Plan, lanes_for, permutation
-from scarcade.engine.contracts import Shard
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import Shard
 
 plans = st.builds(
     Plan,

@@ -7,8 +7,8 @@ import pytest
 
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.schema import DataWarning, read_query
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CountsError, GenesError, UsageError
+from scarcade.engine.schema import Categories, Schema
 from tests.dataloaders.files import adata, written
 
 REFERENCE = Schema(

@@ -17,9 +17,10 @@ from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.stored_counts import Stored, StoredSource
 from scarcade.dataloaders.stratified import stratified
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.contracts import Batch, Categories, Schema
+from scarcade.engine.contracts import Batch
 from scarcade.engine.errors import CountsError, StorageError
 from scarcade.engine.folder import sweep
+from scarcade.engine.schema import Categories, Schema
 from tests.dataloaders.files import adata, written
 
 SEED = 7

@@ -9,8 +9,8 @@ import pytest
 import scipy.sparse as sp
 
 from scarcade.dataloaders.schema import DataWarning, Query, read_query, text_of
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CategoryError, CountsError, GenesError, UsageError
+from scarcade.engine.schema import Categories, Schema
 from tests.dataloaders.files import adata, written
 
 REFERENCE = Schema(

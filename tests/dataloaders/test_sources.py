@@ -8,8 +8,8 @@ import scipy.sparse as sp
 
 from scarcade.dataloaders import writer
 from scarcade.dataloaders.sources import Columns, MemorySource, StoreSource
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import CategoryError, CsrError
+from scarcade.engine.schema import Categories, Schema
 from tests.dataloaders.made import made_cells, make
 
 SCHEMA = Schema(tuple(f"g{i}" for i in range(20)), Categories("batch", ("a", "b")))

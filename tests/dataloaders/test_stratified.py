@@ -7,7 +7,7 @@ import torch
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory, stream
 from scarcade.dataloaders.stratified import Stratified, stratified
-from scarcade.engine.contracts import Shard
+from scarcade.engine.schema import Shard
 from tests.dataloaders.made import Made, make
 
 CPU = torch.device("cpu")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scarcade.dataloaders.superbatch import BufferPool, DenseRing, PackedCounts, Superbatch, renamed
+from scarcade.dataloaders.packed import DenseRing, PackedCounts
+from scarcade.dataloaders.superbatch import BufferPool, Superbatch, renamed
 
 CPU = torch.device("cpu")
 

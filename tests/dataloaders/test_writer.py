@@ -9,7 +9,6 @@ import pytest
 
 from scarcade.dataloaders.store import CellBlock, StoreWriter, open_store
 from scarcade.dataloaders.writer import smallest_codes
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import (
     CategoryError,
     CountsError,
@@ -20,6 +19,7 @@ from scarcade.engine.errors import (
     ScarcadeError,
     StorageError,
 )
+from scarcade.engine.schema import Categories, Schema
 
 GENES = ("g0", "g1", "g2")
 SCHEMA = Schema(GENES, Categories("batch", ("a", "b")))

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from scarcade.engine.contracts import Categories, Noise, Schema
+from scarcade.engine.contracts import Noise
 from scarcade.engine.errors import ModelFileError
+from scarcade.engine.schema import Categories, Schema
 
 SCHEMA = Schema(
     genes=("A", "B"),

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scarcade.engine.contracts import Batch, Position
+from scarcade.engine.contracts import Batch
 from scarcade.engine.gradients import GradientSum
+from scarcade.engine.schema import Position
 from scarcade.engine.together import with_others
 from scarcade.engine.world import World
 from tests.engine.toy import ToyCounts

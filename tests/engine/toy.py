@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scarcade.engine.contracts import Batch, Categories, Losses, Noise, Position, Schema, Shard, Step
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
+from scarcade.engine.schema import Categories, Position, Schema, Shard
 
 SCHEMA = Schema(tuple(f"g{i}" for i in range(12)), Categories("batch", ("a", "b", "c")))
 

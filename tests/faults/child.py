@@ -18,8 +18,8 @@ def answer(path: Path) -> dict[str, object]:
     from scarcade.dataloaders.schema import read_query
     from scarcade.dataloaders.source import AnnDataFile
     from scarcade.dataloaders.store import open_store
-    from scarcade.engine.contracts import Categories, Schema
     from scarcade.engine.errors import InputError
+    from scarcade.engine.schema import Categories, Schema
 
     try:
         if path.name.startswith("store"):

@@ -17,8 +17,8 @@ import pytest
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.schema import read_query
 from scarcade.dataloaders.source import AnnDataFile
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import InputError
+from scarcade.engine.schema import Categories, Schema
 from tests.dataloaders.files import adata, quiet, written
 
 

@@ -10,9 +10,9 @@ import pytest
 from scarcade.dataloaders.loader import Columns, LoaderConfig, in_memory
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.contracts import Categories
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
+from scarcade.engine.schema import Categories
 from scarcade.jobs.embed import write_latent
 from scarcade.models.saved import save
 from scarcade.models.scvi import Scvi

@@ -7,7 +7,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 
-from scarcade.engine.contracts import Categories, Schema
+from scarcade.engine.schema import Categories, Schema
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.projection import project
 from scarcade.jobs.query_task import Job, MapConfig

@@ -13,7 +13,8 @@ from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.schema import read_query
 from scarcade.dataloaders.store import Store
 from scarcade.engine.config import checked, merged
-from scarcade.engine.contracts import Batch, Shard, Step
+from scarcade.engine.contracts import Batch, Step
+from scarcade.engine.schema import Shard
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.one_query import QueryData, QueryOptim, QuerySurgery, map_query
 from scarcade.jobs.reference import Reference, TransferConfig, load_reference

@@ -9,9 +9,9 @@ import pytest
 
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.store import open_store
-from scarcade.engine.contracts import Categories, Schema
 from scarcade.engine.errors import OpenError
 from scarcade.engine.folder import committed, write_json
+from scarcade.engine.schema import Categories, Schema
 from scarcade.jobs.inspect import inspect, render
 from tests.dataloaders.files import adata, quiet, written
 

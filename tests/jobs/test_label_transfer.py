@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError, NonFiniteError
+from scarcade.engine.schema import Categories
 from scarcade.jobs.label_transfer import LabelTransfer, codes_of, neighbour_weights, votes
 
 AB = Categories("cell_type", ("a", "b"))

@@ -6,8 +6,8 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scarcade.engine.contracts import Categories
 from scarcade.engine.errors import CategoryError, CorruptError, MissingChunkError, OpenError, StorageError
+from scarcade.engine.schema import Categories
 from scarcade.jobs.latent import latent_arrays, latent_writer, read_latent
 
 BATCH, TYPE = Categories("batch", ("one", "two")), Categories("cell_type", ("B", "T"))

@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcade.engine.contracts import Shard
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import Shard
 from scarcade.jobs.latent import latent_arrays, latent_writer
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.mislabelled import contradicted, contradicted_in

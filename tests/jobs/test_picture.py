@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 
-from scarcade.engine.contracts import Categories
+from scarcade.engine.schema import Categories
 from scarcade.jobs.label_transfer import Prediction
 from scarcade.jobs.picture import SHOWN, STEPS, in_frame, label_codes, picture, shown_rows
 from scarcade.jobs.projection import project

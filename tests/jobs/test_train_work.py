@@ -5,7 +5,7 @@ import pytest
 
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.stratified import Stratified
-from scarcade.engine.contracts import Shard
+from scarcade.engine.schema import Shard
 from scarcade.jobs.train_config import resolved
 from scarcade.jobs.train_work import _stream
 from tests.every_model import made_store, settings_of

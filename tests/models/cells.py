@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scarcade.engine.contracts import Batch, Categories, Position, Schema
+from scarcade.engine.contracts import Batch
+from scarcade.engine.schema import Categories, Position, Schema
 
 
 @dataclass

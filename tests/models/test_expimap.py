@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from scarcade.engine.contracts import Batch, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Noise, Step
 from scarcade.engine.errors import UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models.expimap import Expimap
 from scarcade.models.hsic import hsic
 from scarcade.models.saved import read, read_delta, save, save_delta

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory
 from scarcade.dataloaders.stratified import stratified
-from scarcade.engine.contracts import Batch, Schema
+from scarcade.engine.contracts import Batch
 from scarcade.engine.errors import NonFiniteError, UsageError
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.pack import Member, Pack
+from scarcade.engine.schema import Schema
 from scarcade.models import MODELS
 from scarcade.models.model import AtlasModel
 from scarcade.models.packed import Packed, put_rows, rows_of, why_alone

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from scarcade.engine.contracts import Categories, Schema, Step
+from scarcade.engine.contracts import Step
 from scarcade.engine.precision import products, products_in
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models import MODELS
 from scarcade.models.products import WIDE
 from tests.every_model import ALL_PARTS, EVERY

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from scarcade.engine.contracts import Batch, Categories, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Noise, Step
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models import MODELS, Scanvi, Scvi
 from scarcade.models.distributions import log_normal
 from scarcade.models.scanvi import NoiseOfClasses

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from scarcade.engine.contracts import Categories, Noise, Schema, Step
+from scarcade.engine.contracts import Noise, Step
 from scarcade.engine.errors import CategoryError, GenesError, ModelFileError
+from scarcade.engine.schema import Categories, Schema
 from scarcade.models import MODELS, RECIPES, AtlasModel, Scvi, Totalvi
 from scarcade.models.saved import read, save
 from scarcade.models.surgery import (

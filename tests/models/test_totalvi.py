@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from scarcade.engine.contracts import Batch, Noise, Schema, Step
+from scarcade.engine.contracts import Batch, Noise, Step
 from scarcade.engine.errors import CategoryError, UsageError
+from scarcade.engine.schema import Schema
 from scarcade.models import outputs
 from scarcade.models import protein_outputs as out
 from scarcade.models.distributions import nb_elements, nb_mixture_elements

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scarcade.engine.contracts import Batch, Schema, Step
+from scarcade.engine.contracts import Batch, Step
+from scarcade.engine.schema import Schema
 from scarcade.models.model import AtlasModel
 from tests.shared import shared
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from scarcade.engine.contracts import Batch, Schema, Step
+from scarcade.engine.contracts import Batch, Step
+from scarcade.engine.schema import Schema
 from scarcade.models.interop.scvi_tools import build, from_state, to_state
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.surgery import SurgeryConfig, grow

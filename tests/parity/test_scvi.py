@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from scarcade.engine.contracts import Batch, Categories, Schema, Step
+from scarcade.engine.contracts import Batch, Step
+from scarcade.engine.schema import Categories, Schema
 from scarcade.jobs.differential import DifferentialConfig, Draws, Groups, compare, fdr_calls, raw_statistics
 from scarcade.models.interop.scvi_tools import build, from_state, to_state
 from scarcade.models.outputs import normalised_expression

@@ -1,0 +1,107 @@
+"""Counts of a batch, packed until a device wants them: a view into a superbatch, and what they are unpacked into."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scarcade.dataloaders import kernels
+from scarcade.dataloaders.superbatch import Superbatch
+from scarcade.engine.pool import run
+
+_LOG1P = np.log1p(np.arange(1024)).astype(np.float32)  # of counts up to 1,023, which nearly all are
+_TABLES = {
+    torch.float32: _LOG1P,
+    torch.bfloat16: torch.from_numpy(_LOG1P).to(torch.bfloat16).view(torch.uint16).numpy(),
+}
+_SHARED = 1 << 19  # entries from which on threads share the rows
+
+
+class DenseRing:
+    """Buffers used in turn, two for each use: a fresh one costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[torch.dtype, str, int], Tensor] = {}
+        self.turn = 0
+
+    def rows(self, use: str, turn: int, n: int, n_genes: int, kind: torch.dtype = torch.float32) -> Tensor:
+        """The first `n` rows of a buffer."""
+        have = self._buffers.get((kind, use, turn))
+        if have is None or have.shape[0] < n or have.shape[1] != n_genes:
+            have = self._buffers[kind, use, turn] = torch.empty(n, n_genes, dtype=kind)
+        return have[:n]
+
+
+class PackedCounts:
+    """Counts of a batch, packed until a device wants them (`scarcade.engine.contracts.Counts`)."""
+
+    __slots__ = ("_n_genes", "_ring", "_slot", "_start", "_stop", "_superbatch")
+
+    def __init__(self, superbatch: Superbatch, start: int, stop: int, n_genes: int, ring: DenseRing) -> None:
+        self._superbatch = superbatch
+        self._start, self._stop = start, stop
+        self._n_genes = n_genes
+        self._ring = ring
+        self._slot = ring.turn
+        ring.turn ^= 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._stop - self._start, self._n_genes
+
+    def dense(self, device: torch.device) -> Tensor:
+        """float32 (B, G); on the CPU a buffer that is reused from the next batch but one on."""
+        if device.type != "cpu":
+            return self.unpacked(device)
+        found = self._ring.rows("counts", self._slot, *self.shape)
+        self._scatter(kernels.scatter, found.numpy())
+        return found
+
+    def log1p(self, device: torch.device, kind: torch.dtype = torch.float32) -> Tensor:
+        """ln(1 + count), (B, G): of the counts that are there, in a buffer of its own beside `dense`."""
+        if device.type != "cpu":
+            return self.unpacked(device).log1p_().to(kind)
+        found = self._ring.rows("logs", self._slot, *self.shape, kind)
+        out = found if kind == torch.float32 else found.view(torch.uint16)
+        self._scatter(kernels.scatter_log1p, out.numpy(), _TABLES[kind])
+        return found
+
+    def _scatter(self, kernel: Any, out: np.ndarray, *table: np.ndarray) -> None:
+        """Let `kernel` fill the rows of `out`, on threads if they are many."""
+        one = self._superbatch
+        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
+
+        def of(a: int, b: int) -> None:
+            kernel(one.indices, one.data, starts[a:b], lengths[a:b], one.in_order, *table, out[a:b])
+
+        if out.size < _SHARED:
+            of(0, len(out))
+        else:
+            run(len(out), of)
+
+    def unpacked(self, device: torch.device) -> Tensor:
+        """float32 (B, G), made dense on `device`: only the counts that are there cross the bus."""
+        indptr, indices, data = self.csr()
+        columns = torch.from_numpy(indices.astype(np.int64)).to(device)
+        values = torch.from_numpy(data.astype(np.float32)).to(device)
+        lengths = torch.from_numpy(np.diff(indptr)).to(device)
+        rows = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(indices))
+        out = torch.zeros(self.shape, device=device)
+        out.view(-1)[rows * self._n_genes + columns] = values
+        return out
+
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64 (B + 1,), gene index, value): views where the cells stand in order, so to be read alone."""
+        one = self._superbatch
+        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        if one.in_order and len(starts):
+            first = int(starts[0])
+            stop = first + int(indptr[-1])
+            return indptr, one.indices[first:stop], one.data[first:stop]
+        indices = np.empty(indptr[-1], one.indices.dtype)
+        data = np.empty(indptr[-1], one.data.dtype)
+        kernels.gather(one.indices, one.data, starts, lengths, indices, data)
+        return indptr, indices, data
