@@ -6,10 +6,11 @@ held in memory for each cell is the number of its counts as a small integer; eve
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,7 @@ class Store:
         self._keys = ArrayReader(self._files, "uns/scarcade/keys", self._manifest)
         self.n_cells, self.n_genes = len(self._keys), self.schema.n_genes
         self.nnz = len(self.x_data)
+        self._columns: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
         self._check_sizes()
         self._load_lengths()
 
@@ -155,20 +157,20 @@ class Store:
         indptr = ArrayReader(self._files, "X/indptr", self._manifest)
         if len(indptr) != self.n_cells + 1:
             raise CorruptError(f"{self.where}: X/indptr has {len(indptr)} entries for {self.n_cells} cells")
-        pieces, before, largest, coarse, row = [], 0, 0, [], 0
+        self.lengths = np.empty(self.n_cells, np.uint16 if self.n_genes < 1 << 16 else np.uint32)
+        self._coarse = np.empty(self.n_cells // _COARSE + 1, np.int64)
+        before, row = 0, 0
         for piece in indptr.pieces():
             steps = np.diff(piece, prepend=before)
             if (row == 0 and piece[0] != 0) or steps.min() < 0 or steps.max() > self.n_genes:
                 raise CsrError(f"{self.where}: X/indptr does not ascend from 0 by at most {self.n_genes} a cell")
-            coarse.append(piece[(-row) % _COARSE :: _COARSE])
-            largest = max(largest, int(steps.max()))
-            pieces.append(steps[1:] if row == 0 else steps)
-            pieces[-1] = pieces[-1].astype(np.uint16 if self.n_genes < 1 << 16 else np.uint32)
+            some = piece[(-row) % _COARSE :: _COARSE]
+            first = -(-row // _COARSE)
+            self._coarse[first : first + len(some)] = some
+            self.lengths[max(row - 1, 0) : row - 1 + len(piece)] = steps[1:] if row == 0 else steps
             before, row = int(piece[-1]), row + len(piece)
         if before != self.nnz:
             raise CsrError(f"{self.where}: X/indptr ends at {before}, there are {self.nnz} counts")
-        self.lengths = np.concatenate(pieces)
-        self._coarse = np.concatenate(coarse).astype(np.int64)
 
     def start_of(self, row: int) -> int:
         """Where the counts of `row` begin in X/data (`n_cells`: where they end)."""
@@ -282,16 +284,24 @@ class Store:
 
     def codes(self, column: str) -> np.ndarray:
         """A column for every cell (n_cells,): the schema's codes in the smallest integer type, -1 where the value
-        is missing or not one of the schema's; a column without categories as float32.
+        is missing or not one of the schema's; a column without categories as float32. To be read alone: all who ask
+        while somebody has it are given the same array.
 
         Raises:
             CategoryError: there is no such column, or a cell without a batch.
         """
+        found = self._columns.get(column)
+        if found is None:
+            found = self._columns[column] = self._column(column)
+            found.flags.writeable = False
+        return found
+
+    def _column(self, column: str) -> np.ndarray:
         if not self._is_categorical(column):
             if f"obs/{column}/zarr.json" not in self._manifest["files"]:
                 raise CategoryError(f"{self.where}: no obs column '{column}'; there are {self._column_names()}")
             reader = ArrayReader(self._files, f"obs/{column}", self._manifest)
-            return np.concatenate([piece.astype(np.float32) for piece in reader.pieces()])
+            return _filled(np.empty(len(reader), np.float32), reader.pieces())
         ours = self._schema_column(column)
         stored = self._categories(column)
         values = ours.codes() if ours is not None else {value: code for code, value in enumerate(stored)}
@@ -299,12 +309,14 @@ class Store:
         reader = ArrayReader(self._files, f"obs/{column}/codes", self._manifest)
         if len(reader) != self.n_cells:
             raise CorruptError(f"{self.where}: obs/{column} has {len(reader)} values for {self.n_cells} cells")
-        parts = []
-        for piece in reader.pieces():
-            if len(piece) and (piece.min() < -1 or piece.max() >= len(stored)):
-                raise CorruptError(f"{self.where}: obs/{column} has codes beyond its {len(stored)} categories")
-            parts.append(table[piece])
-        codes = np.concatenate(parts)
+
+        def pieces() -> Iterator[np.ndarray]:
+            for piece in reader.pieces():
+                if len(piece) and (piece.min() < -1 or piece.max() >= len(stored)):
+                    raise CorruptError(f"{self.where}: obs/{column} has codes beyond its {len(stored)} categories")
+                yield table[piece]
+
+        codes = _filled(np.empty(self.n_cells, table.dtype), pieces())
         if ours is not None and ours not in self.schema.labels and (codes < 0).any():
             cell = int(np.argmax(codes < 0))
             raise CategoryError(f"{self.where}: cell {cell} has no known value in '{column}'")
@@ -387,3 +399,12 @@ class Store:
             out.obsm[PROTEIN_COUNTS] = pd.DataFrame(np.concatenate([c for c, _ in proteins]), out.obs_names, names)
             out.obsm[PROTEIN_MEASURED] = pd.DataFrame(np.concatenate([m for _, m in proteins]), out.obs_names, names)
         return out
+
+
+def _filled(out: np.ndarray, pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """`out` with the pieces one behind the other: all of them are never there at once."""
+    at = 0
+    for piece in pieces:
+        out[at : at + len(piece)] = piece
+        at += len(piece)
+    return out

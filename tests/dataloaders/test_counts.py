@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scarcade.dataloaders.counts import Place, check_counts, check_csr, check_indptr, checked, dense_to_csr, take_rows
+from scarcade.dataloaders.counts import (
+    Place,
+    check_counts,
+    check_csr,
+    check_indptr,
+    checked,
+    dense_to_csr,
+    raise_to,
+    take_rows,
+)
 from scarcade.engine.errors import CountsError, CsrError
 from tests.dataloaders.files import counts
 
@@ -121,3 +130,37 @@ def test_take_rows_renames_drops_and_sorts() -> None:
     assert np.array_equal(sp.csr_matrix((out.data, out.indices, out.indptr), (30, 12)).toarray(), wanted)
     assert (out.data > 0).all()
     assert all(np.all(np.diff(out.indices[a:b]) > 0) for a, b in zip(out.indptr, out.indptr[1:], strict=False))
+
+
+@pytest.mark.parametrize("renamed", ["same", "shifted", "reversed", "some"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_take_rows_is_the_same_on_each_of_its_ways_and_gives_the_types_asked_for(renamed: str, zeros: bool) -> None:
+    """Rows without zeros and with all genes kept are copied in vectors; the others value by value."""
+    matrix = counts(100, 20).astype(np.float32)
+    if zeros:
+        matrix.data[::7] = 0.0
+    columns = {
+        "same": np.arange(20),
+        "shifted": np.arange(20) + 5,
+        "reversed": np.arange(20)[::-1],
+        "some": np.where(np.arange(20) % 3 == 0, -1, np.arange(20)),
+    }[renamed].astype(np.int32)
+    order = np.random.default_rng(0).permutation(100)
+    csr = checked(matrix.indptr.astype(np.int64), matrix.indices, matrix.data, 20, HERE)
+    out = take_rows(csr, order, columns, 25, index_dtype=np.uint8, value_dtype=np.uint16)
+    assert [one.dtype.name for one in (out.indices, out.data, out.indptr)] == ["uint8", "uint16", "int64"]
+    expected = np.zeros((100, 25))
+    expected[:, columns[columns >= 0]] = matrix.toarray()[order][:, columns >= 0]
+    assert (out.data != 0).all()
+    assert np.array_equal(sp.csr_matrix((out.data, out.indices, out.indptr), shape=(100, 25)).toarray(), expected)
+    assert all(
+        (np.diff(out.indices[a:b].astype(int)) > 0).all() for a, b in zip(out.indptr, out.indptr[1:], strict=False)
+    )
+
+
+def test_the_largest_count_of_each_gene() -> None:
+    matrix = counts(100, 20).astype(np.float32)
+    csr = checked(matrix.indptr.astype(np.int64), matrix.indices, matrix.data, 20, HERE)
+    largest = np.full(20, 2.5)
+    raise_to(largest, csr)
+    assert np.array_equal(largest, np.maximum(matrix.max(axis=0).toarray().ravel(), 2.5))

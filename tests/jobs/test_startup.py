@@ -31,6 +31,12 @@ def test_help_imports_nothing_that_computes() -> None:
     assert not found & {*HEAVY, "torch", "numpy", "numba", "pandas", "anndata", "zarr", "pydantic", "pyarrow"}
 
 
+def test_ingesting_imports_no_torch(atlas: Atlas, tmp_path: Path) -> None:
+    found = imported("ingest", atlas.query, "--out", tmp_path / "s.zarr", "--batch-key", "batch", "--hvg", "20")
+    assert "scarcade.dataloaders.build" in found
+    assert not found & {*HEAVY, "torch"}
+
+
 def test_training_in_this_process_imports_no_compiler_and_no_cluster(atlas: Atlas, tmp_path: Path) -> None:
     options = ("--model.n-hidden", "8", "--optim.max-steps", "2", "--threads", "1", "--workers", "0")
     found = imported("train", "--data", atlas.store.place, "--out", tmp_path / "run", *options)
