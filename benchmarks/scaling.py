@@ -3,9 +3,9 @@
     python -m benchmarks.scaling --data FOLDER [--cells 100000 1000000 10000000] [--rounds 3] [--max-steps 1000]
 
 An epoch of scVI (nb, batch 1,024) that streams a made store, and the latent of all its cells, each in a process of its
-own; rounds are interleaved and the median is taken. The clock starts with the first line of metrics, after compilation and
-the first window. With `--max-steps` all are trained for so many steps, the small stores for several epochs. The bars: cells
-per second and memory within 10 %.
+own; rounds are interleaved and the median is taken. The clock starts with the first line of metrics, after compilation
+and the first window. With `--max-steps` all are trained for so many steps, the small stores for several epochs. The
+bars: cells per second and memory within 10 %.
 """
 
 import argparse
