@@ -5,7 +5,7 @@ written by `ArrayWriter` in the one layout below, which every zarr v3 reader ope
 which knows that layout alone: shard index once, compressed runs of chunks by one positioned read, decoded
 straight into the caller's buffer with the interpreter lock released (3 times zarr's own pipeline).
 
-Layout: ``sharding_indexed`` over chunks of (bytes little, blosc lz4, crc32c), index at the end.
+Layout: ``sharding_indexed`` over chunks of (bytes little, blosc with lz4 or lz4hc, crc32c), index at the end.
 Files are read, not mapped: a mapped file counts as memory of the process, and a cut one kills it (SIGBUS).
 """
 
