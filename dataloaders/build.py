@@ -53,10 +53,8 @@ def deal(
     histograms = None if config.hvg is None else GeneHistograms(len(batch.categories), n_genes)
     codes = np.load(found.folder / f"column-{batch.place}.npy", mmap_mode="r")
     counts = counts_of(found, path, integer=not config.allow_noninteger, workspace=found.folder)
-    with (
-        Dealer(found.folder, bits) as dealer,
-        closing(Prefetch(counts)) as blocks,
-    ):  # read and checked while these are dealt
+    # what comes next is read and checked while this is dealt
+    with closing(counts), Dealer(found.folder, bits) as dealer, closing(Prefetch(counts)) as blocks:
         for first, csr in blocks:
             here = slice(first, first + csr.n_cells)
             dealt, order = dealer.deal(csr, np.asarray(keys[here]), columns, n_genes, first)

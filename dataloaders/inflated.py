@@ -1,4 +1,4 @@
-"""Gzipped arrays of HDF5, decompressed by us: two thirds of ingest's time went into HDF5's own gzip, on one thread.
+"""Gzipped arrays of HDF5, decompressed by us: HDF5's own gzip, on one thread, is most of what ingest has to do.
 
 HDF5 hands out its chunks as they lie in the file. ISA-L inflates them two to three times as fast as the zlib that HDF5
 is built with, and, since it lets go of the interpreter, on several threads at once. Arrays with other filters than

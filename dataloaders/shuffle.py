@@ -120,9 +120,8 @@ def _settle(csr: Csr, keys: np.ndarray, order: np.ndarray) -> int:
 
         def content(cell: int) -> bytes:
             values = slice(csr.indptr[cell], csr.indptr[cell + 1])
-            wide = (
-                np.float32 if csr.data.dtype.kind == "f" else np.uint32
-            )  # not the type that this bucket happens to have
+            # not the type that this bucket happens to have: the order must not depend on what else is in it
+            wide = np.float32 if csr.data.dtype.kind == "f" else np.uint32
             return csr.indices[values].astype(np.int32).tobytes() + csr.data[values].astype(wide).tobytes()
 
         order[start:stop] = sorted(cells, key=content)

@@ -4,7 +4,7 @@ What belongs to a cell and is not its counts (name, key, obs, proteins) is put b
 mapped, not loaded, when the cells are written in their new order; so memory does not grow with the number of cells.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,9 @@ def survey_store(path: str | Path, config: IngestConfig, folder: Path) -> Survey
     )
 
 
-def counts_of(found: Survey, path: str | Path, *, integer: bool, workspace: Path) -> Iterator[tuple[int, Csr]]:
+def counts_of(
+    found: Survey, path: str | Path, *, integer: bool, workspace: Path
+) -> Generator[tuple[int, Csr], None, None]:
     """The checked counts of a surveyed file or store, in its own order of cells and genes."""
     if found.is_store:
         store: Store = open_store(path)
