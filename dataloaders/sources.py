@@ -1,7 +1,7 @@
 """Where a loader's cells come from: a store on disk, or arrays in memory. Both give the same superbatches."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
@@ -12,10 +12,12 @@ from scarcade.dataloaders import kernels
 from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import BufferPool, Superbatch
-from scarcade.engine.errors import CategoryError, CsrError
+from scarcade.dataloaders.unpacking import functions, unpack
+from scarcade.engine.errors import CategoryError, CorruptError, CsrError
 from scarcade.engine.schema import UNLABELLED, Schema
 
 Runs = Sequence[tuple[int, int]]
+_TOGETHER = 8  # chunks of either array that are read and unpacked at once: half a megabyte as they lie on the disk
 
 
 @dataclass(frozen=True)
@@ -124,37 +126,45 @@ class StoreSource:
             begin, end = store.start_of(start), store.start_of(stop)
             first, last = begin // step, -(-end // step) if end > begin else begin // step
             row, source = 0, np.cumsum(lengths[cells]) - lengths[cells] + begin
-            for number, chunk in self._chunks(first, last):
-                row = kernels.deliver(*chunk, number * step, row, source, lengths[cells], places[cells], indices, data)
+            where = (source, lengths[cells], places[cells], indices, data)
+            if first < last and (kept := self._ends.taken(first)) is not None:
+                row = kernels.deliver(*kept, first * step, row, *where)
+                self._ends.keep(first, kept)
+                first += 1
+            if first < last:
+                chunk = self._ends.fresh()
+                self._deliver(first, last, chunk, row, where)
+                self._ends.keep(last - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
             cell = cells.stop
         return loaded
 
-    def _chunks(self, first: int, last: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        """The chunks [first, last) of gene indices and values, each valid until the next one.
+    def _deliver(
+        self, first: int, last: int, chunk: tuple[np.ndarray, np.ndarray], row: int, where: tuple[np.ndarray, ...]
+    ) -> None:
+        """Put the cells from `row` on that the chunks [first, last) hold where they belong; the last stays in `chunk`.
 
-        The last one is kept: a window ends within a chunk, and the next window of its lane begins there.
+        Raises:
+            as `ArrayReader.each`.
         """
-        store = self.store
-        if first < last and (kept := self._ends.taken(first)) is not None:
-            yield first, kept
-            if last - first == 1:
-                self._ends.keep(first, kept)  # a run within one chunk: its end is here as well
-                return
-            self._ends.give_back(kept)
-            first += 1
-        chunk = self._ends.fresh()
-        number = -1
-        both = zip(
-            store.x_indices.each(first, last, chunk[0], below=store.n_genes),
-            store.x_data.each(first, last, chunk[1]),
-            strict=True,
-        )
-        for number, _ in both:
-            yield number, chunk
-        if number < 0:
-            self._ends.give_back(chunk)
-        else:
-            self._ends.keep(number, chunk)
+        store, step, compiled = self.store, self.least, functions()
+        if compiled is None:
+            both = zip(
+                store.x_indices.each(first, last, chunk[0], below=store.n_genes),
+                store.x_data.each(first, last, chunk[1]),
+                strict=True,
+            )
+            for number, _ in both:
+                row = kernels.deliver(*chunk, number * step, row, *where)
+            return
+        for begin in range(first, last, _TOGETHER):
+            end = min(begin + _TOGETHER, last)
+            packed = (*store.x_indices.packed(begin, end), *store.x_data.packed(begin, end))
+            row, done = unpack(*compiled, *packed, *chunk, store.n_genes, begin, row, *where)
+            if done < end - begin:
+                bad = begin + done
+                for _ in store.x_indices.each(bad, bad + 1, chunk[0], below=store.n_genes):  # says what is wrong
+                    store.x_data.decode(bad, bad + 1, chunk[1])
+                raise CorruptError(f"{store.where}: X: chunk {bad} cannot be decoded")
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
         parts = [both for start, stop in runs if (both := self.store.proteins(start, stop)) is not None]

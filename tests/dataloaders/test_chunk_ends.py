@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from scarcade.dataloaders import sources
 from scarcade.dataloaders.arrays import ArrayReader
 from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.loader import LoaderConfig, stream
@@ -10,6 +12,17 @@ from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 
 U16 = np.dtype(np.uint16)
+
+
+def counted(read: Any, seen: list[int]) -> Any:
+    """A way of reading that tells which chunks of gene indices it was asked for."""
+
+    def reading(self: ArrayReader, first: int, last: int, *rest: Any, **options: Any) -> Any:
+        if self.name == "X/indices":
+            seen.extend(range(first, last))
+        return read(self, first, last, *rest, **options)
+
+    return reading
 
 
 def test_a_chunk_that_is_kept_is_taken_once() -> None:
@@ -39,19 +52,18 @@ def test_the_same_chunk_kept_twice_stands_once() -> None:
     assert ends.fresh() is one
 
 
-def test_the_chunk_at_which_windows_meet_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_chunk_at_which_windows_meet_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
     """In the order of the disk each chunk is wanted by one window, or by two that follow one another."""
     simulate(tmp_path / "s.zarr", cells=6000, genes=300, library=400.0, seed=0)
     store = open_store(tmp_path / "s.zarr")
+    if not compiled:
+        monkeypatch.setattr(sources, "functions", lambda: None)
     unpacked: list[int] = []
-    unpack = ArrayReader._unpack
-
-    def counted(self: ArrayReader, chunk: int, sealed: memoryview, out: np.ndarray) -> None:
-        if self.name == "X/indices":
-            unpacked.append(chunk)
-        unpack(self, chunk, sealed, out)
-
-    monkeypatch.setattr(ArrayReader, "_unpack", counted)
+    for name in ("packed", "each"):
+        monkeypatch.setattr(ArrayReader, name, counted(getattr(ArrayReader, name), unpacked))
     config = LoaderConfig(batch_size=500, window=1000, validation=0)
     loader = stream(store, "all", config, seed=0, lanes=1, shuffle=False)
     found = [batch.counts.csr() for batch in loader.epoch(0)]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from scarcade.dataloaders.inflated import InflatedArray, inflated
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.schema import DataWarning
 from scarcade.dataloaders.store import Store
@@ -307,6 +309,7 @@ def test_files_are_read_by_ray_tasks_to_the_same_store(tmp_path: Path) -> None:
 
 _KILLED = """
 import sys, time
+from scarcade.dataloaders.inflated import InflatedArray, inflated
 from scarcade.dataloaders.ingest import ingest
 def stop(done, total, stage):
     if stage == sys.argv[3]:
@@ -330,3 +333,33 @@ def test_a_killed_ingest_leaves_nothing_and_runs_again(tmp_path: Path, stage: st
     assert list(out.parent.iterdir())
     assert run(path, out).n_cells == 60
     assert [p.name for p in out.parent.iterdir()] == ["s.zarr"]
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+def test_a_gzipped_file_gives_the_store_of_one_that_is_not(tmp_path: Path, layout: str) -> None:
+    data = adata(700, 60)
+    data.X = data.X if layout == "csr" else data.X.tocsc()
+    stores = []
+    for name, options in (("plain", {}), ("gzip", {"compression": "gzip"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        data.write_h5ad(folder / "a.h5ad", **options)
+        stores.append(run(folder / "a.h5ad", tmp_path / f"{name}.zarr", batch_key="batch"))
+    with h5py.File(tmp_path / "gzip" / "a.h5ad") as file:
+        assert isinstance(inflated(file["X/data"]), InflatedArray)
+    assert by_name(stores[1]).equals(by_name(stores[0]))
+    assert np.array_equal(stores[0].keys(0, 700), stores[1].keys(0, 700))
+
+
+@pytest.mark.parametrize("part", ["data", "indices"])
+def test_a_damaged_gzip_is_told_and_leaves_nothing(tmp_path: Path, part: str) -> None:
+    adata(700, 60).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        n = file[f"X/{part}"].id.get_num_chunks()
+        where = file[f"X/{part}"].id.get_chunk_info(n - 1)
+    content = bytearray((tmp_path / "a.h5ad").read_bytes())
+    content[where.byte_offset + where.size // 2] ^= 0xFF
+    (tmp_path / "a.h5ad").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.h5ad"):
+        run(tmp_path / "a.h5ad", tmp_path / "out.zarr", batch_key="batch")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]

@@ -1,0 +1,66 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scarcade.dataloaders import sources
+from scarcade.dataloaders.loader import LoaderConfig, stream
+from scarcade.dataloaders.store import Store, open_store
+from scarcade.dataloaders.synthetic import simulate
+from scarcade.dataloaders.unpacking import functions
+from scarcade.engine.errors import CorruptError, CsrError, InputError
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("unpacking") / "s.zarr"
+    simulate(path, cells=9000, genes=300, library=300.0, seed=0)
+    return path
+
+
+def everything(store: Store) -> tuple[np.ndarray, ...]:
+    loader = stream(store, "all", LoaderConfig(batch_size=700, window=2100, validation=0), seed=0)
+    parts = [(batch.rows, *batch.counts.csr()[1:]) for batch in loader.epoch(0)]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def test_the_compiled_way_is_there_and_gives_the_cells_of_the_other(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert functions() is not None
+    compiled = everything(open_store(made))
+    monkeypatch.setattr(sources, "functions", lambda: None)
+    assert all(np.array_equal(a, b) for a, b in zip(compiled, everything(open_store(made)), strict=True))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("part", ["indices", "data"])
+@pytest.mark.parametrize("at", ["body", "checksum", "length"])
+def test_a_damaged_chunk_is_named(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, part: str, at: str
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(sources, "functions", lambda: None)
+    shutil.copytree(made, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    reader = store.x_indices if part == "indices" else store.x_data
+    number = reader.n_chunks - 2
+    offset, length = reader._index(0)[number]
+    place = {"body": offset + length // 2, "checksum": offset + length - 1, "length": offset + 4}[at]
+    file = tmp_path / "s.zarr" / "X" / part / "c" / "0"
+    content = bytearray(file.read_bytes())
+    content[int(place)] ^= 0x55
+    file.write_bytes(content)
+    with pytest.raises(CorruptError, match=rf"X/{part}: chunk {number} \(in X/{part}/c/0\): its checksum"):
+        everything(open_store(tmp_path / "s.zarr"))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_gene_beyond_the_last_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    if not compiled:
+        monkeypatch.setattr(sources, "functions", lambda: None)
+    store = open_store(made)
+    store.n_genes = int(store.x_indices.rows(0, len(store.x_indices)).max())  # as if the last gene were not there
+    with pytest.raises((CsrError, InputError), match="column index that is not below"):
+        everything(store)
