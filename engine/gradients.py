@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from scarcade.engine.world import World
 
-BUCKET_BYTES = 25 << 20
+_LEAST, _MOST = 256 << 10, 25 << 20  # bytes of a bucket
+
+
+def bucket_bytes_for(model_bytes: int) -> int:
+    """How full a bucket is sent: a quarter of a small model, whose last layers travel while the first are at work."""
+    return min(max(model_bytes // 4, _LEAST), _MOST)
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -54,9 +59,10 @@ class GradientSum:
     Args:
         model: whose trainable parameters are summed, and whose batch norm statistics are averaged.
         signals: how many float32 numbers are summed with them in each step.
+        bucket_bytes: how full a bucket is sent (default: `bucket_bytes_for` the parameters).
     """
 
-    def __init__(self, model: nn.Module, world: World, signals: int, *, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(self, model: nn.Module, world: World, signals: int, *, bucket_bytes: int | None = None) -> None:
         self._world = world
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._signals = signals
@@ -65,19 +71,19 @@ class GradientSum:
         self._hooks: list[Any] = []
         self._next = 0
         if world.size > 1:
-            self._lay_out(bucket_bytes)
+            n_bytes = sum(p.numel() * p.element_size() for p in self._parameters)
+            self._lay_out(bucket_bytes or bucket_bytes_for(n_bytes))
 
     def _lay_out(self, bucket_bytes: int) -> None:
         """Buckets in the order in which a backward pass reaches them: from the last parameter to the first."""
         groups: list[list[nn.Parameter]] = [[]]
-        room = bucket_bytes
+        held = 0
         for parameter in reversed(self._parameters):
-            size = parameter.numel() * parameter.element_size()
-            if groups[-1] and (size > room or parameter.dtype != groups[-1][-1].dtype):
+            if groups[-1] and (held >= bucket_bytes or parameter.dtype != groups[-1][-1].dtype):
                 groups.append([])
-                room = bucket_bytes
+                held = 0
             groups[-1].append(parameter)
-            room -= size
+            held += parameter.numel() * parameter.element_size()
         tail = self._signals + sum(buffer.numel() for buffer in self._statistics)
         for group in groups:
             self._buckets.append(_Bucket(group, tail if group is groups[-1] else 0))

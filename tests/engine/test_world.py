@@ -3,6 +3,7 @@
 Starting a process costs seconds, so each group of workers does everything once, and the tests look at it.
 """
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from scarcade.engine.checkpoint import CheckpointConfig, Checkpoints
 from scarcade.engine.errors import NonFiniteError
-from scarcade.engine.gradients import GradientSum
+from scarcade.engine.gradients import GradientSum, bucket_bytes_for
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.world import World
@@ -120,6 +121,40 @@ def summed(world: World, bucket_bytes: int) -> list[np.ndarray]:
         signals = gradients.finish(torch.tensor([1.0, float(world.rank)]), 1 / world.size)
     gradients.close()
     return [*(p.grad.numpy().copy() for p in model.parameters() if p.grad is not None), signals.numpy().copy()]
+
+
+class Noting:
+    """A world of two, of which this worker notes which gradients it has when a sum begins."""
+
+    size = 2
+
+    def __init__(self, model: nn.Module) -> None:
+        self.there: set[str] = set()
+        self.sums: list[tuple[int, set[str]]] = []
+        for name, parameter in model.named_parameters():
+            hook: Any = lambda _, name=name: self.there.add(name)  # noqa: E731
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def sum_later(self, flat: torch.Tensor) -> Any:
+        self.sums.append((flat.numel(), set(self.there)))
+        return types.SimpleNamespace(wait=lambda: None)
+
+
+def test_the_last_layers_travel_while_the_first_are_at_work() -> None:
+    model = nn.Sequential(nn.Linear(2000, 128), nn.ReLU(), nn.Linear(128, 2000))
+    world: Any = Noting(model)
+    gradients = GradientSum(model, world, 2)
+    model(torch.randn(4, 2000)).square().sum().backward()
+    gradients.finish(torch.zeros(2), 0.5)
+    gradients.close()
+    (first, there), (last, _) = world.sums
+    assert there <= {"2.weight", "2.bias"}  # (the bias may be noted after its sum began)
+    assert (first, last) == (2000 * 128 + 2000, 2000 * 128 + 128 + 2)
+
+
+@pytest.mark.parametrize(("of", "expected"), [(1000, 256 << 10), (4 << 20, 1 << 20), (1 << 30, 25 << 20)])
+def test_buckets_are_a_quarter_of_the_model_within_bounds(of: int, expected: int) -> None:
+    assert bucket_bytes_for(of) == expected
 
 
 @pytest.fixture(scope="module")
