@@ -62,7 +62,12 @@ def _held() -> tuple[int, int] | None:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that no memory could be had: Python's, numpy's, torch's on a CPU or GPU, Ray's."""
+    """Whether an error means that no memory could be had: Python's, numpy's, torch's on a CPU or GPU, Ray's.
+
+    So does one of ours that was raised from such a one, as when a file is too large to be read.
+    """
+    if error.__cause__ is not None and ran_out(error.__cause__):
+        return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)

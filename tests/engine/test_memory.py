@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from scarcade.engine.errors import LimitError
 from scarcade.engine.memory import bytes_of, ran_out, size_text
 
 
@@ -43,6 +44,16 @@ print(len(np.ones(20 << 20)))
 def test_a_process_held_to_a_limit_raises_and_goes_on() -> None:
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["True", "True", "True", str(4 << 20), str(20 << 20)]
+
+
+def test_an_error_of_ours_that_was_raised_for_want_of_memory_is_one() -> None:
+    with pytest.raises(LimitError) as raised:
+        try:
+            raise MemoryError("9 MiB")
+        except MemoryError as error:
+            raise LimitError("a.h5ad: obs: is too large to be read") from error
+    assert ran_out(raised.value)
+    assert not ran_out(LimitError("a.h5ad: too large"))
 
 
 def test_other_errors_are_not_for_want_of_memory() -> None:

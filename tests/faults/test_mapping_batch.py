@@ -38,7 +38,7 @@ def test_ten_bad_queries_are_set_aside_with_ten_reasons_and_change_nothing(n_goo
     good = good_queries(cells, folder, n_good)
     alone = map_queries(reference, good, tmp_path / "alone", **SETTINGS)
     alone.raise_if_failed()
-    bad_queries(good[0], folder, greedy_cells=250_000)
+    bad_queries(good[0], folder, greedy_cells=600_000)
     with killing_readers_of(folder / "poison.h5ad") as killed:
         result = map_queries(
             reference,
