@@ -35,11 +35,9 @@ READ_BYTES = 1 << 20  # compressed bytes read at once, at most
 STRINGS_PER_CHUNK = 1 << 16
 LIMIT_CHUNK_BYTES = 1 << 26  # a chunk that claims more is refused unread
 _ABSENT = (1 << 64) - 1
-_CRC_BYTES = 4
-_INDEX_BYTES = 16 * CHUNKS_PER_SHARD + _CRC_BYTES  # at the end of each shard
-_BLOSC_HEADER = 16
-_LENGTHS = struct.Struct("<I4xI")  # of a blosc header from byte 4 on: decoded and compressed bytes
-_CRC = struct.Struct("<I")
+CRC_BYTES = 4
+_INDEX_BYTES = 16 * CHUNKS_PER_SHARD + CRC_BYTES  # at the end of each shard
+BLOSC_HEADER = 16
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
@@ -293,30 +291,17 @@ class StringWriter:
 
 def _unsealed(sealed: memoryview, where: str) -> memoryview:
     """The compressed bytes inside, their crc32c checked."""
-    if len(sealed) < _CRC_BYTES:
+    if len(sealed) < CRC_BYTES:
         raise CorruptError(f"{where}: cut to {len(sealed)} bytes")
-    body = sealed[:-_CRC_BYTES]
-    if google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(sealed[-_CRC_BYTES:], "little"):
+    body = sealed[:-CRC_BYTES]
+    if google_crc32c.value(np.frombuffer(body, np.uint8)) != int.from_bytes(sealed[-CRC_BYTES:], "little"):
         raise CorruptError(f"{where}: its checksum (crc32c) is wrong; the bytes are not those that were written")
     return body
 
 
-def _sound(sealed: memoryview, n_bytes: int) -> bool:
-    """Whether its checksum is right, and its blosc header speaks of these bytes and of `n_bytes` decoded ones.
-
-    Looks at every chunk that is read: what is wrong with one is asked of `_unsealed` and `_decoded_bytes`.
-    """
-    length = len(sealed) - _CRC_BYTES
-    return (
-        length >= _BLOSC_HEADER
-        and _LENGTHS.unpack_from(sealed, 4) == (n_bytes, length)
-        and google_crc32c.value(np.frombuffer(sealed, np.uint8, length)) == _CRC.unpack_from(sealed, length)[0]
-    )
-
-
 def _decoded_bytes(compressed: memoryview, where: str) -> int:
     """What the blosc header promises; the header must speak of exactly these bytes."""
-    if len(compressed) < _BLOSC_HEADER:
+    if len(compressed) < BLOSC_HEADER:
         raise CorruptError(f"{where}: too short for a blosc chunk")
     n_bytes, _, n_compressed = struct.unpack_from("<III", compressed, 4)
     if n_compressed != len(compressed):
@@ -472,14 +457,14 @@ class ArrayReader:
 
     def _unpack(self, chunk: int, sealed: memoryview, out: np.ndarray) -> None:
         """Check one chunk and decode it into `out`, which are its bytes."""
-        if not _sound(sealed, self.chunk_bytes):
-            where = self._where(chunk)
-            _decoded_bytes(_unsealed(sealed, where), where)
+        where = self._where(chunk)
+        body = _unsealed(sealed, where)
+        if _decoded_bytes(body, where) != self.chunk_bytes:
             raise CorruptError(f"{where}: does not hold {self.chunk_bytes} bytes")
         try:
-            blosc.decompress(sealed[:-_CRC_BYTES], out)
+            blosc.decompress(body, out)
         except (RuntimeError, ValueError) as error:
-            raise CorruptError(f"{self._where(chunk)}: blosc cannot decode it ({error})") from error
+            raise CorruptError(f"{where}: blosc cannot decode it ({error})") from error
 
     def each(self, first: int, last: int, out: np.ndarray, below: int | None = None) -> Iterator[int]:
         """Decode the chunks [first, last) one after the other into `out` (of one chunk); yields their numbers.

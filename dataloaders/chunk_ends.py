@@ -1,7 +1,4 @@
-"""Decoded chunks at the ends of ranges: a window ends within a chunk, and the next window of its lane begins there.
-
-At 2,000 genes one chunk of fourteen is decoded for the second time otherwise.
-"""
+"""Decoded chunks at the ends of ranges: a window ends within a chunk, and the next window of its lane begins there."""
 
 import threading
 from collections import OrderedDict
@@ -38,13 +35,9 @@ class ChunkEnds:
                 self._free.append(self._kept.popitem(last=False)[1])
 
     def fresh(self) -> Chunk:
-        """Room for a chunk, the caller's until it is kept or given back."""
+        """Room for a chunk, the caller's until it is kept."""
         with self._lock:
             if self._free:
                 return self._free.pop()
         n, index_dtype, value_dtype = self._shape
         return np.empty(n, index_dtype), np.empty(n, value_dtype)
-
-    def give_back(self, chunk: Chunk) -> None:
-        with self._lock:
-            self._free.append(chunk)

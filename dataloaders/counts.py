@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from scarcade.dataloaders import kernels
 from scarcade.engine.errors import CountsError, CsrError
 
 MAX_COUNT = 2**32 - 1  # the largest count that a store holds
@@ -101,7 +102,7 @@ def check_csr(
         )
     if indices.dtype.kind not in "iu":
         raise CsrError(f"{place.where}: gene indices are {indices.dtype}; wanted integers")
-    if _in_order(indptr, indices, n_genes):
+    if kernels.check_rows(indptr, indices, n_genes)[0] == kernels.OK:
         return indptr, indices.astype(np.int32, copy=False), data
     if len(indices) and (indices.min() < 0 or indices.max() >= n_genes):
         bad = np.flatnonzero((indices < 0) | (indices >= n_genes))
@@ -231,23 +232,6 @@ def _whole(values: np.ndarray, out: np.ndarray) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def _in_order(indptr: np.ndarray, indices: np.ndarray, n_genes: int) -> bool:
-    """Whether the genes of each cell are in range and ascend strictly."""
-    for row in range(len(indptr) - 1):
-        genes = indices[indptr[row] : indptr[row + 1]]
-        if len(genes) == 0:
-            continue
-        if genes[0] < 0 or genes[len(genes) - 1] >= n_genes:
-            return False
-        wrong = 0
-        for i in range(1, len(genes)):
-            wrong += genes[np.uintp(i)] <= genes[np.uintp(i - 1)]
-        if wrong:
-            return False
-    return True
-
-
-@numba.njit(cache=True, nogil=True)
 def _sort_rows(indptr: np.ndarray, indices: np.ndarray, data: np.ndarray, n_genes: int, repeated: np.ndarray) -> int:
     """Sort each row in place; the number of repeated genes, the first of them in `repeated`.
 
@@ -313,7 +297,7 @@ def _take(
         zeros = 0
         for i in range(n):
             zeros += values[np.uintp(i)] == 0
-        if all_kept and zeros == 0:  # nearly always; then loops are done in vectors
+        if all_kept and zeros == 0:  # nearly always; such loops can be done in vectors
             if same:
                 for i in range(n):
                     out_indices[place + np.uintp(i)] = genes[np.uintp(i)]

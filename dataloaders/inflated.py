@@ -1,8 +1,8 @@
 """Gzipped arrays of HDF5, decompressed by us: HDF5's own gzip, on one thread, is most of what ingest has to do.
 
-HDF5 hands out its chunks as they lie in the file. ISA-L inflates them two to three times as fast as the zlib that HDF5
-is built with, and, since it lets go of the interpreter, on several threads at once. Arrays with other filters than
-gzip (with or without shuffle), of other types, or whose chunks were never written are read by HDF5 as ever.
+HDF5 hands out its chunks as they lie in the file. ISA-L inflates them faster than the zlib that HDF5 is built with,
+and, since it lets go of the interpreter, on several threads at once. Arrays with other filters than gzip (with or
+without shuffle), of other types, or whose chunks were never written are read by HDF5 as ever.
 """
 
 import os

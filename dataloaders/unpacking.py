@@ -1,6 +1,6 @@
 """Chunks of a store checked, decoded and put where their cells belong, several in one compiled call.
 
-Called one by one from Python, the checksum, the decoder and the copying cost a sixth of reading in calls alone, and the
+Called one by one from Python, the checksum, the decoder and the copying cost something in calls alone, and the
 interpreter's lock is asked for each time. The compiled loop calls the very functions of numcodecs' blosc and of
 google-crc32c by their addresses. Where those are not to be found the reader goes chunk by chunk, to the same bits.
 """
@@ -15,9 +15,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from scarcade.dataloaders.arrays import BLOSC_HEADER, CRC_BYTES
 from scarcade.dataloaders.kernels import deliver
-
-CRC_BYTES, BLOSC_HEADER = 4, 16
 
 
 class Functions(NamedTuple):

@@ -25,7 +25,7 @@ from scarcade.engine.schema import Schema
 
 FORMAT = 1
 # Bitshuffle does nothing for indices and decodes them slower. Counts that LZ4HC packed, of which only the search is
-# slower, have fewer pieces: as small as with bitshuffle, and decoded in three quarters of the time.
+# slower, have fewer pieces: as small as with bitshuffle, and decoded in two thirds of the time.
 _INDICES = Packing("shuffle")
 _COUNTS = Packing("shuffle", "lz4hc", 1)
 PROTEIN_COUNTS, PROTEIN_MEASURED = "protein_counts", "protein_measured"
