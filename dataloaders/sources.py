@@ -127,12 +127,13 @@ class StoreSource:
             first, last = begin // step, -(-end // step) if end > begin else begin // step
             row, source = 0, np.cumsum(lengths[cells]) - lengths[cells] + begin
             where = (source, lengths[cells], places[cells], indices, data)
-            if first < last and (kept := self._ends.taken(first)) is not None:
-                row = kernels.deliver(*kept, first * step, row, *where)
-                self._ends.keep(first, kept)
-                first += 1
             if first < last:
-                chunk = self._ends.fresh()
+                chunk = self._ends.taken(first)
+                if chunk is not None:
+                    row = kernels.deliver(*chunk, first * step, row, *where)
+                    first += 1
+                else:
+                    chunk = self._ends.fresh()
                 self._deliver(first, last, chunk, row, where)
                 self._ends.keep(last - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
             cell = cells.stop

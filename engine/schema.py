@@ -1,6 +1,6 @@
 """What cells are described by: categories, the schema of a store or model, a part of its cells, a place in its order.
 
-Beside no torch: the commands that only read and write stores start without it.
+It stands apart from `contracts` so that commands that only read and write stores start without torch.
 """
 
 import hashlib
