@@ -20,6 +20,7 @@ from scarcade.engine.pool import run
 from scarcade.models import hidden_kernel as kernel
 from scarcade.models.head_product import codes_of
 from scarcade.models.products import kind_of
+from scarcade.models.sparse_product import SeenCounts
 
 LARGE = 1 << 18  # units of all cells from which on threads share them: waking one costs a tenth of a ms
 LAYER_EPS = 1e-5  # torch's layer norm
@@ -55,7 +56,7 @@ class After:
 
 
 def hidden(
-    x_BI: Tensor | None,
+    x_BI: Tensor | SeenCounts | None,
     weight_HI: Tensor,
     bias_H: Tensor | None,
     table_KH: Tensor | None,
@@ -82,7 +83,7 @@ class _Hidden(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_BI: Tensor | None,
+        x_BI: Tensor | SeenCounts | None,
         weight_HI: Tensor,
         bias_H: Tensor | None,
         table_KH: Tensor | None,
@@ -92,8 +93,12 @@ class _Hidden(torch.autograd.Function):
         shift_H: Tensor | None,
         after: After,
     ) -> Tensor:
+        ctx.seen = None
         if product_BH is not None:
             z_BH = product_BH.clone(memory_format=torch.contiguous_format)
+        elif isinstance(x_BI, SeenCounts):
+            z_BH = x_BI.times(weight_HI)
+            ctx.seen, x_BI = x_BI, None
         else:
             assert x_BI is not None
             kind = kind_of(weight_HI)
@@ -115,7 +120,9 @@ class _Hidden(torch.autograd.Function):
         d_BH = d_BH.clone(memory_format=torch.contiguous_format)
         d_norm_2H, d_bias_H, d_table_KH = ctx.cells.backward(d_BH, wants_bias, wants_table)
         d_x_BI = d_weight_HI = None
-        if x_BI is not None:
+        if ctx.seen is not None:
+            d_weight_HI = ctx.seen.gradient(d_BH) if wants_weight else None
+        elif x_BI is not None:
             given = d_BH if x_BI.dtype == torch.float32 else d_BH.to(x_BI.dtype)
             d_x_BI = torch.mm(given, weight_HI).float() if wants_x else None
             d_weight_HI = torch.mm(given.T, x_BI).float() if wants_weight else None

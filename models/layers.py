@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from scarcade.engine.contracts import Noise
 from scarcade.models.hidden import After, hidden
 from scarcade.models.products import kind_of, product_of
+from scarcade.models.sparse_product import SeenCounts, dense_of
 
 Codes = Mapping[str, Tensor]
 """Covariate -> int64 (B,) category code of each cell."""
@@ -118,7 +119,7 @@ def condition_rows(layer: nn.Module, codes: Codes) -> tuple[Tensor | None, Tenso
 
 def hidden_units(
     layer: nn.Module,
-    x_BI: Tensor | None,
+    x_BI: Tensor | SeenCounts | None,
     codes: Codes,
     *,
     norm: "BatchNorm | None",
@@ -143,6 +144,7 @@ def hidden_units(
         if noise is not None and drops:
             after = replace(after, uniform_BH=noise.uniform(len(weight_HI)))
         return hidden(x_BI, weight_HI, bias_H, *condition_rows(layer, codes), product_BH, after)
+    x_BI = None if x_BI is None else dense_of(x_BI)
     h_BH = linear_with_rows(x_BI, weight_HI, bias_H, getattr(layer, "conditions", nn.ModuleDict()), codes, product_BH)
     if norm is not None:
         h_BH = norm(h_BH)
@@ -303,7 +305,7 @@ class FullyConnected(nn.Module):
         self.norm = nn.ModuleList(BatchNorm(n_hidden) for _ in range(n_layers if batch_norm else 0))
 
     def forward(
-        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> Tensor:
         """(B, H) from (B, I), or from the first layer's product with it (see `first_product`)."""
         h_BH = x_BI
@@ -318,17 +320,22 @@ class FullyConnected(nn.Module):
                 dropout_rate=self.dropout_rate,
                 product_BH=product_BH if i == 0 else None,
             )
-        assert h_BH is not None
+        assert isinstance(h_BH, Tensor)
         return h_BH
+
+    @property
+    def first_weight(self) -> Tensor:
+        """The weights that see the input, (H, I)."""
+        return self.linear[0].weight  # type: ignore[return-value]
 
     @property
     def kind(self) -> torch.dtype:
         """In which kind of number the first product is computed."""
-        return kind_of(self.linear[0].weight)  # type: ignore[arg-type]
+        return kind_of(self.first_weight)
 
-    def first_product(self, x_BI: Tensor) -> Tensor:
+    def first_product(self, x_BI: Tensor | SeenCounts) -> Tensor:
         """The first layer's weights times x, (B, H): what stays the same while they are frozen."""
-        return F.linear(x_BI, self.linear[0].weight)  # type: ignore[arg-type]
+        return F.linear(dense_of(x_BI), self.first_weight)
 
 
 class Linear(nn.Linear):
@@ -356,7 +363,7 @@ class Encoder(nn.Module):
         self.variance = Linear(n_hidden, n_out, generator)
 
     def forward(
-        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         h_BH = self.trunk(x_BI, codes, noise, product_BH)
         return self.mean(h_BH), self.variance(h_BH).exp() + 1e-4

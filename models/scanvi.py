@@ -25,6 +25,7 @@ from scarcade.models.distributions import draw, kl_to_standard_normal, log_norma
 from scarcade.models.layers import Codes, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.model import AtlasModel
 from scarcade.models.scvi import Scvi, Where
+from scarcade.models.sparse import seen
 
 
 class Scanvi(Scvi):
@@ -149,7 +150,8 @@ class Scanvi(Scvi):
 
     def classify(self, batch: Batch, noise: Noise | None = None) -> Tensor:
         """The classifier's logits at the mean of the latent, (B, C); `noise` is for dropout."""
-        x_BI = self.encoder_input(batch)
+        x = seen(batch.counts, self.device) if torch.is_grad_enabled() else None
+        x_BI = self.encoder_input(batch, x, self.encoder.trunk.kind)
         mean_BL, _ = self.encoder(x_BI, self.codes(batch), noise)
         logits_BC: Tensor = self.classifier(mean_BL, noise)
         return logits_BC

@@ -33,6 +33,7 @@ from scarcade.models.layers import (
 from scarcade.models.model import AtlasModel
 from scarcade.models.products import product_of
 from scarcade.models.sparse import Sparse, totals
+from scarcade.models.sparse_product import SeenCounts, dense_of, is_worth_while
 
 
 def _split(value: Any) -> Any:
@@ -165,20 +166,20 @@ class Stack(nn.Module):
         self.norm = nn.ModuleList(BatchNorm(n) for n in widths[1:] if config.norm == "batch")
 
     def forward(
-        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> Tensor:
         """(B, H) from (B, I), or from the first layer's product with it (see `first_product`)."""
         return self.rest(self.after_first(x_BI, codes, noise, product_BH), noise)
 
     def after_first(
-        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> Tensor:
         """The output of the first layer."""
         return self._units(0, self.first, x_BI, codes, noise, product_BH)
 
-    def first_product(self, x_BI: Tensor) -> Tensor:
+    def first_product(self, x_BI: Tensor | SeenCounts) -> Tensor:
         """The first layer's weights times x, (B, H): what stays the same while they are frozen."""
-        return F.linear(x_BI, self.first.weight)
+        return F.linear(dense_of(x_BI), self.first.weight)
 
     def rest(self, h_BH: Tensor, noise: Noise | None) -> Tensor:
         """From the output of the first layer to that of the last."""
@@ -190,7 +191,7 @@ class Stack(nn.Module):
         self,
         i: int,
         linear: nn.Module,
-        x_BI: Tensor | None,
+        x_BI: Tensor | SeenCounts | None,
         codes: Codes,
         noise: Noise | None,
         product_BH: Tensor | None = None,
@@ -217,7 +218,7 @@ class StackEncoder(nn.Module):
         self.log_variance = layers.Linear(n_hidden, n_latent, generator)
 
     def forward(
-        self, x_BI: Tensor | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         h_BH = self.trunk(x_BI, codes, noise, product_BH)
         return self.mean(h_BH), self.log_variance(h_BH).exp() + 1e-4
@@ -275,10 +276,25 @@ def log_normalised(x: Tensor | Sparse, size_B: Tensor, target_sum: float) -> Ten
     return torch.log1p(x * scale_B[:, None])
 
 
-def encoder_input(size_B: Tensor, batch: Batch, config: ScarchesConfig, *, mse: bool) -> Tensor:
-    """What the encoder sees of the counts, (B, G): their log1p, normalised first for mse or if it is asked for."""
+def encoder_input(
+    size_B: Tensor,
+    batch: Batch,
+    config: ScarchesConfig,
+    *,
+    mse: bool,
+    x: Tensor | Sparse | None = None,
+    weight_HI: Tensor,
+) -> Tensor | SeenCounts:
+    """What the encoder sees of the counts, (B, G): their log1p, normalised first for mse or if it is asked for.
+
+    Args:
+        x: the counts, where they have been taken from the batch already.
+        weight_HI: what they meet first.
+    """
     normalised = mse or config.normalise_input
     device = size_B.device
+    if isinstance(x, Sparse) and not normalised and is_worth_while(x, weight_HI):
+        return SeenCounts.logs(x)
     if not normalised:
         return batch.counts.log1p(device)
     return log_normalised(batch.counts.dense(device), size_B, config.target_sum)

@@ -30,6 +30,7 @@ from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import counts_for, fused, why_not
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.sparse import Sparse, seen, totals
+from scarcade.models.sparse_product import SeenCounts, is_worth_while
 from scarcade.models.trained_head import Logits, logits_of
 
 Where = Literal["encoder", "decoder", "none", "both"]
@@ -298,15 +299,18 @@ class Scvi(AtlasModel):
 
     def encoder_input(
         self, batch: Batch, x: Tensor | Sparse | None = None, kind: torch.dtype = torch.float32
-    ) -> Tensor:
+    ) -> Tensor | SeenCounts:
         """What encoders see of the counts, and of the continuous covariates if they are encoded.
 
         Args:
             x: the counts, where they have been taken from the batch already.
             kind: of number, as the first product takes them.
         """
-        counts = batch.counts
-        x_BI = counts.log1p(self.device, kind) if self.config.log_variational else counts.dense(self.device).to(kind)
+        counts, logs = batch.counts, self.config.log_variational
+        if isinstance(x, Sparse) and is_worth_while(x, self.encoder.trunk.first_weight):
+            beside_BC = batch.continuous if self.config.encode_covariates else None
+            return SeenCounts.logs(x, beside_BC) if logs else SeenCounts(x, beside_BC)
+        x_BI = counts.log1p(self.device, kind) if logs else counts.dense(self.device).to(kind)
         if self.config.encode_covariates and batch.continuous is not None:
             x_BI = torch.cat([x_BI, batch.continuous.to(kind)], -1)
         return x_BI

@@ -32,6 +32,7 @@ from scarcade.models.model import AtlasModel, Output
 from scarcade.models.protein_background import CELLS, BackgroundPrior, Efficiency, sums
 from scarcade.models.scvi import RECIPES, Decoded, Posterior, Scvi
 from scarcade.models.sparse import Sparse, seen
+from scarcade.models.sparse_product import SeenCounts, is_worth_while
 from scarcade.models.trained_head import logits_of
 
 LOG_SQRT_2PI = 0.9189385332046727
@@ -279,7 +280,7 @@ class Totalvi(Scvi):
 
     def encoder_input(
         self, batch: Batch, x: Tensor | Sparse | None = None, kind: torch.dtype = torch.float32
-    ) -> Tensor:
+    ) -> Tensor | SeenCounts:
         """What encoders see of genes and proteins, and of the continuous covariates if they are encoded."""
         y_BP, _ = self.proteins(batch)
         parts = [self._scaled(y_BP, y_BP.sum(-1, keepdim=True), y_BP.shape[1])]
@@ -289,9 +290,11 @@ class Totalvi(Scvi):
         if isinstance(x, Tensor):
             return torch.cat([self._scaled(x, x.sum(-1, keepdim=True), x.shape[1]), *parts], -1).to(kind)
         values_N = self._scaled(torch.from_numpy(x.values), x.of_each(x.sums()), x.n_genes)
-        beside = torch.cat(parts, -1)
-        out = x.dense(values_N, room=beside.shape[1])
-        out[:, x.n_genes :] = beside
+        beside_BC = torch.cat(parts, -1)
+        if is_worth_while(x, self.encoder.trunk.first_weight):
+            return SeenCounts.of(x, values_N, beside_BC)
+        out = x.dense(values_N, room=beside_BC.shape[1])
+        out[:, x.n_genes :] = beside_BC
         return out.to(kind)
 
     def _scaled(self, counts: Tensor, total: Tensor, n: int) -> Tensor:

@@ -39,6 +39,7 @@ from scarcade.models.scarches_layers import (
     log_normalised,
 )
 from scarcade.models.sparse import Sparse, seen
+from scarcade.models.sparse_product import SeenCounts
 from scarcade.models.trained_head import Logits, logits_of
 
 
@@ -166,7 +167,7 @@ class Trvae(AtlasModel):
         """
         x = self.counts_seen(batch)
         size_B = cell_sizes(x, batch, self.schema)
-        mean_BL, variance_BL = self.encode(size_B, batch, noise)
+        mean_BL, variance_BL = self.encode(size_B, batch, noise, x)
         z_BL = draw(mean_BL, variance_BL, noise)
         p = self.decode(z_BL, batch, noise=noise)
 
@@ -186,10 +187,12 @@ class Trvae(AtlasModel):
         """Counts (B, G) as the likelihood takes them."""
         return counts_for(batch.counts, self.config.recon_loss, self.scale.weight, self.config.likelihood_path)
 
-    def encode(self, size_B: Tensor, batch: Batch, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, size_B: Tensor, batch: Batch, noise: Noise | None = None, x: Tensor | Sparse | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
         product_BH = batch.known.get("product")
-        seen_BG = self._seen(size_B, batch) if product_BH is None else None
+        seen_BG = self._seen(size_B, batch, x) if product_BH is None else None
         mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, product_BH)
         return mean_BL, variance_BL
 
@@ -226,9 +229,10 @@ class Trvae(AtlasModel):
         seen_BG = self._seen(cell_sizes(seen(batch.counts, self.device), batch, self.schema), batch)
         return {"product": self.encoder.trunk.first_product(seen_BG)}
 
-    def _seen(self, size_B: Tensor, batch: Batch) -> Tensor:
+    def _seen(self, size_B: Tensor, batch: Batch, x: Tensor | Sparse | None = None) -> Tensor | SeenCounts:
         """What the encoder sees of the counts."""
-        return encoder_input(size_B, batch, self.config, mse=self.config.recon_loss == "mse")
+        mse, weight_HI = self.config.recon_loss == "mse", self.encoder.trunk.first.weight
+        return encoder_input(size_B, batch, self.config, mse=mse, x=x, weight_HI=weight_HI)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

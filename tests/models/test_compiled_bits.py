@@ -13,13 +13,21 @@ from pathlib import Path
 import pytest
 
 from scarcade.engine import philox
-from scarcade.models import frozen_kernel, hidden_kernel, likelihood_kernel, mmd_kernel, sparse, squared_error
+from scarcade.models import (
+    frozen_kernel,
+    hidden_kernel,
+    likelihood_kernel,
+    mmd_kernel,
+    sparse,
+    sparse_kernel,
+    squared_error,
+)
 
-KERNELS = (likelihood_kernel, frozen_kernel, mmd_kernel, hidden_kernel, philox, sparse, squared_error)
+KERNELS = (likelihood_kernel, frozen_kernel, mmd_kernel, hidden_kernel, philox, sparse, sparse_kernel, squared_error)
 CODE = """
 import hashlib, numpy as np, torch
 from scarcade.engine.contracts import Noise
-from scarcade.models import frozen_kernel, likelihood_kernel as kernel, mmd_kernel
+from scarcade.models import frozen_kernel, likelihood_kernel as kernel, mmd_kernel, sparse_kernel
 from scarcade.models.hidden import After, hidden
 from scarcade.models.layers import BatchNorm
 from scarcade.models.squared_error import mean_squared_error
@@ -55,6 +63,12 @@ total, slope = np.zeros(n_cells), np.zeros((n_cells, n_cells), np.float32)
 z = draw.normal(size=(5, n_cells)).astype(np.float32)
 weight, place = np.ones((2, 2), np.float32), np.zeros(n_cells, np.int64)
 mmd_kernel.pairs(0, n_cells // 2, z, weight, place, -np.geomspace(1e-3, 1e3, 19).astype(np.float32), total, slope)
+weights, products = draw.normal(size=(48, n_genes)).astype(np.float32), np.empty((n_cells, 48), np.float32)
+logs, d_weights = np.empty_like(counts[2]), np.empty_like(weights)
+sparse_kernel.take_logs(counts[2], logs)
+sparse_kernel.forward(0, n_cells, *counts[:2], logs, n_genes, weights, products)
+sparse_kernel.backward(0, n_genes, *counts[:2], logs, products, d_weights)
+found += [logs, products, d_weights]
 noise = Noise([((1, lane), n_cells // 4) for lane in range(4)])
 found += [noise.uniform(77).numpy(), noise.normal(77).numpy()]
 for norm, layer_norm in ((BatchNorm(77), False), (None, True)):
@@ -80,7 +94,7 @@ def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> Non
         for _ in range(2)
     ]
     assert list(tmp_path.rglob("*.nbc"))
-    assert len(printed[0]) == 27
+    assert len(printed[0]) == 30
     assert printed[0] == printed[1]
 
 

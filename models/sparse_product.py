@@ -1,0 +1,97 @@
+"""What a first layer sees of the counts, without their zeros, and the layer's product with it (`sparse_kernel`).
+
+The product with W and the gradient of W take time in proportion to the counts that are there, and no (cells x genes)
+matrix is made for them. For matrices that are too small or too full the dense product is faster.
+
+Shapes: B cells, G genes, C columns beside the genes, I = G + C inputs, H units, N counts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scarcade.engine.pool import run
+from scarcade.models import sparse_kernel as kernel
+from scarcade.models.products import kind_of
+from scarcade.models.sparse import Sparse
+
+DENSITY = 0.25  # of counts that are there, up to which the sparse product is taken
+CELLS = 64  # from which on: the weights are transposed for them
+MANY = 1 << 16  # counts whose logarithms one thread takes
+ALONE = 1 << 20  # multiplications up to which one thread does them
+
+
+@dataclass(frozen=True, slots=True)
+class SeenCounts:
+    """x (B, I): a number of each count, and further columns."""
+
+    cells: Sparse  # with values as the layer sees them
+    beside_BC: Tensor | None = None
+
+    @classmethod
+    def of(cls, counts: Sparse, values_N: Tensor, beside_BC: Tensor | None = None) -> "SeenCounts":
+        """`values_N` in the place of the counts."""
+        return cls(replace(counts, values=values_N.numpy()), beside_BC)
+
+    @classmethod
+    def logs(cls, counts: Sparse, beside_BC: Tensor | None = None) -> "SeenCounts":
+        """ln(1 + count)."""
+        values, logs = counts.values, np.empty_like(counts.values)
+        run(len(logs), lambda start, stop: kernel.take_logs(values[start:stop], logs[start:stop]), chunk=MANY)
+        return cls(replace(counts, values=logs), beside_BC)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def dense(self) -> Tensor:
+        """(B, I)."""
+        x_BG = self.cells.dense(torch.from_numpy(self.cells.values))
+        return x_BG if self.beside_BC is None else torch.cat([x_BG, self.beside_BC], -1)
+
+    def times(self, weight_HI: Tensor) -> Tensor:
+        """``x W^T`` (B, H)."""
+        out_BH, cells = torch.empty(len(self), len(weight_HI)), self.cells
+        given = cells.indptr, cells.genes, cells.values, cells.n_genes, weight_HI.contiguous().numpy(), out_BH.numpy()
+        self._over(len(cells), len(weight_HI), lambda start, stop: kernel.forward(start, stop, *given))
+        if self.beside_BC is not None:
+            out_BH.addmm_(self.beside_BC, weight_HI[:, cells.n_genes :].T)
+        return out_BH
+
+    def gradient(self, d_BH: Tensor) -> Tensor:
+        """``d^T x`` (H, I): what comes back to the weights."""
+        cells, beside_BC = self.cells, self.beside_BC
+        d_weight_HI = torch.empty(d_BH.shape[1], cells.n_genes + (0 if beside_BC is None else beside_BC.shape[1]))
+        given = cells.indptr, cells.genes, cells.values, d_BH.numpy(), d_weight_HI.numpy()
+        self._over(cells.n_genes, d_BH.shape[1], lambda start, stop: kernel.backward(start, stop, *given))
+        if beside_BC is not None:
+            d_weight_HI[:, cells.n_genes :] = d_BH.T @ beside_BC
+        return d_weight_HI
+
+    def _over(self, n: int, n_units: int, compiled: Callable[[int, int], None]) -> None:
+        if len(self.cells.values) * n_units < ALONE:
+            compiled(0, n)
+        else:
+            run(n, compiled)
+
+
+def dense_of(x: Tensor | SeenCounts) -> Tensor:
+    """(B, I)."""
+    return x.dense() if isinstance(x, SeenCounts) else x
+
+
+def is_worth_while(x: Tensor | Sparse | None, weight_HI: Tensor) -> bool:
+    """Whether the product of trained weights with these counts is to be the sparse one."""
+    return (
+        isinstance(x, Sparse)
+        and torch.is_grad_enabled()
+        and weight_HI.requires_grad
+        and kind_of(weight_HI) == torch.float32  # in bfloat16 the dense product is as fast
+        and weight_HI.device.type == "cpu"
+        and len(weight_HI) % kernel.LANES == 0
+        and len(x) >= CELLS
+        and len(x.values) <= DENSITY * len(x) * x.n_genes
+        and x.in_order()
+    )
