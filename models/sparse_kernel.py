@@ -122,37 +122,37 @@ def _turned(source, source_row, n_rows, n_columns, target, target_row) -> None: 
 
 
 @njit(forceinline=True, error_model="numpy")
-def _taken(units, n_units, rows, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
+def _taken(units, n_units, rows, row_bytes, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
     """Adds to a cell's units what the rows of its counts have."""
     h = np.int64(0)
     while n_units - h >= 8 * LANES:
-        _take_8(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _take_8(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
         h += 8 * LANES
     if n_units - h >= 4 * LANES:
-        _take_4(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _take_4(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
         h += 4 * LANES
     if n_units - h >= 2 * LANES:
-        _take_2(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _take_2(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
         h += 2 * LANES
     if n_units - h >= LANES:
-        _take_1(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _take_1(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
 
 
 @njit(forceinline=True, error_model="numpy")
-def _added(units, n_units, rows, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
+def _added(units, n_units, rows, row_bytes, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
     """Adds a cell's units to the rows of its counts."""
     h = np.int64(0)
     while n_units - h >= 8 * LANES:
-        _add_8(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _add_8(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
         h += 8 * LANES
     if n_units - h >= 4 * LANES:
-        _add_4(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _add_4(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
         h += 4 * LANES
     if n_units - h >= 2 * LANES:
-        _add_2(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _add_2(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
         h += 2 * LANES
     if n_units - h >= LANES:
-        _add_1(units + 4 * h, rows + 4 * h, 4 * n_units, genes, values, start, stop)
+        _add_1(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -218,7 +218,7 @@ def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> N
             k, after = next_B[b - start], indptr[b + 1]
             until = after if end == n_genes else _until(end, genes, k, after)
             units = out_at + b * unit_bytes
-            _taken(units, n_units, turned_at - first * unit_bytes, gene_at, value_at, k, until)
+            _taken(units, n_units, turned_at - first * unit_bytes, unit_bytes, gene_at, value_at, k, until)
             next_B[b - start] = until
 
 
@@ -226,28 +226,31 @@ def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> N
 def backward(start, stop, indptr, genes, values, d_BH, d_weight_HI) -> None:  # type: ignore[no-untyped-def]
     """The gradient of the weights of the genes [start, stop), in these columns of `d_weight_HI`."""
     wide()
-    n_cells, n_units = len(d_BH), np.int64(d_BH.shape[1])
-    strip = _strip(n_units, stop - start, _ADDED)
-    turned, turned_at = _aligned(strip, n_units)
-    unit_bytes = 4 * n_units
+    n_cells, n_all = len(d_BH), np.int64(d_BH.shape[1])
+    width = min(n_all, 8 * LANES)  # few units at a time, so that a strip has many genes
+    strip = _strip(width, stop - start, _ADDED)
+    turned, turned_at = _aligned(strip, width)
     next_B = np.empty(n_cells, np.int64)
-    _from(start, indptr, genes, 0, n_cells, next_B)
     gene_at, value_at = np.int64(genes.ctypes.data), np.int64(values.ctypes.data)
     d_at, d_weight_at = np.int64(d_BH.ctypes.data), np.int64(d_weight_HI.ctypes.data)
-    for first in range(start, stop, strip):
-        end = min(first + strip, stop)
-        whole = (end - first) // LANES * LANES
-        turned[:] = 0
-        for b in range(n_cells):
-            k = next_B[b]
-            until = _until(end, genes, k, indptr[b + 1])
-            units = d_at + b * unit_bytes
-            _added(units, n_units, turned_at - first * unit_bytes, gene_at, value_at, k, until)
-            next_B[b] = until
-        _turned(turned_at, unit_bytes, whole, n_units, d_weight_at + 4 * first, 4 * d_weight_HI.shape[1])
-        for g in range(whole, end - first):
-            for h in range(n_units):
-                d_weight_HI[h, first + g] = turned[g, h]
+    inputs, row_bytes = d_weight_HI.shape[1], 4 * width
+    for unit in range(0, n_all, width):
+        n_units = min(width, n_all - unit)
+        _from(start, indptr, genes, 0, n_cells, next_B)
+        for first in range(start, stop, strip):
+            end = min(first + strip, stop)
+            whole = (end - first) // LANES * LANES
+            turned[:] = 0
+            for b in range(n_cells):
+                k = next_B[b]
+                until = _until(end, genes, k, indptr[b + 1])
+                units = d_at + 4 * (b * n_all + unit)
+                _added(units, n_units, turned_at - first * row_bytes, row_bytes, gene_at, value_at, k, until)
+                next_B[b] = until
+            _turned(turned_at, row_bytes, whole, n_units, d_weight_at + 4 * (unit * inputs + first), 4 * inputs)
+            for g in range(whole, end - first):
+                for h in range(n_units):
+                    d_weight_HI[unit + h, first + g] = turned[g, h]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
