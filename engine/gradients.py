@@ -5,16 +5,20 @@ out anew after the first step of a process, so a run that was killed adds in ano
 not, and ends with other bits on three workers and more. It takes the mean over workers, where batches that
 differ by a cell want the sum. And it does not carry the loss, a request to stop, or the running statistics
 of batch norm, each of which would be a collective of its own. Here the layout is fixed by the order of the
-parameters, and those few numbers ride in the tail of the last bucket. (Decision 004.)
+parameters, and those few numbers ride in the tail of the last bucket. Workers of one machine sum through memory
+that they share (`engine.shared_sum`), others over the process group. (Decision 004.)
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from scarcade.engine.world import World
+
+if TYPE_CHECKING:
+    from scarcade.engine.shared_sum import SharedSums
 
 _LEAST, _MOST = 256 << 10, 25 << 20  # bytes of a bucket
 
@@ -46,11 +50,15 @@ class _Bucket:
         first = parameters[0]
         sizes = [p.numel() for p in parameters]
         self.flat = torch.zeros(sum(sizes) + n_tail, dtype=first.dtype, device=first.device)
-        pieces = torch.split(self.flat, [*sizes, n_tail] if n_tail else sizes)
-        self.views = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=False)]
-        self.tail = pieces[-1] if n_tail else self.flat[:0]
+        self._sizes = [*sizes, n_tail]
+        *self.views, self.tail = self.cut(self.flat)
         self.filled = [False] * len(parameters)
         self.pending: Any = None
+
+    def cut(self, flat: Tensor) -> list[Tensor]:
+        """The gradients in a buffer like this one's, and its tail."""
+        *pieces, tail = torch.split(flat, self._sizes)
+        return [*(piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)), tail]
 
 
 class GradientSum:
@@ -70,6 +78,8 @@ class GradientSum:
         self._buckets: list[_Bucket] = []
         self._hooks: list[Any] = []
         self._next = 0
+        self._shared: SharedSums | None = None
+        self._pieces: list[list[list[Tensor]]] = []  # what this worker writes to: by turn, bucket and parameter
         if world.size > 1:
             n_bytes = sum(p.numel() * p.element_size() for p in self._parameters)
             self._lay_out(bucket_bytes or bucket_bytes_for(n_bytes))
@@ -87,6 +97,10 @@ class GradientSum:
         tail = self._signals + sum(buffer.numel() for buffer in self._statistics)
         for group in groups:
             self._buckets.append(_Bucket(group, tail if group is groups[-1] else 0))
+        self._shared = shared = self._world.shared_sums([(len(one.flat), one.flat.dtype) for one in self._buckets])
+        for turn in range(1 if shared is None else 2):
+            flats = [one.flat for one in self._buckets] if shared is None else shared.buffers(turn)
+            self._pieces.append([one.cut(flat) for one, flat in zip(self._buckets, flats, strict=True)])
         for number, bucket in enumerate(self._buckets):
             for place, parameter in enumerate(bucket.parameters):
                 self._hooks.append(
@@ -98,16 +112,23 @@ class GradientSum:
     def _arrived(self, parameter: Tensor, number: int, place: int) -> None:
         bucket = self._buckets[number]
         assert parameter.grad is not None
-        bucket.views[place].copy_(parameter.grad)
+        self._target(number, place).copy_(parameter.grad)
         parameter.grad = bucket.views[place]
         bucket.filled[place] = True
         self._send(len(self._buckets) - 1)  # the last bucket waits for its tail
+
+    def _target(self, number: int, place: int) -> Tensor:
+        """Where this worker's gradient goes; the tail comes after the last."""
+        return self._pieces[0 if self._shared is None else self._shared.turn][number][place]
 
     def _send(self, stop: int) -> None:
         """Begin the sums of full buckets, always in the same order: collectives must meet on all workers."""
         while self._next < stop and all(self._buckets[self._next].filled):
             bucket = self._buckets[self._next]
-            bucket.pending = self._world.sum_later(bucket.flat)
+            if self._shared is not None:
+                self._shared.send(self._next)
+            else:
+                bucket.pending = self._world.sum_later(bucket.flat)
             self._next += 1
 
     def finish(self, signals: Tensor, share: float) -> Tensor:
@@ -127,21 +148,25 @@ class GradientSum:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             return signals
-        for bucket in self._buckets:
+        for number, bucket in enumerate(self._buckets):
             for place, (parameter, view) in enumerate(zip(bucket.parameters, bucket.views, strict=True)):
                 if not bucket.filled[place]:
-                    view.zero_()
+                    self._target(number, place).zero_()
                     parameter.grad = view
                     bucket.filled[place] = True
         last = self._buckets[-1]
         pieces = [signals, *(buffer.flatten() * share for buffer in self._statistics)]
-        last.tail.copy_(torch.cat(pieces))
+        self._target(len(self._buckets) - 1, -1).copy_(torch.cat(pieces))
         self._send(len(self._buckets))
-        for bucket in self._buckets:
-            if bucket.pending is not None:
+        for number, bucket in enumerate(self._buckets):
+            if self._shared is not None:
+                self._shared.finish(number, bucket.flat)
+            elif bucket.pending is not None:
                 bucket.pending.wait()
             bucket.pending = None
             bucket.filled = [False] * len(bucket.filled)
+        if self._shared is not None:
+            self._shared.next_step()
         self._next = 0
         start = self._signals
         for buffer in self._statistics:
@@ -154,3 +179,5 @@ class GradientSum:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self._shared is not None:
+            self._shared.close()

@@ -226,8 +226,8 @@ def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> N
 def backward(start, stop, indptr, genes, values, d_BH, d_weight_HI) -> None:  # type: ignore[no-untyped-def]
     """The gradient of the weights of the genes [start, stop), in these columns of `d_weight_HI`."""
     wide()
-    n_cells, n_all = len(d_BH), np.int64(d_BH.shape[1])
-    width = min(n_all, 8 * LANES)  # few units at a time, so that a strip has many genes
+    n_cells, n_all = len(d_BH), d_BH.shape[1]
+    width = np.int64(min(n_all, 8 * LANES))  # few units at a time, so that a strip has many genes
     strip = _strip(width, stop - start, _ADDED)
     turned, turned_at = _aligned(strip, width)
     next_B = np.empty(n_cells, np.int64)
@@ -235,7 +235,7 @@ def backward(start, stop, indptr, genes, values, d_BH, d_weight_HI) -> None:  # 
     d_at, d_weight_at = np.int64(d_BH.ctypes.data), np.int64(d_weight_HI.ctypes.data)
     inputs, row_bytes = d_weight_HI.shape[1], 4 * width
     for unit in range(0, n_all, width):
-        n_units = min(width, n_all - unit)
+        n_units = np.int64(min(width, n_all - unit))
         _from(start, indptr, genes, 0, n_cells, next_B)
         for first in range(start, stop, strip):
             end = min(first + strip, stop)
