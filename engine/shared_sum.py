@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from scarcade.engine.world import World
 
 MOST = 1 << 30  # bytes that the workers of a machine may share
-_LOOKS = 20_000  # some tens of microseconds; then a worker sleeps between two looks
-_SLEEP_S = (20e-6, 1e-3)  # at first, and at most
+_LOOKS = 2_000  # some microseconds; then whoever else wants the core has it for a while
+_AWAKE_S = 2e-3  # how long a worker that waits asks for the core again; then it sleeps between two looks
+_SLEEP_S = 100e-6
 _ALIVE_S = 0.2  # how often it is looked whether the others live
 _PATIENCE_S = 600.0  # as long as a sum over sockets waits for a worker that lives and does nothing
 _ALIGNED = 64  # bytes at which a buffer begins
@@ -134,15 +135,17 @@ class SharedSums:
         if place < 0:
             return
         began = looked = time.monotonic()
-        sleep_s, most_s = _SLEEP_S
         while place >= 0:
-            time.sleep(sleep_s)
-            sleep_s, now = min(1.5 * sleep_s, most_s), time.monotonic()
+            now = time.monotonic()
+            if now - began < _AWAKE_S:
+                os.sched_yield()
+            else:
+                time.sleep(_SLEEP_S)
             rank = place - first
             gone = flags.late(self._flags, self._left + rank, 1, 1, 1) < 0
             if now - looked > _ALIVE_S:
                 gone, looked = gone or not _lives(self._pids[rank]), now
-            place = flags.late(self._flags, first, self._size, self._step, 1)  # one may have come before it left
+            place = flags.late(self._flags, first, self._size, self._step, _LOOKS)  # one may come before it leaves
             if place >= 0 and (gone or now - began > _PATIENCE_S):
                 why = "is gone" if gone else f"has not answered for {_PATIENCE_S:.0f} s"
                 raise RuntimeError(f"worker {rank} {why}, and its gradients are waited for")
