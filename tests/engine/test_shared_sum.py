@@ -125,11 +125,17 @@ def test_who_waits_for_a_worker_that_goes_fails_at_once(end: str, tmp_path: Path
 
 
 def test_a_worker_that_came_before_it_left_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_sum, "_LOOKS", 0)  # the first look comes too early
     first, second = _pair()
     for sums in (first, second):
         sums.send(0)
     second.close()
+    late, too_early = shared_flags.late, iter([1])
+
+    def looked(flags: np.ndarray, place: int, *rest: int) -> int:
+        """The first look comes before the other worker."""
+        return place + 1 if next(too_early, None) else int(late(flags, place, *rest))
+
+    monkeypatch.setattr(shared_flags, "late", looked)
     first._wait(first._place(0, 0))
     shared_flags.tell(first._flags, first._place(0, 1), 1)
     with pytest.raises(RuntimeError, match="worker 1 is gone"):
