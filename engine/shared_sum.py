@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MOST = 1 << 30  # bytes that the workers of a machine may share
 _LOOKS = 2_000  # some microseconds; then whoever else wants the core has it for a while
 _AWAKE_S = 2e-3  # how long a worker that waits asks for the core again; then it sleeps between two looks
-_SLEEP_S = 100e-6
+_SLEEP_S = (100e-6, 10e-3)  # at first; in the end, after a second
 _ALIVE_S = 0.2  # how often it is looked whether the others live
 _PATIENCE_S = 600.0  # as long as a sum over sockets waits for a worker that lives and does nothing
 _ALIGNED = 64  # bytes at which a buffer begins
@@ -140,7 +140,8 @@ class SharedSums:
             if now - began < _AWAKE_S:
                 os.sched_yield()
             else:
-                time.sleep(_SLEEP_S)
+                least_s, most_s = _SLEEP_S
+                time.sleep(min(max(least_s, (now - began) / 100), most_s))
             rank = place - first
             gone = flags.late(self._flags, self._left + rank, 1, 1, 1) < 0
             if now - looked > _ALIVE_S:
