@@ -444,4 +444,8 @@ def _attempt(where: str, read: Callable[[], T]) -> T:
     except MemoryError as error:
         raise LimitError(f"{where}: is too large to be read ({error})") from error
     except Exception as error:  # broken bytes raise anything, from KeyError to zlib's own
+        if "filter returned failure" in str(error):  # HDF5 could not unpack a chunk
+            raise OpenError(
+                f"{where}: its bytes are damaged ({str(error)[:200]}); copy or download the file again"
+            ) from error
         raise OpenError(f"{where}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error

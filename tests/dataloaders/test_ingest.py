@@ -363,3 +363,20 @@ def test_a_damaged_gzip_is_told_and_leaves_nothing(tmp_path: Path, part: str) ->
     with pytest.raises(InputError, match=r"a\.h5ad"):
         run(tmp_path / "a.h5ad", tmp_path / "out.zarr", batch_key="batch")
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+@pytest.mark.parametrize("key", ["X/data", "obs/batch/codes"])
+def test_bytes_that_cannot_be_unpacked_are_told_with_what_helps(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.h5ad"
+    data = adata(400, 40)
+    data.obs["batch"] = data.obs["batch"].astype("category")
+    data.write_h5ad(path, compression="gzip")
+    with h5py.File(path) as file:
+        chunk = file[key].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 0x55
+    content[chunk.byte_offset + chunk.size - 1] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(OpenError, match="copy or download the file again"):
+        run([path], tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
