@@ -11,6 +11,7 @@ that they share (`engine.shared_sum`), others over the process group. (Decision 
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +104,14 @@ class GradientSum:
             self._pieces.append([one.cut(flat) for one, flat in zip(self._buckets, flats, strict=True)])
         for number, bucket in enumerate(self._buckets):
             for place, parameter in enumerate(bucket.parameters):
-                self._hooks.append(
-                    parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                        lambda p, number=number, place=place: self._arrived(p, number, place)
-                    )
-                )
+                # weakly: a parameter that held on to this would be held itself, in a circle that nobody breaks
+                arrived = WeakMethod(self._arrived)
+
+                def hook(p: Tensor, number: int = number, place: int = place, arrived: Any = arrived) -> None:
+                    if (arrive := arrived()) is not None:
+                        arrive(p, number, place)
+
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
     def _arrived(self, parameter: Tensor, number: int, place: int) -> None:
         bucket = self._buckets[number]
@@ -179,5 +183,7 @@ class GradientSum:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._pieces = []
         if self._shared is not None:
             self._shared.close()
+            self._shared = None

@@ -80,8 +80,8 @@ def fit(
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     if watch is not None:
         run.turn_to = watch.to
-    run.begin()
     try:
+        run.begin()
         began_at = run.state.step
         while not run.is_over():
             if not run.epoch():

@@ -44,6 +44,9 @@ class SharedSums:
     """Buffers of numbers that workers sum, step by step.
 
     There are two sets of buffers, used in turn: a worker that is ahead writes into one while others read the other.
+
+    Attributes:
+        close: those who wait for this worker wait no longer.
     """
 
     def __init__(self, memory: mmap.mmap, pids: Sequence[int], rank: int, parts: Sequence[tuple[int, torch.dtype]]):
@@ -53,13 +56,13 @@ class SharedSums:
         self._flags = np.frombuffer(memory, np.int64, n_flags * flags.LINE, offset=_TOKEN)
         self._left = n_flags - self._size
         self._all = [
-            [
-                [torch.frombuffer(memory, dtype=kind, count=n, offset=at) for at, n, kind in of_rank]
-                for of_rank in of_turn
-            ]
+            [[_tensor(memory, at, n, kind) for at, n, kind in of_rank] for of_rank in of_turn]
             for of_turn in _places(parts, self._size)[0]
         ]
         self._step = 1
+        # also where nobody closes it: it must not hold the others up
+        self.close = weakref.finalize(self, flags.tell, self._flags, self._left + rank, 1)
+        self.close.atexit = False  # then the process is gone, which they see
         _open.add(self)
 
     @classmethod
@@ -121,12 +124,6 @@ class SharedSums:
         """All sums of this step are finished."""
         self._step += 1
 
-    def close(self) -> None:
-        """Those who wait for this worker wait no longer."""
-        if self in _open:
-            _open.discard(self)
-            flags.tell(self._flags, self._left + self._rank, 1)
-
     def _place(self, number: int, phase: int) -> int:
         return (2 * number + phase) * self._size
 
@@ -134,20 +131,23 @@ class SharedSums:
         place = flags.late(self._flags, first, self._size, self._step, _LOOKS)
         if place < 0:
             return
-        began = looked = time.monotonic()
+        before = looked = time.monotonic()
+        waited_s = 0.0
         while place >= 0:
             now = time.monotonic()
-            if now - began < _AWAKE_S:
+            waited_s += min(now - before, _ALIVE_S)  # a process that is stopped does not wait
+            before = now
+            if waited_s < _AWAKE_S:
                 os.sched_yield()
             else:
                 least_s, most_s = _SLEEP_S
-                time.sleep(min(max(least_s, (now - began) / 100), most_s))
+                time.sleep(min(max(least_s, waited_s / 100), most_s))
             rank = place - first
             gone = flags.late(self._flags, self._left + rank, 1, 1, 1) < 0
             if now - looked > _ALIVE_S:
                 gone, looked = gone or not _lives(self._pids[rank]), now
             place = flags.late(self._flags, first, self._size, self._step, _LOOKS)  # one may come before it leaves
-            if place >= 0 and (gone or now - began > _PATIENCE_S):
+            if place >= 0 and (gone or waited_s > _PATIENCE_S):
                 why = "is gone" if gone else f"has not answered for {_PATIENCE_S:.0f} s"
                 raise RuntimeError(f"worker {rank} {why}, and its gradients are waited for")
 
@@ -176,14 +176,20 @@ def _places(
     return found, at
 
 
+def _tensor(memory: mmap.mmap, at: int, n: int, kind: torch.dtype) -> Tensor:
+    return torch.frombuffer(memory, dtype=kind, count=n, offset=at) if n else torch.empty(0, dtype=kind)
+
+
 def _made(total: int) -> tuple[mmap.mmap | None, dict[str, int | str]]:
     """Memory without a name, and what others need to open it; none if there is not so much."""
-    handle = os.memfd_create("scarcade-sums")
+    handle = -1
     try:
+        handle = os.memfd_create("scarcade-sums")  # which a sandbox may forbid
         os.posix_fallocate(handle, 0, total)
         memory = mmap.mmap(handle, total)
     except OSError:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
         return None, {}
     token = secrets.token_hex(_TOKEN // 2)
     memory[:_TOKEN] = token.encode()

@@ -31,6 +31,19 @@ class SeenCounts:
     cells: Sparse  # with values as the layer sees them
     beside_BC: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """The compiled code takes these as they are."""
+        x = self.cells
+        for part, kind in ((x.genes, np.int32), (x.values, np.float32)):
+            if part.dtype != kind or not part.flags.c_contiguous or len(part) < x.indptr[-1]:
+                raise TypeError(f"counts as {part.dtype} where {np.dtype(kind)} one behind the other are wanted")
+        if self.beside_BC is not None and len(self.beside_BC) != len(x):
+            raise ValueError(f"{len(self.beside_BC)} rows of further columns for {len(x)} cells")
+
+    @property
+    def n_inputs(self) -> int:
+        return self.cells.n_genes + (0 if self.beside_BC is None else self.beside_BC.shape[1])
+
     @classmethod
     def of(cls, counts: Sparse, values_N: Tensor, beside_BC: Tensor | None = None) -> "SeenCounts":
         """`values_N` in the place of the counts."""
@@ -53,7 +66,9 @@ class SeenCounts:
 
     def times(self, weight_HI: Tensor) -> Tensor:
         """``x W^T`` (B, H)."""
-        out_BH, cells = torch.empty(len(self), len(weight_HI)), self.cells
+        if weight_HI.shape[1] != self.n_inputs or weight_HI.dtype != torch.float32:
+            raise ValueError(f"{weight_HI.dtype} weights of {weight_HI.shape[1]} inputs for {self.n_inputs}")
+        out_BH, cells = torch.empty(len(self), len(weight_HI), dtype=torch.float32), self.cells
         given = cells.indptr, cells.genes, cells.values, cells.n_genes, weight_HI.contiguous().numpy(), out_BH.numpy()
         self._over(len(cells), len(weight_HI), lambda start, stop: kernel.forward(start, stop, *given))
         if self.beside_BC is not None:
@@ -62,8 +77,10 @@ class SeenCounts:
 
     def gradient(self, d_BH: Tensor) -> Tensor:
         """``d^T x`` (H, I): what comes back to the weights."""
-        cells, beside_BC = self.cells, self.beside_BC
-        d_weight_HI = torch.empty(d_BH.shape[1], cells.n_genes + (0 if beside_BC is None else beside_BC.shape[1]))
+        if len(d_BH) != len(self) or d_BH.dtype != torch.float32:
+            raise ValueError(f"a {d_BH.dtype} gradient of {len(d_BH)} cells for {len(self)}")
+        cells, beside_BC, d_BH = self.cells, self.beside_BC, d_BH.contiguous()
+        d_weight_HI = torch.empty(d_BH.shape[1], self.n_inputs, dtype=torch.float32)
         given = cells.indptr, cells.genes, cells.values, d_BH.numpy(), d_weight_HI.numpy()
         self._over(cells.n_genes, d_BH.shape[1], lambda start, stop: kernel.backward(start, stop, *given))
         if beside_BC is not None:
@@ -91,6 +108,7 @@ def is_worth_while(x: Tensor | Sparse | None, weight_HI: Tensor) -> bool:
         and kind_of(weight_HI) == torch.float32  # in bfloat16 the dense product is as fast
         and weight_HI.device.type == "cpu"
         and len(weight_HI) % kernel.LANES == 0
+        and x.n_genes > 0
         and len(x) >= CELLS
         and len(x.values) <= DENSITY * len(x) * x.n_genes
         and x.in_order()

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from scarcade.engine import shared_flags, shared_sum
+from scarcade.engine.gradients import GradientSum
 from scarcade.engine.shared_sum import SharedSums
 from scarcade.engine.world import World, gathered, use_threads
 from tests.engine.workers import on_workers
@@ -160,3 +162,42 @@ def _pair() -> tuple[SharedSums, SharedSums]:
     os.close(int(said["handle"]))
     pids = [os.getpid()] * 2
     return SharedSums(memory, pids, 0, PARTS), SharedSums(other, pids, 1, PARTS)
+
+
+def unclosed(world: World) -> int:
+    """How many mappings are left of sums that a failing start made, and nobody closed."""
+    for _ in range(5):
+        gradients = GradientSum(nn.Linear(300, 300), world, 1)
+        assert gradients._shared is not None
+        del gradients
+    return Path("/proc/self/maps").read_text().count("scarcade-sums")
+
+
+def test_what_nobody_closes_goes_with_its_model(tmp_path: Path) -> None:
+    assert on_workers(2, tmp_path, unclosed) == [0, 0]
+
+
+def without_memory(world: World) -> bool:
+    def forbidden(name: str, flags: int = 0) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    os.memfd_create = forbidden
+    return world.shared_sums(PARTS) is None
+
+
+def test_where_such_memory_is_forbidden_none_share(tmp_path: Path) -> None:
+    assert on_workers(2, tmp_path, without_memory) == [True, True]
+
+
+def with_an_empty_parameter(world: World) -> list[float]:
+    model = nn.ParameterList(
+        [nn.Parameter(torch.ones(n, dtype=kind)) for n, kind in ((3, torch.float32), (0, torch.float64))]
+    )
+    gradients = GradientSum(model, world, 1)
+    sum(p.float().sum() for p in model).backward()
+    found = gradients.finish(torch.ones(1), 0.5).tolist()
+    return [*found, *model[0].grad.tolist()]
+
+
+def test_a_parameter_without_numbers_is_no_obstacle(tmp_path: Path) -> None:
+    assert on_workers(2, tmp_path, with_an_empty_parameter) == [[2.0] * 4] * 2

@@ -99,6 +99,34 @@ def test_it_is_taken_where_it_is_worth_while_and_possible() -> None:
     assert not is_worth_while(replace(given, genes=given.genes - 5), weight_HI)
 
 
+def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+    given = counts(CELLS, 100)
+    x = SeenCounts(given)
+    for n_inputs in (99, 101):
+        with pytest.raises(ValueError, match="inputs for 100"):
+            x.times(torch.ones(16, n_inputs))
+    with pytest.raises(ValueError, match="weights"):
+        x.times(torch.ones(16, 100, dtype=torch.float64))
+    with pytest.raises(ValueError, match="gradient of 3 cells"):
+        x.gradient(torch.ones(3, 16))
+    with pytest.raises(ValueError, match="rows of further columns"):
+        SeenCounts(given, torch.ones(3, 1))
+    odd: dict[str, Any] = {
+        "genes": given.genes.astype(np.int64),
+        "values": given.values[::2],
+        "indptr": given.indptr + 1,
+    }
+    for name, part in odd.items():
+        with pytest.raises(TypeError, match="wanted"):
+            SeenCounts(replace(given, **{name: part}))
+    assert not is_worth_while(replace(given, n_genes=0), weights(16, 0))
+
+
+def test_gradients_may_lie_in_any_way() -> None:
+    x, d_HB = SeenCounts(counts(CELLS, 100)), torch.randn(32, CELLS)
+    torch.testing.assert_close(x.gradient(d_HB.T), d_HB @ x.dense(), rtol=1e-4, atol=1e-2)
+
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "scvi": ("scvi", {}),
     "continuous covariates": ("scvi", {"encode_covariates": True}),
