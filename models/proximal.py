@@ -11,7 +11,7 @@ from torch import Tensor
 @torch.no_grad()
 def shrink_groups_(weight_GT: Tensor, threshold_T: Tensor) -> None:
     """Group lasso in place: column t becomes (1 - threshold / norm) of itself, or 0 if its norm is not larger."""
-    norm_T = weight_GT.square().sum(0).sqrt()  # torch's norm of columns takes twice as long
+    norm_T = weight_GT.square().sum(0).sqrt()  # torch's norm of columns is slower
     weight_GT.mul_(torch.where(norm_T > threshold_T, 1 - threshold_T / norm_T, 0.0))
 
 

@@ -23,7 +23,7 @@ from scarcade.models.likelihood_kernel import bits32, of_ratio, wide
 LANES = 16
 _REAL, _WHOLE, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_REAL, LANES)
-_STRIP_BYTES = {"taken": 1 << 19, "added": 1 << 15}  # read in the second cache, read and written in the first
+_TAKEN, _ADDED = 1 << 19, 1 << 15  # bytes of a strip: read in the second cache, read and written in the first
 
 
 def _at(builder: Any, address: Any, kind: ir.Type) -> Any:
@@ -78,10 +78,6 @@ def _run(vectors: int, *, adds: bool) -> Any:
     return intrinsic(made)
 
 
-_take_8, _take_4, _take_2, _take_1 = (_run(vectors, adds=False) for vectors in (8, 4, 2, 1))
-_add_8, _add_4, _add_2, _add_1 = (_run(vectors, adds=True) for vectors in (8, 4, 2, 1))
-
-
 def _square_made(context: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
     """Transposes `LANES` rows of `LANES` numbers: in four rounds, each of which exchanges halves of halves."""
 
@@ -121,38 +117,29 @@ def _turned(source, source_row, n_rows, n_columns, target, target_row) -> None: 
             _square(source + i * source_row + 4 * j, source_row, target + j * target_row + 4 * i, target_row)
 
 
-@njit(forceinline=True, error_model="numpy")
-def _taken(units, n_units, rows, row_bytes, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
-    """Adds to a cell's units what the rows of its counts have."""
-    h = np.int64(0)
-    while n_units - h >= 8 * LANES:
-        _take_8(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
-        h += 8 * LANES
-    if n_units - h >= 4 * LANES:
-        _take_4(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
-        h += 4 * LANES
-    if n_units - h >= 2 * LANES:
-        _take_2(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
-        h += 2 * LANES
-    if n_units - h >= LANES:
-        _take_1(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
+def _by_vectors(*, adds: bool) -> Any:
+    """`_run` for any number of units: eight vectors at a time, and what is left."""
+    run_8, run_4, run_2, run_1 = (_run(vectors, adds=adds) for vectors in (8, 4, 2, 1))
+
+    @njit(forceinline=True, error_model="numpy")
+    def by_vectors(units, n_units, rows, row_bytes, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
+        h = np.int64(0)
+        while n_units - h >= 8 * LANES:
+            run_8(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
+            h += 8 * LANES
+        if n_units - h >= 4 * LANES:
+            run_4(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
+            h += 4 * LANES
+        if n_units - h >= 2 * LANES:
+            run_2(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
+            h += 2 * LANES
+        if n_units - h >= LANES:
+            run_1(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
+
+    return by_vectors
 
 
-@njit(forceinline=True, error_model="numpy")
-def _added(units, n_units, rows, row_bytes, genes, values, start, stop) -> None:  # type: ignore[no-untyped-def]
-    """Adds a cell's units to the rows of its counts."""
-    h = np.int64(0)
-    while n_units - h >= 8 * LANES:
-        _add_8(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
-        h += 8 * LANES
-    if n_units - h >= 4 * LANES:
-        _add_4(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
-        h += 4 * LANES
-    if n_units - h >= 2 * LANES:
-        _add_2(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
-        h += 2 * LANES
-    if n_units - h >= LANES:
-        _add_1(units + 4 * h, rows + 4 * h, row_bytes, genes, values, start, stop)
+_taken, _added = _by_vectors(adds=False), _by_vectors(adds=True)
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -191,9 +178,6 @@ def _aligned(n_rows, n_units):  # type: ignore[no-untyped-def]
     return matrix, np.int64(raw.ctypes.data) + 4 * skipped
 
 
-_TAKEN, _ADDED = _STRIP_BYTES["taken"], _STRIP_BYTES["added"]
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
 def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> None:  # type: ignore[no-untyped-def]
     """``x W^T`` of the cells [start, stop), in these rows of `out_BH`. Genes are the first inputs of `weight_HI`."""
@@ -212,7 +196,7 @@ def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> N
         whole = (end - first) // LANES * LANES
         _turned(weight_at + 4 * first, 4 * weight_HI.shape[1], n_units, whole, turned_at, unit_bytes)
         for g in range(whole, end - first):
-            for h in range(n_units):  # numba compiles the assignment of a row for six seconds
+            for h in range(n_units):  # a row at a time, numba would compile for seconds
                 turned[g, h] = weight_HI[h, first + g]
         for b in range(start, stop):
             k, after = next_B[b - start], indptr[b + 1]
