@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from scarcade.dataloaders import kernels
+from scarcade.engine import csr
 from scarcade.engine.errors import CountsError, CsrError
 
 MAX_COUNT = 2**32 - 1  # the largest count that a store holds
@@ -102,7 +102,7 @@ def check_csr(
         )
     if indices.dtype.kind not in "iu":
         raise CsrError(f"{place.where}: gene indices are {indices.dtype}; wanted integers")
-    if kernels.check_rows(indptr, indices, n_genes)[0] == kernels.OK:
+    if csr.check_rows(indptr, indices, n_genes)[0] == csr.OK:
         return indptr, indices.astype(np.int32, copy=False), data
     if len(indices) and (indices.min() < 0 or indices.max() >= n_genes):
         bad = np.flatnonzero((indices < 0) | (indices >= n_genes))

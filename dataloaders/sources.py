@@ -13,6 +13,7 @@ from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import BufferPool, Superbatch
 from scarcade.dataloaders.unpacking import functions, unpack
+from scarcade.engine import csr
 from scarcade.engine.errors import CategoryError, CorruptError, CsrError
 from scarcade.engine.schema import UNLABELLED, Schema
 
@@ -181,7 +182,7 @@ class MemorySource:
         self.schema, self.columns = schema, columns
         self.indptr, self.indices, self.data = _csr(counts)
         self.n_cells, self.nnz = len(self.indptr) - 1, len(self.data)
-        wrong, row = kernels.check_rows(self.indptr, self.indices, schema.n_genes)
+        wrong, row = csr.check_rows(self.indptr, self.indices, schema.n_genes)
         if wrong or len(self.indices) != len(self.data):
             raise CsrError(f"counts in memory: row {row} has columns out of order or beyond {schema.n_genes} genes")
         check_columns(columns, schema, self.n_cells, "columns in memory")

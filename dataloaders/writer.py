@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders import kernels
 from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, Packing, StringWriter
+from scarcade.engine import csr
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed
 from scarcade.engine.quiet import quiet
@@ -213,12 +213,12 @@ class StoreWriter:
         if int(keys[0]) < self._last_key or (keys[1:] < keys[:-1]).any():
             raise InputError(f"{self.path}: cells must come in the order of their keys")
         indptr = np.ascontiguousarray(block.indptr, np.int64)
-        wrong, row = kernels.check_rows(indptr, block.indices, self._schema.n_genes)
+        wrong, row = csr.check_rows(indptr, block.indices, self._schema.n_genes)
         if wrong:
             what = {
-                kernels.BAD_INDPTR: "row pointers that do not ascend from 0 to the number of values",
-                kernels.BAD_COLUMN: f"a column outside of 0 .. {self._schema.n_genes - 1}",
-                kernels.BAD_ORDER: "columns that are not strictly ascending",
+                csr.BAD_INDPTR: "row pointers that do not ascend from 0 to the number of values",
+                csr.BAD_COLUMN: f"a column outside of 0 .. {self._schema.n_genes - 1}",
+                csr.BAD_ORDER: "columns that are not strictly ascending",
             }[wrong]
             raise CsrError(f"{self.path}: cell '{block.obs.index[row]}' has {what}")
         self._indices.append(block.indices.astype(self._types[0], copy=False))

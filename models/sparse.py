@@ -10,6 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from scarcade.engine import csr
 from scarcade.engine.contracts import Counts
 
 
@@ -51,7 +52,7 @@ class Sparse:
 
     def in_order(self) -> bool:
         """Whether the genes of each cell are genes, and ascend."""
-        return bool(_in_order(self.indptr, self.genes, self.n_genes))
+        return bool(csr.check_rows(self.indptr, self.genes, self.n_genes)[0] == csr.OK)
 
     def sums(self) -> Tensor:
         """The library of each cell, (B,)."""
@@ -67,18 +68,6 @@ def _scatter(indptr, genes, values, out) -> None:  # type: ignore[no-untyped-def
         row[:] = 0.0
         for k in range(indptr[b], indptr[b + 1]):
             row[np.uintp(genes[np.uintp(k)])] = values[np.uintp(k)]  # unsigned: no check for negative places
-
-
-@njit(nogil=True, cache=True)
-def _in_order(indptr, genes, n_genes) -> bool:  # type: ignore[no-untyped-def]
-    bad = 0
-    for b in range(len(indptr) - 1):
-        of_cell = genes[indptr[b] : indptr[b + 1]]
-        if len(of_cell) > 0:
-            bad += (of_cell[0] < 0) | (of_cell[-1] >= n_genes)
-        for k in range(len(of_cell) - 1):
-            bad += of_cell[np.uintp(k)] >= of_cell[np.uintp(k + 1)]
-    return bad == 0
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc"})

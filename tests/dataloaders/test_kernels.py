@@ -39,33 +39,6 @@ def test_long_rows_are_filled_in_strips(genes: int) -> None:
     assert np.array_equal(out, counts.toarray())
 
 
-@pytest.mark.parametrize(
-    ("indptr", "indices", "expected"),
-    [
-        ([0, 2, 3], [0, 4, 1], (kernels.OK, -1)),
-        ([0, 0, 0], [], (kernels.OK, -1)),
-        ([0], [], (kernels.OK, -1)),
-        ([], [], (kernels.BAD_INDPTR, 0)),
-        ([1, 2, 3], [0, 1, 2], (kernels.BAD_INDPTR, 0)),
-        ([0, 2, 4], [0, 1, 2], (kernels.BAD_INDPTR, 0)),
-        ([0, 3, 2, 3], [0, 1, 2], (kernels.BAD_INDPTR, 1)),
-        ([0, 1 << 40, 3], [0, 1, 2], (kernels.BAD_INDPTR, 0)),
-        ([0, -1, 3], [0, 1, 2], (kernels.BAD_INDPTR, 0)),
-        ([0, 2, 3], [0, 5, 1], (kernels.BAD_COLUMN, 0)),
-        ([0, 2, 3], [0, 1, -1], (kernels.BAD_COLUMN, 1)),
-        ([0, 2, 3], [1, 1, 2], (kernels.BAD_ORDER, 0)),
-        ([0, 1, 3], [1, 3, 2], (kernels.BAD_ORDER, 1)),
-    ],
-)
-def test_check_rows(indptr: list[int], indices: list[int], expected: tuple[int, int]) -> None:
-    assert kernels.check_rows(np.array(indptr, np.int64), np.array(indices, np.int64), 5) == expected
-
-
-def test_check_rows_of_unsigned_columns() -> None:
-    columns = np.array([0, 2**64 - 1], np.uint64)
-    assert kernels.check_rows(np.array([0, 2]), columns, 5)[0] == kernels.BAD_COLUMN
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
 def test_deliver(size: int) -> None:
     """Cells of 3, 0, 4 and 2 counts, whose first stands at 2 in the file, to other places, chunk by chunk."""
