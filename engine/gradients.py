@@ -54,12 +54,36 @@ class _Bucket:
         self._sizes = [*sizes, n_tail]
         *self.views, self.tail = self.cut(self.flat)
         self.filled = [False] * len(parameters)
-        self.pending: Any = None
 
     def cut(self, flat: Tensor) -> list[Tensor]:
         """The gradients in a buffer like this one's, and its tail."""
         *pieces, tail = torch.split(flat, self._sizes)
         return [*(piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)), tail]
+
+
+class GroupSums:
+    """Sums over the process group, with the methods of `SharedSums`: in the buffers where they end."""
+
+    TURNS = 1
+    turn = 0
+
+    def __init__(self, world: World, flats: Sequence[Tensor]) -> None:
+        self._world, self._flats = world, flats
+        self._pending: dict[int, Any] = {}
+
+    def buffers(self, turn: int) -> Sequence[Tensor]:
+        return self._flats
+
+    def send(self, number: int) -> None:
+        self._pending[number] = self._world.sum_later(self._flats[number])
+
+    def finish(self, number: int, out: Tensor) -> None:
+        assert out is self._flats[number]
+        self._pending.pop(number).wait()
+
+    def next_step(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class GradientSum:
@@ -79,7 +103,7 @@ class GradientSum:
         self._buckets: list[_Bucket] = []
         self._hooks: list[Any] = []
         self._next = 0
-        self._shared: SharedSums | None = None
+        self._sums: SharedSums | GroupSums | None = None
         self._pieces: list[list[list[Tensor]]] = []  # what this worker writes to: by turn, bucket and parameter
         if world.size > 1:
             n_bytes = sum(p.numel() * p.element_size() for p in self._parameters)
@@ -98,9 +122,10 @@ class GradientSum:
         tail = self._signals + sum(buffer.numel() for buffer in self._statistics)
         for group in groups:
             self._buckets.append(_Bucket(group, tail if group is groups[-1] else 0))
-        self._shared = shared = self._world.shared_sums([(len(one.flat), one.flat.dtype) for one in self._buckets])
-        for turn in range(1 if shared is None else 2):
-            flats = [one.flat for one in self._buckets] if shared is None else shared.buffers(turn)
+        parts = [(len(one.flat), one.flat.dtype) for one in self._buckets]
+        self._sums = self._world.shared_sums(parts) or GroupSums(self._world, [one.flat for one in self._buckets])
+        for turn in range(self._sums.TURNS):
+            flats = self._sums.buffers(turn)
             self._pieces.append([one.cut(flat) for one, flat in zip(self._buckets, flats, strict=True)])
         for number, bucket in enumerate(self._buckets):
             for place, parameter in enumerate(bucket.parameters):
@@ -123,16 +148,14 @@ class GradientSum:
 
     def _target(self, number: int, place: int) -> Tensor:
         """Where this worker's gradient goes; the tail comes after the last."""
-        return self._pieces[0 if self._shared is None else self._shared.turn][number][place]
+        assert self._sums is not None
+        return self._pieces[self._sums.turn][number][place]
 
     def _send(self, stop: int) -> None:
         """Begin the sums of full buckets, always in the same order: collectives must meet on all workers."""
+        assert self._sums is not None
         while self._next < stop and all(self._buckets[self._next].filled):
-            bucket = self._buckets[self._next]
-            if self._shared is not None:
-                self._shared.send(self._next)
-            else:
-                bucket.pending = self._world.sum_later(bucket.flat)
+            self._sums.send(self._next)
             self._next += 1
 
     def finish(self, signals: Tensor, share: float) -> Tensor:
@@ -152,6 +175,7 @@ class GradientSum:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             return signals
+        assert self._sums is not None, "it was closed"
         for number, bucket in enumerate(self._buckets):
             for place, (parameter, view) in enumerate(zip(bucket.parameters, bucket.views, strict=True)):
                 if not bucket.filled[place]:
@@ -163,14 +187,9 @@ class GradientSum:
         self._target(len(self._buckets) - 1, -1).copy_(torch.cat(pieces))
         self._send(len(self._buckets))
         for number, bucket in enumerate(self._buckets):
-            if self._shared is not None:
-                self._shared.finish(number, bucket.flat)
-            elif bucket.pending is not None:
-                bucket.pending.wait()
-            bucket.pending = None
+            self._sums.finish(number, bucket.flat)
             bucket.filled = [False] * len(bucket.filled)
-        if self._shared is not None:
-            self._shared.next_step()
+        self._sums.next_step()
         self._next = 0
         start = self._signals
         for buffer in self._statistics:
@@ -184,6 +203,6 @@ class GradientSum:
             hook.remove()
         self._hooks = []
         self._pieces = []
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
+        if self._sums is not None:
+            self._sums.close()
+            self._sums = None

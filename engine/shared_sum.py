@@ -49,8 +49,10 @@ class SharedSums:
         close: those who wait for this worker wait no longer.
     """
 
+    TURNS = 2
+
     def __init__(self, memory: mmap.mmap, pids: Sequence[int], rank: int, parts: Sequence[tuple[int, torch.dtype]]):
-        self._memory, self._pids, self._rank, self._size = memory, pids, rank, len(pids)
+        self._pids, self._rank, self._size = pids, rank, len(pids)
         n_flags = _n_flags(len(parts), self._size)
         # of each part: how far each worker has written it, then how far each has added up its share; last: who left
         self._flags = np.frombuffer(memory, np.int64, n_flags * flags.LINE, offset=_TOKEN)
@@ -89,7 +91,7 @@ class SharedSums:
     @property
     def turn(self) -> int:
         """Which of the two sets is written to in this step."""
-        return self._step % 2
+        return self._step % self.TURNS
 
     def buffers(self, turn: int) -> list[Tensor]:
         """What this worker writes to."""
@@ -167,7 +169,7 @@ def _places(
 ) -> tuple[list[list[list[tuple[int, int, torch.dtype]]]], int]:
     """Where each buffer begins, with its numbers and their kind, by turn and rank; and where the last one ends."""
     at = _TOKEN + 8 * flags.LINE * _n_flags(len(parts), size)
-    found: list[list[list[tuple[int, int, torch.dtype]]]] = [[[] for _ in range(size)] for _ in range(2)]
+    found: list[list[list[tuple[int, int, torch.dtype]]]] = [[[] for _ in range(size)] for _ in range(SharedSums.TURNS)]
     for of_rank in (one for of_turn in found for one in of_turn):
         for n, kind in parts:
             at = -(-at // _ALIGNED) * _ALIGNED

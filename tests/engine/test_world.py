@@ -54,7 +54,15 @@ def everything(world: World, folder: str) -> dict[str, Any]:
         "poisoned": poisoned(world),
         "frozen": frozen(world),
         "summed": [summed(world, size) for size in (1, 100, 25 << 20)],
+        "over the group": over_the_group(world),
     }
+
+
+def over_the_group(world: World) -> dict[str, Any]:
+    """As workers that share no memory do it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(World, "shared_sums", lambda world, parts: None)
+        return {"summed": [summed(world, size) for size in (1, 100)], "plain": trained(world, None, None, False)}
 
 
 def resumed(world: World, folder: str, batch_norm: bool) -> dict[str, Any]:
@@ -177,7 +185,9 @@ def test_collectives(many: list[dict[str, Any]]) -> None:
 
 def test_any_number_of_workers_sees_the_same_batches_and_losses(many: list[dict[str, Any]], alone: Any) -> None:
     runs = [run["plain"] for run in many]
-    assert len({run["digest"] for run in runs}) == 1  # the ranks agree to the bit
+    group = [run["over the group"]["plain"]["digest"] for run in many]
+    assert len({run["digest"] for run in runs}) == len(set(group)) == 1  # the ranks agree to the bit
+    assert len(many) > 2 or group[0] == runs[0]["digest"]  # two numbers have one sum
     for step, rows in enumerate(alone["rows"]):
         together = np.concatenate([run["rows"][step] for run in runs])
         assert np.array_equal(np.sort(together), np.sort(rows))
@@ -205,7 +215,7 @@ def test_the_sum_over_workers_is_that_of_one_worker_with_all_cells(many: list[di
     model(torch.cat([inputs(rank, 2) for rank in range(len(many))])).backward()
     expected = [(torch.zeros_like(p) if p.grad is None else p.grad).numpy() for p in model.parameters()]
     for run in many:
-        for *gradients, signals in run["summed"]:
+        for *gradients, signals in (*run["summed"], *run["over the group"]["summed"]):
             for found, wanted in zip(gradients, expected, strict=True):
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
             assert signals.tolist() == [len(many), sum(range(len(many)))]
