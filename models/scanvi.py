@@ -25,7 +25,6 @@ from scarcade.models.distributions import draw, kl_to_standard_normal, log_norma
 from scarcade.models.layers import Codes, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.model import AtlasModel
 from scarcade.models.scvi import Scvi, Where
-from scarcade.models.sparse import Sparse
 
 
 class Scanvi(Scvi):
@@ -150,9 +149,7 @@ class Scanvi(Scvi):
 
     def classify(self, batch: Batch, noise: Noise | None = None) -> Tensor:
         """The classifier's logits at the mean of the latent, (B, C); `noise` is for dropout."""
-        trains_here = torch.is_grad_enabled() and self.device.type == "cpu"
-        x = Sparse.of(batch.counts) if trains_here else None  # without the zeros, as the first layer may want them
-        x_BI = self.encoder_input(batch, x, self.encoder.trunk.kind)
+        x_BI = self.encoder_input(batch, kind=self.encoder.trunk.kind)
         mean_BL, _ = self.encoder(x_BI, self.codes(batch), noise)
         logits_BC: Tensor = self.classifier(mean_BL, noise)
         return logits_BC

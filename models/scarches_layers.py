@@ -33,7 +33,7 @@ from scarcade.models.layers import (
 from scarcade.models.model import AtlasModel
 from scarcade.models.products import product_of
 from scarcade.models.sparse import Sparse, totals
-from scarcade.models.sparse_product import SeenCounts, dense_of, is_worth_while
+from scarcade.models.sparse_product import SeenCounts, dense_of, without_zeros
 
 
 def _split(value: Any) -> Any:
@@ -293,8 +293,9 @@ def encoder_input(
     """
     normalised = mse or config.normalise_input
     device = size_B.device
-    if isinstance(x, Sparse) and not normalised and is_worth_while(x, weight_HI):
-        return SeenCounts.logs(x)
+    cells = None if normalised else without_zeros(batch.counts, x, weight_HI)
+    if cells is not None:
+        return SeenCounts.logs(cells)
     if not normalised:
         return batch.counts.log1p(device)
     return log_normalised(batch.counts.dense(device), size_B, config.target_sum)

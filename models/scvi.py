@@ -30,7 +30,7 @@ from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import counts_for, fused, why_not
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.sparse import Sparse, seen, totals
-from scarcade.models.sparse_product import SeenCounts, is_worth_while
+from scarcade.models.sparse_product import SeenCounts, without_zeros
 from scarcade.models.trained_head import Logits, logits_of
 
 Where = Literal["encoder", "decoder", "none", "both"]
@@ -307,9 +307,10 @@ class Scvi(AtlasModel):
             kind: of number, as the first product takes them.
         """
         counts, logs = batch.counts, self.config.log_variational
-        if isinstance(x, Sparse) and is_worth_while(x, self.encoder.trunk.first_weight):
+        cells = without_zeros(counts, x, self.encoder.trunk.first_weight)
+        if cells is not None:
             beside_BC = batch.continuous if self.config.encode_covariates else None
-            return SeenCounts.logs(x, beside_BC) if logs else SeenCounts(x, beside_BC)
+            return SeenCounts.logs(cells, beside_BC) if logs else SeenCounts(cells, beside_BC)
         x_BI = counts.log1p(self.device, kind) if logs else counts.dense(self.device).to(kind)
         if self.config.encode_covariates and batch.continuous is not None:
             x_BI = torch.cat([x_BI, batch.continuous.to(kind)], -1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scarcade.engine.contracts import Counts
 from scarcade.engine.pool import run
 from scarcade.models import sparse_kernel as kernel
 from scarcade.models.products import kind_of
@@ -99,17 +100,19 @@ def dense_of(x: Tensor | SeenCounts) -> Tensor:
     return x.dense() if isinstance(x, SeenCounts) else x
 
 
-def is_worth_while(x: Tensor | Sparse | None, weight_HI: Tensor) -> bool:
-    """Whether the product of trained weights with these counts is to be the sparse one."""
-    return (
-        isinstance(x, Sparse)
-        and torch.is_grad_enabled()
-        and weight_HI.requires_grad
-        and kind_of(weight_HI) == torch.float32  # in bfloat16 the dense product is as fast
-        and weight_HI.device.type == "cpu"
-        and len(weight_HI) % kernel.LANES == 0
-        and x.n_genes > 0
-        and len(x) >= CELLS
-        and len(x.values) <= DENSITY * len(x) * x.n_genes
-        and x.in_order()
-    )
+def without_zeros(counts: Counts, x: Tensor | Sparse | None, weight_HI: Tensor) -> Sparse | None:
+    """The counts for a sparse product with weights that train; None where the dense one is faster, or the only one.
+
+    Args:
+        x: the counts, where they have been taken from the batch already.
+    """
+    if not (torch.is_grad_enabled() and weight_HI.requires_grad and weight_HI.device.type == "cpu"):
+        return None
+    # in bfloat16 the dense product is as fast
+    if kind_of(weight_HI) != torch.float32 or len(weight_HI) % kernel.LANES:
+        return None
+    cells = Sparse.of(counts) if x is None else x
+    if isinstance(cells, Tensor) or len(cells) < CELLS or not cells.n_genes:
+        return None
+    few = len(cells.values) <= DENSITY * len(cells) * cells.n_genes
+    return cells if few and cells.in_order() else None

@@ -32,7 +32,7 @@ from scarcade.models.model import AtlasModel, Output
 from scarcade.models.protein_background import CELLS, BackgroundPrior, Efficiency, sums
 from scarcade.models.scvi import RECIPES, Decoded, Posterior, Scvi
 from scarcade.models.sparse import Sparse, seen
-from scarcade.models.sparse_product import SeenCounts, is_worth_while
+from scarcade.models.sparse_product import SeenCounts, without_zeros
 from scarcade.models.trained_head import logits_of
 
 LOG_SQRT_2PI = 0.9189385332046727
@@ -291,8 +291,9 @@ class Totalvi(Scvi):
             return torch.cat([self._scaled(x, x.sum(-1, keepdim=True), x.shape[1]), *parts], -1).to(kind)
         values_N = self._scaled(torch.from_numpy(x.values), x.of_each(x.sums()), x.n_genes)
         beside_BC = torch.cat(parts, -1)
-        if is_worth_while(x, self.encoder.trunk.first_weight):
-            return SeenCounts.of(x, values_N, beside_BC)
+        cells = without_zeros(batch.counts, x, self.encoder.trunk.first_weight)
+        if cells is not None:
+            return SeenCounts.of(cells, values_N, beside_BC)
         out = x.dense(values_N, room=beside_BC.shape[1])
         out[:, x.n_genes :] = beside_BC
         return out.to(kind)

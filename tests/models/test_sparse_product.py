@@ -12,8 +12,8 @@ from scarcade.engine.contracts import Noise, Step
 from scarcade.engine.precision import products_in
 from scarcade.models import MODELS, scarches_layers, scvi, totalvi
 from scarcade.models.sparse import Sparse
-from scarcade.models.sparse_product import CELLS, DENSITY, SeenCounts, is_worth_while
-from tests.models.cells import made_batch, made_schema
+from scarcade.models.sparse_product import CELLS, DENSITY, SeenCounts, without_zeros
+from tests.models.cells import DenseCounts, made_batch, made_schema
 
 
 def counts(n_cells: int, n_genes: int, density: float = 0.15, seed: int = 0) -> Sparse:
@@ -26,6 +26,11 @@ def counts(n_cells: int, n_genes: int, density: float = 0.15, seed: int = 0) -> 
 
 def weights(n_units: int, n_inputs: int) -> Tensor:
     return torch.randn(n_units, n_inputs, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+
+def worth(x: Tensor | Sparse, weight_HI: Tensor) -> bool:
+    untouched: Any = None  # the batch: x was taken from it
+    return without_zeros(untouched, x, weight_HI) is not None
 
 
 @pytest.mark.parametrize("n_units", [16, 48, 128, 240, 272])
@@ -81,22 +86,24 @@ def test_what_is_not_a_number_stays_none() -> None:
 
 def test_it_is_taken_where_it_is_worth_while_and_possible() -> None:
     given, weight_HI = counts(CELLS, 200), weights(32, 200)
-    assert is_worth_while(given, weight_HI)
-    assert not is_worth_while(counts(CELLS - 1, 200), weight_HI)
-    assert not is_worth_while(counts(CELLS, 200, DENSITY + 0.1), weight_HI)
-    assert not is_worth_while(given, weights(33, 200))
-    assert not is_worth_while(given, weight_HI.detach())  # frozen: its product is known after the first epoch
-    assert not is_worth_while(given, weight_HI.double())
-    assert not is_worth_while(torch.zeros(CELLS, 200), weight_HI)
+    assert worth(given, weight_HI)
+    dense_BG = SeenCounts(given).dense()
+    assert without_zeros(DenseCounts(dense_BG), None, weight_HI) is not None  # taken from the batch
+    assert not worth(counts(CELLS - 1, 200), weight_HI)
+    assert not worth(counts(CELLS, 200, DENSITY + 0.1), weight_HI)
+    assert not worth(given, weights(33, 200))
+    assert not worth(given, weight_HI.detach())  # frozen: its product is known after the first epoch
+    assert not worth(given, weight_HI.double())
+    assert not worth(torch.zeros(CELLS, 200), weight_HI)
     with torch.no_grad():
-        assert not is_worth_while(given, weight_HI)
+        assert not worth(given, weight_HI)
     large_HI = weights(128, 600)
     with products_in(torch.bfloat16):
-        assert not is_worth_while(counts(CELLS, 600), large_HI)
+        assert not worth(counts(CELLS, 600), large_HI)
     backwards = replace(given, genes=given.genes[::-1].copy())
-    assert not is_worth_while(backwards, weight_HI)
-    assert not is_worth_while(replace(given, n_genes=100), weight_HI)  # a gene that has no weights
-    assert not is_worth_while(replace(given, genes=given.genes - 5), weight_HI)
+    assert not worth(backwards, weight_HI)
+    assert not worth(replace(given, n_genes=100), weight_HI)  # a gene that has no weights
+    assert not worth(replace(given, genes=given.genes - 5), weight_HI)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
@@ -119,7 +126,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
     for name, part in odd.items():
         with pytest.raises(TypeError, match="wanted"):
             SeenCounts(replace(given, **{name: part}))
-    assert not is_worth_while(replace(given, n_genes=0), weights(16, 0))
+    assert not worth(replace(given, n_genes=0), weights(16, 0))
 
 
 def test_gradients_may_lie_in_any_way() -> None:
@@ -179,7 +186,7 @@ def test_a_model_trains_by_the_same_gradients(case: str, monkeypatch: pytest.Mon
     wanted = {"scanvi": 2, "latent library": 2, "both norms": 0}.get(case, 1)
     assert products == wanted
     for module in (scvi, totalvi, scarches_layers):
-        monkeypatch.setattr(module, "is_worth_while", lambda x, weight_HI: False)
+        monkeypatch.setattr(module, "without_zeros", lambda counts, x, weight_HI: None)
     dense = found()
     assert products == wanted
     assert sparse.keys() == dense.keys()
