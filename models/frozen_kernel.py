@@ -16,6 +16,7 @@ from scarcade.models.likelihood_kernel import (
     EPS,
     STRIP,
     SUMS,
+    apart,
     bits32,
     clear,
     exponentials,
@@ -27,6 +28,7 @@ from scarcade.models.likelihood_kernel import (
     mark,
     nb_as_zero,
     ordered,
+    rows_apart,
     wide,
     zinb_as_zero,
 )
@@ -81,12 +83,12 @@ def rows(  # type: ignore[no-untyped-def]
     """
     n_genes = logits_BG.shape[1]
     zinb = dropout_BG.shape[0] > 0
-    e_G, there_G = np.empty(n_genes, np.float32), np.zeros(n_genes, np.float32)
+    e_G, there_G = apart(n_genes), np.zeros(n_genes, np.float32)
     inverse_G, d_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)  # the latter is not asked for
     longest = 0
     for b in range(start, stop):
         longest = max(longest, indptr[b + 1] - indptr[b])
-    work_S, work_4N = np.empty(5 * STRIP, np.float32), np.empty((4, longest), np.float32)
+    work_S, work_4N = apart(5 * STRIP), rows_apart(4, longest)
     theta_is_finite, _ = inverses(theta_G, inverse_G)
     for b in range(start, stop):
         t_G = logits_BG[b]

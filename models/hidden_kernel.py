@@ -272,13 +272,13 @@ def _back_cell(z_H, mean, inverse, slope, d_H) -> None:  # type: ignore[no-untyp
     for h in range(len(z_H)):
         v = (z_H[h] - mean) * inverse
         d = d_H[h] * (np.float32(1.0) if v > np.float32(0.0) else slope)
-        total += np.float64(d)
+        total += np.float64(d)  # a loop that sums writes nothing: see `likelihood_kernel.apart`
         by_z += np.float64(d * v)
-        d_H[h] = d
     of_all, of_z = np.float32(total / len(z_H)), np.float32(by_z / len(z_H))
     for h in range(len(z_H)):
         v = (z_H[h] - mean) * inverse
-        d_H[h] = inverse * (d_H[h] - of_all - v * of_z)
+        d = d_H[h] * (np.float32(1.0) if v > np.float32(0.0) else slope)
+        d_H[h] = inverse * (d - of_all - v * of_z)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -29,6 +29,7 @@ from numba.extending import intrinsic
 CHUNK = 32  # rows whose gradients by a shared theta are added up together, whatever the number of threads
 SMALL = 1024  # counts below this have their log factorial in a table
 STRIP = 512  # genes that are done together, in the first cache
+APART = 256  # numbers: more than any loop takes in one turn
 FEW = 6  # counts up to this are a product of so many factors; larger ones take the gamma function
 LOW_THETA, HIGH_THETA = 0x1E3CE508, 0x49742400  # bits of 1e-20 and 1e6: of others a product of FEW may overflow
 EPS = np.float32(1e-8)
@@ -222,6 +223,22 @@ def gamma_logs(y: np.float64) -> tuple[np.float64, np.float64]:
 
 
 LOG_FACTORIAL = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, SMALL, dtype=np.float64)))])
+
+
+@njit(forceinline=True, error_model="numpy")
+def apart(n: int) -> np.ndarray:
+    """Memory for `n` numbers that a loop writes which also sums, far behind whatever lies before it.
+
+    Where what a loop writes begins less than some vectors behind what it reads, as with a few dozen genes, LLVM takes
+    the numbers one by one, and a sum gets other last bits: they would depend on where memory happened to be.
+    """
+    return np.empty(APART + n, np.float32)[APART:]
+
+
+@njit(forceinline=True, error_model="numpy")
+def rows_apart(n_rows: int, n: int) -> np.ndarray:
+    """The same for rows of at least `n` numbers, which are as far from each other."""
+    return np.empty((1 + n_rows, APART + n), np.float32)[1:]
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -527,7 +544,7 @@ def rows(  # type: ignore[no-untyped-def]
     """
     n_genes, n_more = logits_BG.shape[1], dropout_BG.shape[1]
     shared = len(theta) == 1
-    e_G, t_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
+    e_G, t_G = apart(n_genes), np.empty(n_genes, np.float32)
     pi_G, d_pi_G = np.empty(n_more, np.float32), np.empty(n_more, np.float32)
     inverse_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
     there_G = np.zeros(n_genes, np.float32)
@@ -535,7 +552,7 @@ def rows(  # type: ignore[no-untyped-def]
     for b in range(start, stop):
         longest = max(longest, indptr[b + 1] - indptr[b])
     places_2G, counts_2G = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.float32)
-    work_S, work_2G = np.empty(5 * STRIP, np.float32), np.empty((2, longest), np.float32)
+    work_S, work_2G = apart(5 * STRIP), rows_apart(2, longest)
     theta_is_finite, usual = inverses(theta[0], inverse_G) if shared else (True, True)
     for b in range(start, stop):
         theta_G = theta[code_B[b]]

@@ -30,8 +30,9 @@ def _row(own_D, z_DN, weight_N, factor_W, distance_N, kernel_N, slope_N) -> np.f
             kernel_N[j] += part
             slope_N[j] += factor * part
     total = 0.0
-    for j in range(n):
+    for j in range(n):  # a loop that sums writes nothing: see `apart`
         total += np.float64(weight_N[j] * kernel_N[j])
+    for j in range(n):
         slope_N[j] *= weight_N[j]
     return total  # type: ignore[return-value]
 
