@@ -23,7 +23,7 @@ from scarcade.engine.contracts import Batch, Loader
 from scarcade.engine.schema import UNLABELLED, Schema
 
 _LABELLED = 0x6C6162  # a seed word that keeps the order of labelled cells apart from that of all cells
-_PIECE = 32 << 20  # bytes decoded at once, at most, while the cells of a window are picked out
+_PIECE = 8 << 20  # bytes decoded at once, about, while the cells of a window are picked out
 _BYTES = 8  # of a decoded count, at most
 
 
@@ -41,7 +41,8 @@ class SubsetSource:
         self._held: Superbatch | None = None
         # cells that a chunk holds: what lies between two wanted cells of one chunk costs nothing more
         self._gap = source.least * source.n_cells // max(1, source.nnz)
-        self._cells_at_once = max(64, _PIECE // (_BYTES * max(1, source.least)))
+        per_cell = _BYTES * max(1, source.nnz // max(1, source.n_cells))
+        self._at_once = max(1, _PIECE // per_cell)  # cells
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,11 +88,14 @@ class SubsetSource:
 
     def _pieces(self, wanted: np.ndarray) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
         """What is read at once: ranges of the source, and where the wanted cells are among theirs."""
-        step = self._cells_at_once if self._gap else len(wanted)
-        for begin in range(0, len(wanted), step):
-            yield _spans(wanted[begin : begin + step], self._gap)
+        # a cell with nothing near it costs as much as those of a whole chunk
+        decoded = np.cumsum(np.minimum(np.diff(wanted, prepend=wanted[:1] - 1), self._gap + 1))
+        for part in np.split(wanted, np.flatnonzero(np.diff(decoded // self._at_once)) + 1):
+            yield _spans(part, self._gap)
 
     def _read(self, wanted: np.ndarray) -> Superbatch:
+        if not self._source.least:  # nothing is decoded: views
+            return self._source.load(*_spans(wanted, 0))
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         for spans, places in self._pieces(wanted):
             loaded = self._source.load(spans, np.arange(sum(stop - start for start, stop in spans)))

@@ -1,7 +1,8 @@
 """Batches of cells with their position: source + plan + prefetch.
 
 `stream` reads a store, `in_memory` reads arrays; the same cells give the same batches from both. A window of
-cells is decoded in a thread while the one before is consumed; batches are views into it.
+cells is decoded in a thread while the one before is consumed; batches are views into it. Cells that are no more than
+one window are decoded once (`held`).
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scarcade.dataloaders.aligned import AlignedStore
+from scarcade.dataloaders.held import HeldSource
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch
@@ -161,6 +163,9 @@ def _loader(
     plan = Plan(last - first, config.batch_size, lanes=lanes, window=window, seed=seed, shuffle=shuffle)
     if not 0 <= shard.rank < shard.size <= lanes:
         raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
+    fits = shard.size * per_cell * (last - first) <= config.memory // _WINDOWS_HELD  # on each worker
+    if source.least and shuffle and plan.n_windows == 1 and fits:
+        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False)
     return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead)
 
 

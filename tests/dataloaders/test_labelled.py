@@ -178,7 +178,7 @@ def test_a_subset_is_read_in_pieces(made: Made, tmp_path: Path) -> None:
     source = StoreSource(made.store)
     positions = np.sort(np.random.default_rng(0).choice(3000, 500, replace=False))
     subset = SubsetSource(source, positions, hold=False)
-    subset._cells_at_once = 64
+    subset._at_once = 64
     loaded = subset.load([(100, 350), (0, 20)], np.arange(270))
     wanted = np.concatenate([positions[100:350], positions[:20]])
     assert np.array_equal(loaded.rows, wanted)
