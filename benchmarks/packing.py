@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numcodecs import blosc
 
-from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, Packing
+from scarcade.dataloaders.array_layout import COUNTS_PER_CHUNK, Packing
 from scarcade.dataloaders.store import open_store
 
 RESULTS = Path(__file__).parent / "results" / "packing.json"

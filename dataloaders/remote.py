@@ -45,7 +45,7 @@ def remote_manifest(url: str) -> dict[str, Any] | None:
 
 
 class RemoteFiles:
-    """Files below a URL (`scarcade.dataloaders.arrays.Files`). Safe to use from several threads."""
+    """Files below a URL (`scarcade.dataloaders.stored_files.Files`). Safe to use from several threads."""
 
     def __init__(self, url: str, manifest: Mapping[str, Any], cache: ShardCache | None) -> None:
         self.where = shown(url)

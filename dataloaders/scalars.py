@@ -13,7 +13,7 @@ import numcodecs.vlen
 import numpy as np
 from numcodecs import zstd
 
-from scarcade.dataloaders.arrays import Files, read_checked
+from scarcade.dataloaders.stored_files import Files, read_checked
 from scarcade.engine.errors import CorruptError
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}

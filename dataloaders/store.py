@@ -15,10 +15,11 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader, read_checked
+from scarcade.dataloaders.array_reader import ArrayReader, StringReader
 from scarcade.dataloaders.remote import RemoteFiles, remote_manifest
 from scarcade.dataloaders.scalars import read_scalar
 from scarcade.dataloaders.shard_cache import shard_cache
+from scarcade.dataloaders.stored_files import LocalFiles, read_checked
 from scarcade.dataloaders.writer import (
     FORMAT,
     PROTEIN_COUNTS,

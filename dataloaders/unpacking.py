@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from scarcade.dataloaders.arrays import BLOSC_HEADER, CRC_BYTES
+from scarcade.dataloaders.array_layout import BLOSC_HEADER, CRC_BYTES
 from scarcade.dataloaders.kernels import deliver
 
 

@@ -1,6 +1,6 @@
 """Writes an atlas store block by block, in memory of one block, and commits it by one rename.
 
-What it writes is a zarr v3 AnnData group (X as CSR) in the layout of `scarcade.dataloaders.arrays`, a
+What it writes is a zarr v3 AnnData group (X as CSR) in the layout of `scarcade.dataloaders.array_layout`, a
 ``MANIFEST.json`` with size and sha256 of every file, and ``uns["scarcade"]``: format version, seed, sources,
 schema, the cells' keys and, for made data, the truth.
 """
@@ -16,7 +16,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter, Packing, StringWriter
+from scarcade.dataloaders.array_layout import COUNTS_PER_CHUNK, Packing
+from scarcade.dataloaders.array_writer import ArrayWriter, StringWriter
 from scarcade.engine import csr
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader
+from scarcade.dataloaders.array_reader import ArrayReader, StringReader
 from scarcade.dataloaders.schema import text_of
+from scarcade.dataloaders.stored_files import LocalFiles
 from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.engine.folder import read_manifest
 from scarcade.engine.schema import Categories

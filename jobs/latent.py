@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from scarcade.dataloaders.arrays import ArrayReader, LocalFiles, StringReader
+from scarcade.dataloaders.array_reader import ArrayReader, StringReader
+from scarcade.dataloaders.stored_files import LocalFiles
 from scarcade.engine.errors import CorruptError, OpenError
 from scarcade.engine.folder import read_manifest
 from scarcade.engine.schema import Categories

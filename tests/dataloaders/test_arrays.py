@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import zarr
 
-from scarcade.dataloaders import arrays
-from scarcade.dataloaders.arrays import ArrayReader, ArrayWriter, LocalFiles, StringReader, StringWriter
+from scarcade.dataloaders import array_layout
+from scarcade.dataloaders.array_reader import ArrayReader, StringReader
+from scarcade.dataloaders.array_writer import ArrayWriter, StringWriter
+from scarcade.dataloaders.stored_files import LocalFiles
 from scarcade.engine.errors import CorruptError, CsrError, LimitError, MissingChunkError, OpenError
 from scarcade.engine.folder import MANIFEST, read_manifest, write_json, write_manifest
 
@@ -125,7 +127,7 @@ def test_a_chunk_that_the_index_calls_missing(tmp_path: Path) -> None:
     shard = tmp_path / "x" / "c" / "0"
     index = np.frombuffer(shard.read_bytes()[-4100:-4], "<u8").reshape(-1, 2).copy()
     index[1] = 2**64 - 1
-    shard.write_bytes(shard.read_bytes()[:-4100] + arrays._sealed(index.tobytes()))
+    shard.write_bytes(shard.read_bytes()[:-4100] + array_layout.seal(index.tobytes()))
     assert not np.asarray(zarr.open_array(tmp_path / "x", mode="r")[100:200]).any()
     with pytest.raises(MissingChunkError, match="x: chunk 1 is missing in x/c/0"):
         reader(tmp_path).rows(0, 300)
@@ -135,7 +137,7 @@ def hostile_index(folder: Path, index: list[list[int]]) -> None:
     shard = folder / "x" / "c" / "0"
     table = np.frombuffer(shard.read_bytes()[-4100:-4], "<u8").reshape(-1, 2).copy()
     table[: len(index)] = index
-    shard.write_bytes(shard.read_bytes()[:-4100] + arrays._sealed(table.tobytes()))
+    shard.write_bytes(shard.read_bytes()[:-4100] + array_layout.seal(table.tobytes()))
 
 
 @pytest.mark.parametrize("entry", [[0, 1 << 40], [1 << 63, 8], [1 << 40, 8], [0, 0], [3, 40]])
@@ -157,7 +159,7 @@ def test_chunks_in_another_order_in_the_file(tmp_path: Path) -> None:
     body = parts[2] + parts[0] + parts[1]
     table = np.full((256, 2), 2**64 - 1, "<u8")
     table[:3] = [[len(parts[2]), len(parts[0])], [len(parts[2]) + len(parts[0]), len(parts[1])], [0, len(parts[2])]]
-    shard.write_bytes(body + arrays._sealed(table.tobytes()))
+    shard.write_bytes(body + array_layout.seal(table.tobytes()))
     write_manifest(tmp_path, {})
     assert np.array_equal(reader(tmp_path).rows(0, 300), values)
 
@@ -170,7 +172,7 @@ def test_a_hostile_blosc_header_with_a_good_checksum(tmp_path: Path) -> None:
     for field, value in ((4, 1 << 30), (4, 16), (12, 1 << 20), (12, 3)):
         body = bytearray(raw[: length - 4])
         body[field : field + 4] = value.to_bytes(4, "little")
-        shard.write_bytes(arrays._sealed(bytes(body)) + raw[length:])
+        shard.write_bytes(array_layout.seal(bytes(body)) + raw[length:])
         with pytest.raises(CorruptError):
             reader(tmp_path).rows(0, 100)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scarcade.dataloaders import sources
-from scarcade.dataloaders.arrays import ArrayReader
+from scarcade.dataloaders.array_reader import ArrayReader
 from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import open_store

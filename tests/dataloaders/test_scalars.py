@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import zarr
 
-from scarcade.dataloaders.arrays import LocalFiles
 from scarcade.dataloaders.scalars import read_scalar
+from scarcade.dataloaders.stored_files import LocalFiles
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import CorruptError, MissingChunkError
 

@@ -257,7 +257,8 @@ def rewritten(path: Path, change: Callable[[Path], None]) -> Path:
 
 
 def replace_array(name: str, values: np.ndarray, chunk_rows: int | None = None) -> Callable[[Path], None]:
-    from scarcade.dataloaders.arrays import COUNTS_PER_CHUNK, ArrayWriter
+    from scarcade.dataloaders.array_layout import COUNTS_PER_CHUNK
+    from scarcade.dataloaders.array_writer import ArrayWriter
 
     def change(path: Path) -> None:
         shutil.rmtree(path / name)
