@@ -1,10 +1,12 @@
 """Sums of workers on one machine through memory that they share."""
 
+import itertools
 import multiprocessing as mp
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,27 @@ def test_a_worker_that_lives_and_does_nothing_is_not_waited_for_without_end(monk
     first.send(0)
     with pytest.raises(RuntimeError, match="worker 1 has not answered"):
         first.finish(0, torch.empty(PARTS[0][0]))
+
+
+def test_time_in_which_the_process_was_stopped_is_not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was asleep for an hour: the others were, too, and get their time."""
+    first, second = _pair()
+    first.send(0)
+    looks = itertools.count()
+
+    def monotonic() -> float:
+        return time.monotonic() + 3600 * (next(looks) > 20)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        if next(looks) > 40:
+            second.send(0)
+
+    monkeypatch.setattr(shared_sum, "time", SimpleNamespace(monotonic=monotonic, sleep=sleep))
+    monkeypatch.setattr(shared_sum, "_AWAKE_S", 0.0)
+    monkeypatch.setattr(shared_sum, "_PATIENCE_S", 60.0)
+    first._wait(first._place(0, 0))
+    assert next(looks) > 40
 
 
 def _pair() -> tuple[SharedSums, SharedSums]:
