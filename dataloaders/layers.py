@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scarcade.dataloaders.source import Matrix, Source, piece
+from scarcade.dataloaders.matrix import Matrix
+from scarcade.dataloaders.reading import piece
+from scarcade.dataloaders.source import Source
 from scarcade.engine.errors import CountsError
 
 _SAMPLE = 1 << 16  # values at the beginning, in the middle and at the end

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from scarcade.dataloaders.counts import MAX_COUNT, Place
+from scarcade.dataloaders.matrix import blocks
+from scarcade.dataloaders.reading import piece
 from scarcade.dataloaders.schema import column_of
-from scarcade.dataloaders.source import AnnDataFile, Source, blocks, piece
+from scarcade.dataloaders.source import AnnDataFile, Source
 from scarcade.engine.errors import CategoryError, CountsError, GenesError, OpenError, UsageError
 
 _ROWS = 1 << 16

@@ -17,9 +17,10 @@ from pydantic import Field
 from scarcade.dataloaders.counts import Csr, Place
 from scarcade.dataloaders.gene_names import GeneNames
 from scarcade.dataloaders.layers import choose_layer
+from scarcade.dataloaders.matrix import blocks
 from scarcade.dataloaders.proteins import silent, silent_cells, spill_proteins
 from scarcade.dataloaders.schema import FILE_COLUMN, column_of, complete_text, label_text, look_alikes, numbers, text_of
-from scarcade.dataloaders.source import AnnDataFile, blocks
+from scarcade.dataloaders.source import AnnDataFile
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.config import Section
 from scarcade.engine.errors import CategoryError, UsageError

@@ -15,7 +15,8 @@ import numba
 import numpy as np
 
 from scarcade.dataloaders.counts import Csr, Place, check_indptr, checked
-from scarcade.dataloaders.source import Matrix, check_parts, piece
+from scarcade.dataloaders.matrix import Matrix, check_parts
+from scarcade.dataloaders.reading import piece
 from scarcade.engine.errors import CsrError
 
 _MAX_FILES = 256
@@ -24,10 +25,10 @@ _MAX_FILES = 256
 def csc_blocks(
     matrix: Matrix, place: Place, integer: bool, size: int, workspace: Path | None
 ) -> Iterator[tuple[int, Csr]]:
-    """The cells of a CSC matrix in order, as `source.blocks`; memory is about 8 bytes a cell plus one file's values.
+    """The cells of a CSC matrix in order, as `matrix.blocks`; memory is about 8 bytes a cell plus one file's values.
 
     Raises:
-        CsrError, CountsError, OpenError: as `source.blocks`.
+        CsrError, CountsError, OpenError: as `matrix.blocks`.
     """
     n_cells, n_genes = matrix.shape
     check_parts(matrix, n_genes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scarcade.dataloaders.counts import Csr, Place, take_rows
-from scarcade.dataloaders.source import Matrix, blocks
+from scarcade.dataloaders.matrix import Matrix, blocks
 
 BYTES_HELD = 8  # in memory, of a count: int32 gene and uint32 value
 

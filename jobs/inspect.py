@@ -240,7 +240,8 @@ def _cells(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[s
     from scarcade.dataloaders.counts import Place
     from scarcade.dataloaders.gene_names import GeneNames, looks_like
     from scarcade.dataloaders.layers import choose_layer, looks
-    from scarcade.dataloaders.source import AnnDataFile, blocks
+    from scarcade.dataloaders.matrix import blocks
+    from scarcade.dataloaders.source import AnnDataFile
 
     if (path / MANIFEST).is_file():
         found += problems(path)

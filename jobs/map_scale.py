@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from scarcade.dataloaders.source import Matrix, opened
+from scarcade.dataloaders.matrix import Matrix
+from scarcade.dataloaders.source import opened
 from scarcade.engine.errors import MemoryLimitError
 from scarcade.engine.memory import bytes_of, size_text
 from scarcade.engine.scale import Scale

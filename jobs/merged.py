@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scarcade.dataloaders.reading import piece
 from scarcade.dataloaders.schema import FILE_COLUMN, code_of, text_of
-from scarcade.dataloaders.source import AnnDataFile, piece
+from scarcade.dataloaders.source import AnnDataFile
 from scarcade.engine.errors import CorruptError, InputError, UsageError
 from scarcade.engine.folder import read_manifest
 from scarcade.engine.schema import Categories, Schema

@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders.source import AnnDataFile, piece
+from scarcade.dataloaders.reading import piece
+from scarcade.dataloaders.source import AnnDataFile
 from scarcade.jobs.storable import storable
 
 _PARTS = ("X", "layers", "raw", "obsm", "varm", "obsp", "varp", "uns")

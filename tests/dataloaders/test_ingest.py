@@ -63,11 +63,11 @@ def test_every_layout_of_every_format_gives_the_same_store(tmp_path: Path, suffi
 
 
 def test_blocks_and_buckets_are_seams_that_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scarcade.dataloaders import shuffle, source
+    from scarcade.dataloaders import matrix, shuffle
 
     path = written(adata(500, 30), tmp_path / "a.h5ad")
     whole = run(path, tmp_path / "whole.zarr", batch_key="batch")
-    monkeypatch.setattr(source, "_POINTERS", 37)
+    monkeypatch.setattr(matrix, "_POINTERS", 37)
     monkeypatch.setattr(shuffle, "BUCKET", 1 << 10)
     assert shuffle.bits_for(500 * 30, 500) > 4
     cut = run(path, tmp_path / "cut.zarr", batch_key="batch")
@@ -75,15 +75,16 @@ def test_blocks_and_buckets_are_seams_that_do_not_show(tmp_path: Path, monkeypat
 
 
 def test_csc_is_turned_by_files_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scarcade.dataloaders import source
     from scarcade.dataloaders.counts import Place
+    from scarcade.dataloaders.matrix import blocks
+    from scarcade.dataloaders.source import AnnDataFile
 
     data = adata(300, 30)
     wanted = data.X.toarray()
     data.X = data.X.tocsc()
-    with source.AnnDataFile(written(data, tmp_path / "a.h5ad")) as file:
+    with AnnDataFile(written(data, tmp_path / "a.h5ad")) as file:
         matrix = file.matrix("X")
-        parts = list(source.blocks(matrix, Place("a"), size=500, workspace=tmp_path))
+        parts = list(blocks(matrix, Place("a"), size=500, workspace=tmp_path))
     assert len(parts) > 5
     dense = [sp.csr_matrix((c.data, c.indices, c.indptr), (c.n_cells, 30)).toarray() for _, c in parts]
     assert np.array_equal(np.concatenate(dense), wanted)
