@@ -17,7 +17,7 @@ import numpy as np
 from scarcade.dataloaders import kernels
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig
 from scarcade.dataloaders.plan import Plan, permutation
-from scarcade.dataloaders.sources import Runs, Source
+from scarcade.dataloaders.sources import Runs, Source, positions_of
 from scarcade.dataloaders.superbatch import Superbatch
 from scarcade.engine.contracts import Batch, Loader
 from scarcade.engine.schema import UNLABELLED, Schema
@@ -57,7 +57,7 @@ class SubsetSource:
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of places in `positions`, put into `order`."""
-        places = np.concatenate([np.arange(start, stop) for start, stop in runs])
+        places = positions_of(runs)
         if self._hold and self._held is None:
             self._held = self._read(self._positions)
         if self._held is not None:
@@ -83,7 +83,7 @@ class SubsetSource:
 
     def _cells(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
         """The positions at some ranges of places, each once and ascending, and where each place's is among them."""
-        wanted = np.concatenate([self._positions[start:stop] for start, stop in runs]).astype(np.int64)
+        wanted = self._positions[positions_of(runs)].astype(np.int64)
         return np.unique(wanted, return_inverse=True)
 
     def _pieces(self, wanted: np.ndarray) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:

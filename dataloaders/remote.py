@@ -9,10 +9,11 @@ by ranges, only what is needed of them; like all that is decoded, that is checke
 import hashlib
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from functools import partial
 from typing import Any
 
+from scarcade.dataloaders.coming import Coming
 from scarcade.dataloaders.fetchers import Fetchers
 from scarcade.dataloaders.shard_cache import ShardCache
 from scarcade.engine.errors import CorruptError, MissingChunkError, OpenError
@@ -22,7 +23,6 @@ from scarcade.engine.storage import Mirror, bucket_of, shown
 _AT_ONCE = 16  # requests on their way; a store answers many as fast as one
 _PART_BYTES = 8 << 20  # of a whole file that come with one request
 _SMALL_BYTES = 1 << 16  # files up to here are fetched together when the store is opened
-_KEPT_TURNS = 2  # windows for which ranges that were asked for ahead wait to be read
 
 
 def remote_manifest(url: str) -> dict[str, Any] | None:
@@ -54,8 +54,7 @@ class RemoteFiles:
         self._cache = cache
         self._whole = _fitting(self._listed, cache.budget) if cache is not None else frozenset()
         self._fetchers: Fetchers[Any] = Fetchers(_AT_ONCE)
-        self._on_their_way: dict[tuple[str, int, int], tuple[int, Future[bytes]]] = {}
-        self._turn = 0
+        self._coming = Coming()
 
     @property
     def retried(self) -> int:
@@ -85,23 +84,18 @@ class RemoteFiles:
         wait([self._fetchers.submit(partial(self._fetch, name)) for name in wanted])  # readers tell failures
 
     def read_into(self, name: str, offset: int, out: memoryview) -> None:
-        _, coming = self._on_their_way.pop((name, offset, len(out)), (0, None))
-        if coming is not None:
-            out[:] = coming.result()
-        elif (handle := self._cached(name)) is not None:
+        if (handle := self._cached(name)) is not None:
             try:
                 _read_all(handle, offset, out, f"{self.where}: {name}")
             finally:
                 os.close(handle)
-        else:
-            out[:] = self._range(name, offset, len(out))
+            return
+        for start, stop in self._coming.take(name, offset, out):
+            out[start:stop] = self._range(name, offset + start, stop - start)
 
     def next_turn(self) -> None:
-        """What is told by `ahead` from now on belongs to the next window; what nobody read meanwhile is forgotten."""
-        self._turn += 1
-        for key, (turn, _) in list(self._on_their_way.items()):
-            if turn <= self._turn - _KEPT_TURNS:
-                self._on_their_way.pop(key, None)
+        """What is told by `ahead` from now on belongs to the next window (see `Coming`)."""
+        self._coming.next_turn()
 
     def ahead(self, name: str, offset: int, n_bytes: int) -> bool:
         if name in self._whole:
@@ -109,9 +103,9 @@ class RemoteFiles:
             if not self._cache.holds(self._entry(name)["sha256"]):
                 self._fetchers.submit(partial(self._fetch, name))  # a failure is told by the reader, who tries again
             return True
-        key = name, offset, n_bytes
-        if n_bytes and key not in self._on_their_way:
-            self._on_their_way[key] = self._turn, self._fetchers.submit(partial(self._range, *key))
+        if n_bytes:
+            fetch = partial(self._range, name, offset, n_bytes)
+            self._coming.tell(name, offset, n_bytes, lambda: self._fetchers.submit(fetch))
         return False
 
     def _entry(self, name: str) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from scarcade.dataloaders import kernels
 from scarcade.dataloaders.shuffle import Dealer, bits_for, buckets
-from scarcade.dataloaders.sources import Columns, Runs, StoreSource, check_columns, drawn_keys
+from scarcade.dataloaders.sources import Columns, Runs, StoreSource, check_columns, drawn_keys, positions_of
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.superbatch import Superbatch, renamed
 from scarcade.dataloaders.unread_counts import Unread
@@ -132,7 +132,7 @@ class StoredSource:
         counts, measured = self.columns.proteins, self.columns.proteins_measured
         if counts is None:
             return None
-        rows = np.concatenate([np.arange(start, stop) for start, stop in runs])
+        rows = positions_of(runs)
         if self._counts.cells is not None:
             rows = self._counts.cells[rows]
         return counts[rows], np.ones((len(rows), counts.shape[1]), bool) if measured is None else measured[rows]

@@ -226,12 +226,14 @@ class _Voyage:
         """Embed and write a query that is over; None if it is to be tried again."""
         began, member, one = time.monotonic(), passage.member, passage.one
         assert member is not None
+        passage.member = None  # what it trained on is not wanted any more
         try:
             with passage.scratch:
                 if member.error is not None:
                     raise member.error
                 put_rows(one.grown, member.rows)
                 state, data = member.state, self._job.config.data
+                del member
                 mapped = finished(self._job.reference, one, data=data, history=state.history, steps=state.step)
                 return self._committed(passage, mapped, lambda: passage.seconds + time.monotonic() - began)
         except Exception as error:  # noqa: BLE001  (one query's failure is told and never stops the others)

@@ -1,13 +1,14 @@
 """A split that is one window is decoded once, and gives the batches that it would give anew in each epoch."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from scarcade.dataloaders.aligned import aligned
 from scarcade.dataloaders.held import HeldSource
 from scarcade.dataloaders.labelled import WithLabelled, with_labelled
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig, stream
@@ -130,6 +131,36 @@ def test_what_is_larger_is_not_kept(made: Made) -> None:
     many = stream(made.store, "train", room, seed=3, shard=Shard(0, 2))  # each worker would keep all of them
     assert isinstance(many.source, StoreSource)
     assert isinstance(stream(made.store, "all", CONFIG, seed=0, lanes=1, shuffle=False).source, StoreSource)
+
+
+def test_genes_that_the_model_has_not_take_no_memory(tmp_path: Path) -> None:
+    made = make(tmp_path / "atlas.zarr")
+    few = replace(made.store.schema, genes=made.store.schema.genes[5:15])
+    loader = stream(aligned(made.store, few, min_genes=0), "train", CONFIG, seed=3)
+    assert isinstance(loader.source, HeldSource)
+    total = sum(len(batch.counts.csr()[1]) for batch in loader.epoch(0))
+    kept = loader.source._held
+    assert kept is not None
+    assert len(kept.indices) == len(kept.data) == total < made.store.nnz / 2
+    for batch in loader.epoch(1):
+        assert np.array_equal(batch.counts.dense(CPU).numpy(), made.counts[batch.rows].toarray()[:, 5:15])
+
+
+def test_a_worker_without_a_cell(tmp_path: Path) -> None:
+    """Of a split of one cell two of three workers have none, and take part in its step."""
+    made = make(tmp_path / "atlas.zarr", n=40)
+    config = LoaderConfig(batch_size=64, validation=0.05)
+    for keep in (True, False):
+        cells = []
+        for rank in range(3):
+            loader = stream(made.store, "validation", config, seed=0, shard=Shard(rank, 3))
+            loader = loader if keep else anew(loader, StoreSource(made.store))
+            (batch,) = loader.epoch(0)
+            assert batch.counts.dense(CPU).shape == (len(batch), 50)
+            assert batch.proteins is not None
+            assert len(batch.proteins) == len(batch)
+            cells.append(len(batch))
+        assert cells == [1, 0, 0]
 
 
 def test_a_fault_on_disk_is_raised_each_time_it_is_met(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import Store, is_store, open_store
+from scarcade.dataloaders.synthetic import simulate
 from scarcade.engine.errors import CorruptError, MissingChunkError, OpenError, StorageError, UsageError
 from scarcade.engine.folder import MANIFEST
 from scarcade.engine.storage import Mirror
@@ -98,6 +99,27 @@ def test_batches_are_those_from_the_disk_bit_for_bit(made: Made, place: str, tmp
             np.testing.assert_array_equal(one, other)
         n += len(here)
     assert n == loaders[0].n_cells
+
+
+def test_what_is_told_ahead_comes_once(server: Url, tmp_path: Path) -> None:
+    """A run of many chunks is told in other pieces than it is read in."""
+    here = simulate(tmp_path / "a.zarr", cells=8000, genes=800, batches=2, seed=0)
+    assert here.x_data.n_chunks > 16
+    folders = [tmp_path / "a.zarr" / "X" / name / "c" for name in ("data", "indices")]
+    wanted = sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+    Mirror(server("told")).push(here.path, "a.zarr")
+    config = LoaderConfig(batch_size=64)
+    with faulty_proxy(address_of(server("told")), 0.0) as (proxy, address):
+        there = open_store(through(server("told/a.zarr"), address), (None, 0.0))
+        loader = stream(there, "all", config, seed=5)
+        before = proxy.bytes_out
+        for a, b in zip(loader.epoch(0), stream(here, "all", config, seed=5).epoch(0), strict=True):
+            for one, other in zip(a.counts.csr(), b.counts.csr(), strict=True):
+                np.testing.assert_array_equal(one, other)
+        came = proxy.bytes_out - before
+        assert wanted <= came < 1.1 * wanted
+        assert sum(len(batch) for batch in loader.epoch(1)) == 8000
+        assert proxy.bytes_out - before == came  # the cells are kept
 
 
 def test_a_second_reader_asks_the_store_for_no_shard(place: str, tmp_path: Path) -> None:
