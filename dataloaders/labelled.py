@@ -51,9 +51,13 @@ class SubsetSource:
 
     def ahead(self, runs: Runs) -> None:
         """As the source does it, for the pieces that `load` will read."""
-        if self._held is None:
-            wanted = self._positions if self._hold else self._cells(runs)[0]
-            self._source.ahead([span for spans, _ in self._pieces(wanted) for span in spans])
+        if self._held is not None:
+            return
+        if not self._source.least:  # whatever the ranges: it has its cells, or has all of them come
+            self._source.ahead([])
+            return
+        wanted = self._positions if self._hold else self._cells(runs)[0]
+        self._source.ahead([span for spans, _ in self._pieces(wanted) for span in spans])
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of places in `positions`, put into `order`."""

@@ -16,6 +16,7 @@ from typing import Any
 from scarcade.dataloaders.coming import Coming
 from scarcade.dataloaders.fetchers import Fetchers
 from scarcade.dataloaders.shard_cache import ShardCache
+from scarcade.dataloaders.stored_files import read_all
 from scarcade.engine.errors import CorruptError, MissingChunkError, OpenError
 from scarcade.engine.folder import MANIFEST, MANIFEST_LIMIT, manifest_in
 from scarcade.engine.storage import Mirror, bucket_of, shown
@@ -86,7 +87,7 @@ class RemoteFiles:
     def read_into(self, name: str, offset: int, out: memoryview) -> None:
         if (handle := self._cached(name)) is not None:
             try:
-                _read_all(handle, offset, out, f"{self.where}: {name}")
+                read_all(handle, offset, out, f"{self.where}: {name}")
             finally:
                 os.close(handle)
             return
@@ -162,12 +163,3 @@ def _fitting(listed: Mapping[str, Any], budget: int) -> frozenset[str]:
             break
         chosen.append(name)
     return frozenset(chosen)
-
-
-def _read_all(handle: int, offset: int, out: memoryview, where: str) -> None:
-    done = 0
-    while done < len(out):
-        got = os.preadv(handle, [out[done:]], offset + done)
-        if got == 0:
-            raise CorruptError(f"{where} was cut: it ends at byte {offset + done}")
-        done += got

@@ -65,16 +65,25 @@ class LocalFiles:
     def read_into(self, name: str, offset: int, out: memoryview) -> None:
         handle = self._open(name)
         try:
-            done = 0
-            while done < len(out):
-                got = os.preadv(handle, [out[done:]], offset + done)
-                if got == 0:
-                    raise CorruptError(f"{self.where}: {name} was cut: it ends at byte {offset + done}")
-                done += got
+            read_all(handle, offset, out, f"{self.where}: {name}")
         except OSError as error:
             raise StorageError(f"{self.where}: {name} cannot be read ({error.strerror})") from error
         finally:
             os.close(handle)
+
+
+def read_all(handle: int, offset: int, out: memoryview, where: str) -> None:
+    """Fill `out` with the bytes of an open file from `offset` on.
+
+    Raises:
+        CorruptError: the file ends before. OSError: it cannot be read.
+    """
+    done = 0
+    while done < len(out):
+        got = os.preadv(handle, [out[done:]], offset + done)
+        if got == 0:
+            raise CorruptError(f"{where} was cut: it ends at byte {offset + done}")
+        done += got
 
 
 def read_checked(files: Files, name: str, manifest: Mapping[str, Any]) -> bytes:
