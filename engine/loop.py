@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scarcade.engine.contracts import Batch, Loader, Losses, Model, Noise, Step
 from scarcade.engine.errors import NonFiniteError
+from scarcade.engine.finite import finite_where, total_norm
 from scarcade.engine.gradients import GradientSum
 from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, Sums, means
 from scarcade.engine.optim import (
@@ -235,18 +236,26 @@ class Run:
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
             float(self.stop is not None and self.stop()),
         )
-        own = torch.cat([loss.detach().reshape(1), torch.tensor(asked, device=device)])
+        if self.readback.deferred:
+            own = torch.cat([loss.detach().reshape(1), torch.tensor(asked, device=device)])
+        else:
+            own = torch.tensor((loss.item(), *asked), device=device)
         self.turn_to("all-reduce")
         shared = self.gradients.finish(own, len(batch) / batch.n_global)
         self.turn_to("optimiser")
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        numbers = torch.cat([(shared[0] + norm).reshape(1), shared[1:]])
+        norm = total_norm(gradients) if self.config.clip is not None else finite_where(gradients)
+        tag = state.step, batch.rows
         if self.readback.deferred:
+            numbers = torch.cat([(shared[0] + norm).reshape(1), shared[1:]])
             # the update of a step that is not finite, and of those after it, is left out on the device
             self.bad = torch.maximum(self.bad, (~numbers[0].isfinite()).float())
             self.optimiser.found_inf = self.bad
-        asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
+            read = self.readback.exchange(numbers, tag)
+        else:
+            finite, *told = shared.tolist()
+            read = [finite + norm.item(), *told], tag
+        asked_of = self._check(read)
         if self.config.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
         self.optimiser.step()

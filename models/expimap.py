@@ -29,6 +29,7 @@ from scarcade.models.hsic import hsic
 from scarcade.models.layers import seeded
 from scarcade.models.likelihood import counts_for, counts_log_likelihood
 from scarcade.models.model import AtlasModel, Output, Where
+from scarcade.models.normal import Latent, latent, moments
 from scarcade.models.programs import Programs, program_mask
 from scarcade.models.proximal import annealed, shrink_, shrink_groups_
 from scarcade.models.scarches_layers import (
@@ -245,11 +246,9 @@ class Expimap(AtlasModel):
         """
         x = self.counts_seen(batch)
         size_B = cell_sizes(x, batch, self.schema)
-        mean_BL, variance_BL = self.encode(size_B, batch, noise, x)
-        z_BL = draw(mean_BL, variance_BL, noise)
+        _, _, z_BL, kl_B = self.latent(size_B, batch, noise, x)
 
         reconstruction_B = self.reconstruction(x, size_B, self.logits(z_BL, batch), batch)
-        kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
         if self.config.use_hsic and self.config.n_ext:
@@ -268,11 +267,32 @@ class Expimap(AtlasModel):
         self, size_B: Tensor, batch: Batch, noise: Noise | None = None, x: Tensor | Sparse | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
+        return self._moments(self._hidden(size_B, batch, noise, x))
+
+    def latent(self, size_B: Tensor, batch: Batch, noise: Noise | None, x: Tensor | Sparse) -> Latent:
+        """The same with a draw and its KL divergence."""
+        h_BH = self._hidden(size_B, batch, noise, x)
+        if not self.terms:
+            encoder = self.encoder
+            return latent(h_BH, encoder.mean, encoder.log_variance, noise, encoder.LEAST)
+        mean_BL, variance_BL = self._moments(h_BH)
+        z_BL = draw(mean_BL, variance_BL, noise)
+        return Latent(mean_BL, variance_BL, z_BL, kl_to_standard_normal(mean_BL, variance_BL))
+
+    def _hidden(self, size_B: Tensor, batch: Batch, noise: Noise | None, x: Tensor | Sparse | None) -> Tensor:
+        """The encoder's last hidden layer, (B, H)."""
         product_BH = batch.known.get("product")
         seen_BG = self._seen(size_B, batch, x) if product_BH is None else None
-        h_BH = self.encoder.trunk(seen_BG, covariate_codes(batch), noise, product_BH)
-        parts = [(self.encoder.mean(h_BH), self.encoder.log_variance(h_BH).exp() + 1e-4)]
+        h_BH: Tensor = self.encoder.trunk(seen_BG, covariate_codes(batch), noise, product_BH)
+        return h_BH
+
+    def _moments(self, h_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of all programs, new ones behind those of the reference."""
+        encoder = self.encoder
+        parts = [moments(h_BH, encoder.mean, encoder.log_variance, encoder.LEAST)]
         parts += [terms.encode(h_BH) for terms in self.kinds_of_terms()]
+        if len(parts) == 1:
+            return parts[0]
         mean_BL, variance_BL = (torch.cat(part, -1) for part in zip(*parts, strict=True))
         return mean_BL, variance_BL
 

@@ -22,6 +22,7 @@ from scarcade.engine.pool import run
 from scarcade.models import frozen_kernel as kernel
 from scarcade.models.block_buffers import BlockBuffers
 from scarcade.models.layers import Linear
+from scarcade.models.products import rows_times_into
 
 BLOCK = 128  # cells of a block: logits of 2,000 genes are 1 MB, half of a core's second cache
 
@@ -98,9 +99,9 @@ class _LogP(torch.autograd.Function):
                 *(library_B[start:stop], constant_B[start:stop].numpy(), theta_G, value_B[start:stop].numpy()),
             )
             run(stop - start, partial(_rows, given))
-            part = torch.mm(logits, head.scale.weight, out=d_h_BH[start:stop])
+            rows_times_into(d_h_BH[start:stop], logits, head.scale.weight)
             if dropout is not None and head.dropout is not None:
-                part.addmm_(dropout, head.dropout.weight)
+                rows_times_into(d_h_BH[start:stop], dropout, head.dropout.weight, add=True)
         ctx.save_for_backward(d_h_BH)
         return value_B
 

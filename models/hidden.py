@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from scarcade.engine.pool import run
 from scarcade.models import hidden_kernel as kernel
 from scarcade.models.head_product import codes_of
-from scarcade.models.products import kind_of
+from scarcade.models.products import kind_of, rows_times
 from scarcade.models.sparse_product import SeenCounts
 
 LARGE = 1 << 18  # units of all cells from which on threads share them: waking one costs a tenth of a ms
@@ -103,7 +103,7 @@ class _Hidden(torch.autograd.Function):
             assert x_BI is not None
             kind = kind_of(weight_HI)
             if kind == torch.float32:
-                z_BH = torch.mm(x_BI, weight_HI.T)
+                z_BH = rows_times(x_BI, weight_HI.T)
             else:
                 x_BI, weight_HI = x_BI.to(kind), weight_HI.to(kind)
                 z_BH = torch.mm(x_BI, weight_HI.T).float()
@@ -124,7 +124,7 @@ class _Hidden(torch.autograd.Function):
             d_weight_HI = ctx.seen.gradient(d_BH) if wants_weight else None
         elif x_BI is not None:
             given = d_BH if x_BI.dtype == torch.float32 else d_BH.to(x_BI.dtype)
-            d_x_BI = torch.mm(given, weight_HI).float() if wants_x else None
+            d_x_BI = rows_times(given, weight_HI).float() if wants_x else None
             d_weight_HI = torch.mm(given.T, x_BI).float() if wants_weight else None
         d_weight_H, d_shift_H = d_norm_2H if wants_norm else (None, None)
         d_product_BH = d_BH if wants_product else None

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from scarcade.engine.contracts import Noise
 from scarcade.models.hidden import After, hidden
+from scarcade.models.normal import Latent, latent, moments
 from scarcade.models.products import kind_of, product_of
 from scarcade.models.sparse_product import SeenCounts, dense_of
 
@@ -356,6 +357,8 @@ class Linear(nn.Linear):
 class Encoder(nn.Module):
     """x -> mean and variance of a normal distribution; 1e-4 is added to the variance."""
 
+    LEAST = 1e-4
+
     def __init__(self, trunk: FullyConnected, n_hidden: int, n_out: int, generator: torch.Generator) -> None:
         super().__init__()
         self.trunk = trunk
@@ -365,5 +368,10 @@ class Encoder(nn.Module):
     def forward(
         self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        h_BH = self.trunk(x_BI, codes, noise, product_BH)
-        return self.mean(h_BH), self.variance(h_BH).exp() + 1e-4
+        return moments(self.trunk(x_BI, codes, noise, product_BH), self.mean, self.variance, self.LEAST)
+
+    def latent(
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> Latent:
+        """The same with a draw, made by `noise` after the dropout, and its KL divergence."""
+        return latent(self.trunk(x_BI, codes, noise, product_BH), self.mean, self.variance, noise, self.LEAST)

@@ -21,9 +21,10 @@ from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import CategoryError, GenesError, UsageError
 from scarcade.engine.optim import default_epochs
 from scarcade.engine.schema import Schema
-from scarcade.models.distributions import draw, kl_to_standard_normal, log_normal
+from scarcade.models.distributions import log_normal
 from scarcade.models.layers import Codes, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.model import AtlasModel
+from scarcade.models.normal import log_density, moments
 from scarcade.models.scvi import Scvi, Where
 
 
@@ -110,7 +111,6 @@ class Scanvi(Scvi):
         q = self.encode(x, batch, noise)
         z1_BL, log_library_B1 = self.draw_latent(q, noise)
         reconstruction_B = -self.log_p(x, z1_BL, log_library_B1, batch)
-        kl_library_B = self.library_kl(q, batch)
 
         log_y_BC = F.log_softmax(self.classifier(z1_BL, noise), -1)
         y_BC = log_y_BC.exp()
@@ -119,10 +119,12 @@ class Scanvi(Scvi):
         kl_B = (y_BC * (kl_z2_BC + log_y_BC - self.label_prior.log())).sum(-1)
 
         terms = {"reconstruction": reconstruction_B, "z1": z1_B, "kl": kl_B}
+        elbo_B = reconstruction_B + z1_B + kl_B
         if self.latent_library:
-            terms["kl_library"] = kl_library_B
-        terms["elbo"] = reconstruction_B + z1_B + kl_B + kl_library_B
-        losses = Losses(reconstruction_B + z1_B + step.kl_weight * (kl_B + kl_library_B), terms)
+            kl_library_B = terms["kl_library"] = self.library_kl(q, batch)
+            kl_B, elbo_B = kl_B + kl_library_B, elbo_B + kl_library_B
+        terms["elbo"] = elbo_B
+        losses = Losses(reconstruction_B + z1_B + step.kl_weight * kl_B, terms)
         if batch.labelled is not None:
             logits_MC = self.classify(batch.labelled, noise.labelled if noise is not None else None)
             truth_M = batch.labelled.labels
@@ -141,11 +143,9 @@ class Scanvi(Scvi):
         z1_NL = z1_BL.repeat_interleave(n_classes, 0)
         codes = {"label": torch.arange(n_classes, device=z1_BL.device).repeat(n_cells)}
         of_each = None if noise is None else NoiseOfClasses(noise, n_classes)
-        mean_NL, variance_NL = self.z2_encoder(z1_NL, codes, of_each)
-        z2_NL = draw(mean_NL, variance_NL, of_each)
-        log_z1_N = log_normal(z1_NL, *self.z1_decoder(z2_NL, codes)).sum(-1)
-        kl_N = kl_to_standard_normal(mean_NL, variance_NL)
-        return log_z1_N.view(n_cells, n_classes), kl_N.view(n_cells, n_classes)
+        z2 = self.z2_encoder.latent(z1_NL, codes, of_each)
+        log_z1_N = self.z1_decoder.log_density(z1_NL, z2.z_BL, codes)
+        return log_z1_N.view(n_cells, n_classes), z2.kl_B.view(n_cells, n_classes)
 
     def classify(self, batch: Batch, noise: Noise | None = None) -> Tensor:
         """The classifier's logits at the mean of the latent, (B, C); `noise` is for dropout."""
@@ -222,8 +222,11 @@ class LatentDecoder(nn.Module):
         self.variance = Linear(n_hidden, n_out, generator)
 
     def forward(self, z2_NL: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
-        h_NH = self.trunk(z2_NL, codes, None)
-        return self.mean(h_NH), self.variance(h_NH).exp()
+        return moments(self.trunk(z2_NL, codes, None), self.mean, self.variance, 0.0)
+
+    def log_density(self, z1_NL: Tensor, z2_NL: Tensor, codes: Codes) -> Tensor:
+        """log p(z1 | z2, class) of each row, (N,)."""
+        return log_density(z1_NL, self.trunk(z2_NL, codes, None), self.mean, self.variance)
 
 
 class NoiseOfClasses(Noise):

@@ -31,6 +31,7 @@ from scarcade.models.layers import (
     start_uniform,
 )
 from scarcade.models.model import AtlasModel
+from scarcade.models.normal import Latent, latent, moments
 from scarcade.models.products import product_of
 from scarcade.models.sparse import Sparse, totals
 from scarcade.models.sparse_product import SeenCounts, dense_of, without_zeros
@@ -211,6 +212,8 @@ class Stack(nn.Module):
 class StackEncoder(nn.Module):
     """Counts -> hidden layers -> mean and variance of a normal distribution; 1e-4 is added to the variance."""
 
+    LEAST = 1e-4
+
     def __init__(self, trunk: Stack, n_hidden: int, n_latent: int, generator: torch.Generator) -> None:
         super().__init__()
         self.trunk = trunk
@@ -220,8 +223,13 @@ class StackEncoder(nn.Module):
     def forward(
         self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        h_BH = self.trunk(x_BI, codes, noise, product_BH)
-        return self.mean(h_BH), self.log_variance(h_BH).exp() + 1e-4
+        return moments(self.trunk(x_BI, codes, noise, product_BH), self.mean, self.log_variance, self.LEAST)
+
+    def latent(
+        self, x_BI: Tensor | SeenCounts | None, codes: Codes, noise: Noise | None, product_BH: Tensor | None = None
+    ) -> Latent:
+        """The same with a draw, made by `noise` after the dropout, and its KL divergence."""
+        return latent(self.trunk(x_BI, codes, noise, product_BH), self.mean, self.log_variance, noise, self.LEAST)
 
 
 def covariate_sizes(schema: Schema, model: str) -> dict[str, int]:

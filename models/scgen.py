@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.schema import Schema
-from scarcade.models.distributions import draw, kl_to_standard_normal
+from scarcade.models.distributions import draw
 from scarcade.models.layers import Linear, hidden_units, seeded
 from scarcade.models.model import AtlasModel, Output
+from scarcade.models.normal import latent, moments
 from scarcade.models.scarches_layers import BatchNorm, PlainLinear, Widths, cell_sizes, log_normalised
 from scarcade.models.sparse import seen
 from scarcade.models.squared_error import mean_squared_error
@@ -128,10 +129,9 @@ class Scgen(AtlasModel):
         With `noise=None` latents are their means. The term "elbo" is what is minimised.
         """
         x_BG = self.expression(batch)
-        mean_BL, variance_BL = self.encode(x_BG, noise)
-        h_BH = self.decoder(draw(mean_BL, variance_BL, noise), noise)
+        _, _, z_BL, kl_B = latent(self.encoder(x_BG, noise), self.mean, self.log_variance, noise, 0.0)
+        h_BH = self.decoder(z_BL, noise)
         error_B = mean_squared_error(x_BG, h_BH, self.scale.weight, self.scale.bias)
-        kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         minimise_B = error_B + self.config.kl_weight * kl_B
         return Losses(minimise_B, {"reconstruction": error_B, "kl": kl_B, "elbo": minimise_B})
 
@@ -142,8 +142,7 @@ class Scgen(AtlasModel):
 
     def encode(self, x_BG: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent of normalised log expression; `noise` is for dropout."""
-        h_BH = self.encoder(x_BG, noise)
-        return self.mean(h_BH), self.log_variance(h_BH).exp()
+        return moments(self.encoder(x_BG, noise), self.mean, self.log_variance, 0.0)
 
     def decode(self, z_BL: Tensor, noise: Noise | None = None) -> Tensor:
         """Normalised log expression, (B, G); `noise` is for dropout."""

@@ -29,6 +29,7 @@ from scarcade.models.layers import Codes, Dispersion, Encoder, FullyConnected, L
 from scarcade.models.library import LibraryPrior
 from scarcade.models.likelihood import counts_for, fused, why_not
 from scarcade.models.model import AtlasModel, Output
+from scarcade.models.normal import Latent
 from scarcade.models.sparse import Sparse, seen, totals
 from scarcade.models.sparse_product import SeenCounts, without_zeros
 from scarcade.models.trained_head import Logits, logits_of
@@ -45,6 +46,12 @@ class Posterior:
     variance_BL: Tensor
     log_library_B1: Tensor  # observed (or from the size factor); the mean of its posterior if latent
     library_variance_B1: Tensor | None = None  # of the log library; None unless it is latent
+    drawn: Latent | None = None  # of the encoder, where it drew already
+
+    @property
+    def kl_B(self) -> Tensor:
+        """KL divergence of the latent from N(0, I), (B,)."""
+        return self.drawn.kl_B if self.drawn is not None else kl_to_standard_normal(self.mean_BL, self.variance_BL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +219,12 @@ class Scvi(AtlasModel):
 
     @property
     def labels_are_fixed(self) -> bool:
-        return self.classifies or "label" in self.config.dispersion
+        return self.classifies or self.sees_labels
+
+    @property
+    def sees_labels(self) -> bool:
+        """Whether a label has weights of its own."""
+        return "label" in self.config.dispersion
 
     def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
         """Negative ELBO of each cell: reconstruction + w * KL(z) + KL(library), spec of scvi-tools' VAE.loss.
@@ -224,13 +236,13 @@ class Scvi(AtlasModel):
         z_BL, log_library_B1 = self.draw_latent(q, noise)
 
         reconstruction_B = -self.log_p(x, self.shape_latent(z_BL), log_library_B1, batch)
-        kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
-        kl_library_B = self.library_kl(q, batch)
-        terms = {"reconstruction": reconstruction_B, "kl": kl_B}
+        kl_B = q.kl_B
+        minimise_B, terms = reconstruction_B + step.kl_weight * kl_B, {"reconstruction": reconstruction_B, "kl": kl_B}
+        elbo_B = reconstruction_B + kl_B
         if self.latent_library:
-            terms["kl_library"] = kl_library_B
-        terms["elbo"] = reconstruction_B + kl_B + kl_library_B
-        return Losses(reconstruction_B + step.kl_weight * kl_B + kl_library_B, terms)
+            kl_library_B = terms["kl_library"] = self.library_kl(q, batch)
+            minimise_B, elbo_B = minimise_B + kl_library_B, elbo_B + kl_library_B
+        return Losses(minimise_B, {**terms, "elbo": elbo_B})
 
     def counts_seen(self, batch: Batch) -> Tensor | Sparse | None:
         """Counts (B, G) as the likelihood takes them; None where all that is wanted of them is known (`constants`)."""
@@ -241,26 +253,37 @@ class Scvi(AtlasModel):
         return counts_for(batch.counts, family, self.scale.weight, path, softplus=softplus)
 
     def encode(self, x: Tensor | Sparse | None, batch: Batch, noise: Noise | None = None) -> Posterior:
-        """The posterior of each cell; `noise` is used for dropout, in training mode only.
+        """The posterior of each cell.
 
         Args:
             x: counts (B, G), for the library; None where it and the first layer's product are known.
+            noise: for dropout, in training mode only, and for the draw that `draw_latent` then gives.
         """
-        codes, known = self.codes(batch), batch.known
-        if x is None:
-            mean_BL, variance_BL = self.encoder(None, codes, noise, known["product"])
-            return Posterior(mean_BL, variance_BL, known["log_library"][:, None])
-        library_B1 = totals(x)[:, None]
-        x_BI = self.encoder_input(batch, x, self.encoder.trunk.kind)
-        mean_BL, variance_BL = self.encoder(x_BI, codes, noise, known.get("product"))
+        codes, product_BH = self.codes(batch), batch.known.get("product")
+        x_BI = None if x is None else self.encoder_input(batch, x, self.encoder.trunk.kind)
         if self.library is not None:
+            # its dropout comes before the draw of both
+            mean_BL, variance_BL = self.encoder(x_BI, codes, noise, product_BH)
             return Posterior(mean_BL, variance_BL, *self.library(x_BI, codes, noise))
-        if self.schema.size_factor is not None:
-            if batch.size_factor is None:
-                raise CategoryError(f"the model needs the size factor '{self.schema.size_factor}' of every cell")
-            library_B1 = batch.size_factor[:, None]
-        # an empty cell has log library -inf and rate 0
-        return Posterior(mean_BL, variance_BL, library_B1.log())
+        log_library_B1 = self._log_sizes(x, batch)[:, None]
+        if noise is None:
+            mean_BL, variance_BL = self.encoder(x_BI, codes, None, product_BH)
+            return Posterior(mean_BL, variance_BL, log_library_B1)
+        drawn = self.encoder.latent(x_BI, codes, noise, product_BH)
+        return Posterior(drawn.mean_BL, drawn.variance_BL, log_library_B1, drawn=drawn)
+
+    def _log_sizes(self, x: Tensor | Sparse | None, batch: Batch) -> Tensor:
+        """The log library of each cell as it is observed, or its log size factor, (B,).
+
+        An empty cell has log library -inf and rate 0.
+        """
+        if x is None:
+            return batch.known["log_library"]
+        if self.schema.size_factor is None:
+            return totals(x).log()
+        if batch.size_factor is None:
+            raise CategoryError(f"the model needs the size factor '{self.schema.size_factor}' of every cell")
+        return batch.size_factor.log()
 
     @torch.no_grad()
     def constants(self, batch: Batch) -> dict[str, Tensor]:
@@ -292,7 +315,7 @@ class Scvi(AtlasModel):
 
     def draw_latent(self, q: Posterior, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """A draw of the latent (B, L), as it is before `shape_latent`, and of the log library size (B, 1)."""
-        z_BL = draw(q.mean_BL, q.variance_BL, noise)
+        z_BL = draw(q.mean_BL, q.variance_BL, noise) if q.drawn is None else q.drawn.z_BL
         if q.library_variance_B1 is None:
             return z_BL, q.log_library_B1
         return z_BL, draw(q.log_library_B1, q.library_variance_B1, noise)
@@ -335,8 +358,10 @@ class Scvi(AtlasModel):
         return h_BH
 
     def codes(self, batch: Batch, transform_batch: int | None = None) -> dict[str, Tensor]:
-        """The codes of every covariate; an unlabelled cell has the code after the last label."""
-        codes = {"batch": batch.batch, "label": torch.where(batch.labels < 0, self.schema.n_labels, batch.labels)}
+        """The codes of every covariate that has weights; an unlabelled cell has the code after the last label."""
+        codes = {"batch": batch.batch}
+        if self.sees_labels:
+            codes["label"] = torch.where(batch.labels < 0, self.schema.n_labels, batch.labels)
         if transform_batch is not None:
             codes["batch"] = torch.full_like(batch.batch, transform_batch)
         if batch.categorical is not None:

@@ -25,7 +25,7 @@ from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.engine.schema import Schema
 from scarcade.models import protein_outputs
 from scarcade.models.adversary import Adversary
-from scarcade.models.distributions import draw, kl_normal, kl_to_standard_normal, nb_mixture_elements
+from scarcade.models.distributions import draw, kl_normal, nb_mixture_elements
 from scarcade.models.layers import ConditionalLinear, Dispersion, Encoder, FullyConnected, seeded
 from scarcade.models.library import LibraryPrior
 from scarcade.models.model import AtlasModel, Output
@@ -223,11 +223,10 @@ class Totalvi(Scvi):
 
         genes_B = -self.log_likelihood(x, p)
         proteins_B = -torch.where(measured_BP, p.proteins.log_likelihood(y_BP), 0.0).sum(-1)
-        kl_B = kl_to_standard_normal(q.mean_BL, q.variance_BL)
-        kl_library_B = self.library_kl(q, batch)
+        kl_B = q.kl_B
         background_B = self.background_kl(p.proteins, batch, measured_BP)
         protein_weight = self.config.protein_weight * (step.kl_weight if self.efficiency is not None else 1.0)
-        minimise_B = genes_B + protein_weight * proteins_B + step.kl_weight * (kl_B + background_B) + kl_library_B
+        minimise_B = genes_B + protein_weight * proteins_B + step.kl_weight * (kl_B + background_B)
         terms = {
             "reconstruction": genes_B + proteins_B,
             "reconstruction_genes": genes_B,
@@ -235,9 +234,11 @@ class Totalvi(Scvi):
             "kl": kl_B,
             "kl_background": background_B,
         }
+        elbo_B = genes_B + proteins_B + kl_B + background_B
         if self.latent_library:
-            terms["kl_library"] = kl_library_B
-        terms["elbo"] = genes_B + proteins_B + kl_B + kl_library_B + background_B
+            kl_library_B = terms["kl_library"] = self.library_kl(q, batch)
+            minimise_B, elbo_B = minimise_B + kl_library_B, elbo_B + kl_library_B
+        terms["elbo"] = elbo_B
         if self.adversary is not None and self.training and self.query_mode is None:
             fool_B, classify_B = self.adversary.losses(z_BL, batch.batch, noise)
             minimise_B = minimise_B + max(0.0, 1 - float(step.kl_weight)) * (fool_B + classify_B)
@@ -342,7 +343,7 @@ class Totalvi(Scvi):
         return DecodedBoth(logits, log_library_B1, self.theta.of(codes), dropout, softplus, proteins)
 
     @property
-    def labels_are_fixed(self) -> bool:
+    def sees_labels(self) -> bool:
         return "label" in self.config.dispersion + self.config.protein_dispersion
 
     def marginal_log_likelihood(self, batch: Batch, noise: Noise, n_samples: int) -> Tensor:

@@ -244,7 +244,8 @@ class _LogP(torch.autograd.Function):
             back += [d_h_BH, d_weight_GH, d_table, None]
         back += [None] * (8 - len(back))
         log_theta = ctx.given[2]
-        return (None, d_library_B * weight_B, d_theta.view_as(log_theta), None, None, None, *back)
+        d_library_B = d_library_B * weight_B if ctx.needs_input_grad[1] else None
+        return (None, d_library_B, d_theta.view_as(log_theta), None, None, None, *back)
 
 
 def _pass(

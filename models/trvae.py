@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import UsageError
 from scarcade.engine.schema import Schema
-from scarcade.models.distributions import draw, kl_to_standard_normal
+from scarcade.models.distributions import draw
 from scarcade.models.layers import Linear, seeded
 from scarcade.models.likelihood import counts_for, counts_log_likelihood
 from scarcade.models.mmd import mmd
@@ -167,12 +167,11 @@ class Trvae(AtlasModel):
         """
         x = self.counts_seen(batch)
         size_B = cell_sizes(x, batch, self.schema)
-        mean_BL, variance_BL = self.encode(size_B, batch, noise, x)
-        z_BL = draw(mean_BL, variance_BL, noise)
+        seen_BG, product_BH = self._seen_or_known(size_B, batch, x)
+        z_BL, kl_B = self.encoder.latent(seen_BG, covariate_codes(batch), noise, product_BH)[2:]
         p = self.decode(z_BL, batch, noise=noise)
 
         reconstruction_B = self.reconstruction(x, size_B, p)
-        kl_B = kl_to_standard_normal(mean_BL, variance_BL)
         terms = {"reconstruction": reconstruction_B, "kl": kl_B, "elbo": reconstruction_B + kl_B}
         penalty: Tensor | None = None
         if self.config.use_mmd:
@@ -191,8 +190,7 @@ class Trvae(AtlasModel):
         self, size_B: Tensor, batch: Batch, noise: Noise | None = None, x: Tensor | Sparse | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance of the latent; `noise` is used for dropout, in training mode only."""
-        product_BH = batch.known.get("product")
-        seen_BG = self._seen(size_B, batch, x) if product_BH is None else None
+        seen_BG, product_BH = self._seen_or_known(size_B, batch, x)
         mean_BL, variance_BL = self.encoder(seen_BG, covariate_codes(batch), noise, product_BH)
         return mean_BL, variance_BL
 
@@ -228,6 +226,13 @@ class Trvae(AtlasModel):
     def constants(self, batch: Batch) -> dict[str, Tensor]:
         seen_BG = self._seen(cell_sizes(seen(batch.counts, self.device), batch, self.schema), batch)
         return {"product": self.encoder.trunk.first_product(seen_BG)}
+
+    def _seen_or_known(
+        self, size_B: Tensor, batch: Batch, x: Tensor | Sparse | None
+    ) -> tuple[Tensor | SeenCounts | None, Tensor | None]:
+        """What the encoder sees of the counts, or the first layer's product with it."""
+        product_BH = batch.known.get("product")
+        return self._seen(size_B, batch, x) if product_BH is None else None, product_BH
 
     def _seen(self, size_B: Tensor, batch: Batch, x: Tensor | Sparse | None = None) -> Tensor | SeenCounts:
         """What the encoder sees of the counts."""

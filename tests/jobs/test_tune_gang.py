@@ -67,6 +67,13 @@ def members() -> set[int]:
     return {one.pid for one in below if one.is_running() and "ray::Member" in " ".join(_command(one))}
 
 
+def until(done: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not so after {seconds:.0f} s"
+        time.sleep(0.1)
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -145,6 +152,7 @@ def test_what_a_worker_cannot_read_is_told_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_fails_fails_alone_and_its_workers_train_the_next(store: Store, tmp_path: Path) -> None:
+    until(lambda: not members())  # the search before this one is over; its processes may still be on their way out
     seen: set[int] = set()
     space = {"optim.lr": {"grid": [1e-3, 1e30, 2e-3]}}
     found = searched(store, tmp_path / "s", workers=2, space=space, watch=lambda message: seen.update(members()))
