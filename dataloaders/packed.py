@@ -80,6 +80,14 @@ class PackedCounts:
         else:
             run(len(out), of)
 
+    def part(self, start: int, stop: int) -> "PackedCounts":
+        """Those of the cells [start, stop), in the same buffers."""
+        found = object.__new__(PackedCounts)
+        found._superbatch, found._n_genes = self._superbatch, self._n_genes
+        found._ring, found._slot = self._ring, self._slot
+        found._start, found._stop = self._start + start, self._start + stop
+        return found
+
     def unpacked(self, device: torch.device) -> Tensor:
         """float32 (B, G), made dense on `device`: only the counts that are there cross the bus."""
         indptr, indices, data = self.csr()

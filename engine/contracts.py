@@ -39,8 +39,12 @@ class Counts(Protocol):
         """(indptr int64 (B+1,), gene index, value), to be read alone: they may be views, which keep a whole window."""
         ...
 
+    def part(self, start: int, stop: int) -> "Counts":
+        """Those of the cells [start, stop). Their dense form may take the place of that of another part."""
+        ...
 
-_TENSORS = ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
+
+TENSORS = ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
 
 
 def alone(rows: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ class Batch:
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name in _TENSORS if (value := getattr(self, name)) is not None
+            name: value.to(device, non_blocking=True) for name in TENSORS if (value := getattr(self, name)) is not None
         }
         if self.labelled is not None:
             moved["labelled"] = self.labelled.to(device)
@@ -184,6 +188,16 @@ class Losses:
     penalty: Tensor | None = None  # scalar
     labelled: Tensor | None = None  # (M,)
     labelled_terms: dict[str, Tensor] = field(default_factory=dict)  # each (M,)
+
+    def detached(self) -> "Losses":
+        """The same numbers, without what a backward pass needs."""
+        return Losses(
+            self.minimise.detach(),
+            {name: term.detach() for name, term in self.terms.items()},
+            None,
+            None if self.labelled is None else self.labelled.detach(),
+            {name: term.detach() for name, term in self.labelled_terms.items()},
+        )
 
 
 @runtime_checkable

@@ -9,7 +9,8 @@ parameters, and those few numbers ride in the tail of the last bucket. Workers o
 that they share (`engine.shared_sum`), others over the process group. (Decision 004.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod
 
@@ -103,6 +104,7 @@ class GradientSum:
         self._buckets: list[_Bucket] = []
         self._hooks: list[Any] = []
         self._next = 0
+        self._held = False
         self._sums: SharedSums | GroupSums | None = None
         self._pieces: list[list[list[Tensor]]] = []  # what this worker writes to: by turn, bucket and parameter
         if world.size > 1:
@@ -138,7 +140,18 @@ class GradientSum:
 
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For a backward pass that is not the last one of its step: gradients stay with their parameters."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def _arrived(self, parameter: Tensor, number: int, place: int) -> None:
+        if self._held:
+            return
         bucket = self._buckets[number]
         assert parameter.grad is not None
         self._target(number, place).copy_(parameter.grad)
@@ -161,7 +174,7 @@ class GradientSum:
     def finish(self, signals: Tensor, share: float) -> Tensor:
         """Complete the sums after ``backward()``.
 
-        A parameter that the batch did not touch gets a gradient of zeros, on one worker as on many.
+        A parameter that no cell of the batch touched gets a gradient of zeros, on one worker as on many.
 
         Args:
             signals: float32 (signals,), this worker's.
@@ -179,7 +192,10 @@ class GradientSum:
         for number, bucket in enumerate(self._buckets):
             for place, (parameter, view) in enumerate(zip(bucket.parameters, bucket.views, strict=True)):
                 if not bucket.filled[place]:
-                    self._target(number, place).zero_()
+                    if parameter.grad is None:
+                        self._target(number, place).zero_()
+                    else:  # by a part of the batch that was not the last
+                        self._target(number, place).copy_(parameter.grad)
                     parameter.grad = view
                     bucket.filled[place] = True
         last = self._buckets[-1]

@@ -7,6 +7,7 @@ that is killed anywhere and continued from a checkpoint ends with the same bits.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from scarcade.engine.optim import (
     moments,
     restore_moments,
 )
+from scarcade.engine.parts import parts_of
 from scarcade.engine.precision import products_in
 from scarcade.engine.profile import LOADING, Stopwatch
 from scarcade.engine.readback import Readback
@@ -219,25 +221,22 @@ class Run:
             kl_weight(self.config, epoch=state.epoch, step=state.step, cells=state.cells),
             state.lr,
         )
-        self.turn_to("copying")
-        batch = with_others(batch.to(device), world)
-        self.turn_to("forward")
         self.optimiser.zero_grad()
-        with products_in(self.products), a_cell_weighs(1 / batch.n_global):
-            losses: Losses = self.contract.losses(batch, where, Noise.of_step(self.seed, state.step, batch, device))
-        loss = losses.minimise.sum() / batch.n_global
-        if losses.penalty is not None:
-            loss = loss + losses.penalty / world.size
-        if losses.labelled is not None and batch.labelled is not None:
-            loss = loss + losses.labelled.sum() / batch.labelled.n_global
-        self.turn_to("backward")
-        loss.backward()  # type: ignore[no-untyped-call]
+        n_parts, found = self.config.accumulate, []
+        loss = torch.zeros((), device=device)
+        for number, part in enumerate(parts_of(batch, n_parts), 1):
+            losses, of_part = self._losses(part, where)
+            self.turn_to("backward")
+            with self.gradients.held() if number < n_parts else nullcontext():
+                of_part.backward()  # type: ignore[no-untyped-call]
+            loss = of_part.detach() if n_parts == 1 else loss + of_part.detach()
+            found.append(losses if n_parts == 1 else losses.detached())
         asked = (
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
             float(self.stop is not None and self.stop()),
         )
         if self.readback.deferred:
-            own = torch.cat([loss.detach().reshape(1), torch.tensor(asked, device=device)])
+            own = torch.cat([loss.reshape(1), torch.tensor(asked, device=device)])
         else:
             own = torch.tensor((loss.item(), *asked), device=device)
         self.turn_to("all-reduce")
@@ -261,11 +260,27 @@ class Run:
         self.optimiser.step()
         self.contract.after_step(where)
         self.turn_to("metrics")
-        self.sums.add(losses)
+        for losses in found:
+            self.sums.add(losses)
         state.step += 1
         state.in_epoch += 1
         state.cells += batch.n_global
         return asked_of
+
+    def _losses(self, part: Batch, where: Step) -> tuple[Losses, Tensor]:
+        """The losses of a part of a batch, and what it adds to the loss of the step."""
+        world, device = self.world, self.world.device
+        self.turn_to("copying")
+        part = with_others(part.to(device), world)
+        self.turn_to("forward")
+        with products_in(self.products), a_cell_weighs(1 / part.n_global):
+            losses: Losses = self.contract.losses(part, where, Noise.of_step(self.seed, where.step, part, device))
+        loss = losses.minimise.sum() / part.n_global
+        if losses.penalty is not None:
+            loss = loss + losses.penalty / (world.size * self.config.accumulate)
+        if losses.labelled is not None and part.labelled is not None:
+            loss = loss + losses.labelled.sum() / part.labelled.n_global
+        return losses, loss
 
     def _check(self, read: tuple[list[float], tuple[int, np.ndarray]] | None) -> tuple[bool, bool]:
         """Raise if the step that was read was not finite; else (save, stop)."""

@@ -33,6 +33,10 @@ class OptimConfig(Section):
     weight_decay: float = Field(1e-6, ge=0, description="L2 term added to the gradient (not decoupled).")
     clip: float | None = Field(None, gt=0, description="Largest norm of the whole gradient; default: not clipped.")
 
+    accumulate: int = Field(
+        1, ge=1, description="Parts in which a batch is computed, to need less memory, before the weights move once."
+    )
+
     kl_epochs: float | None = Field(400, ge=0, description="Epochs until the KL weight is at its full value.")
     kl_steps: float | None = Field(None, ge=0, description="The same in optimiser steps (goes before kl_epochs).")
     kl_cells: float | None = Field(None, ge=0, description="The same in cells seen (goes before kl_steps).")

@@ -159,10 +159,20 @@ def prepared(reference: Reference, query: Query, surgery: QuerySurgery, *, seed:
 
 
 def member_of(
-    one: Prepared, *, data: QueryData, surgery: QuerySurgery, seed: int, progress: Report | None = None
+    one: Prepared,
+    *,
+    data: QueryData,
+    surgery: QuerySurgery,
+    seed: int,
+    parts: int = 1,
+    progress: Report | None = None,
 ) -> Member | None:
-    """`one` as a query that can train among others (`engine.pack`); None if it has to be alone."""
-    beside = one.grown.labelled_beside and surgery.use_labels
+    """`one` as a query that can train among others (`engine.pack`); None if it has to be alone.
+
+    Args:
+        parts: in which its batches are to be computed (``--optim.accumulate``): those of a pack are not parted.
+    """
+    beside = parts > 1 or (one.grown.labelled_beside and surgery.use_labels)
     if not one.trains or beside or why_alone(one.grown) is not None:
         return None
     if isinstance(one.query.counts, Csr):

@@ -146,7 +146,8 @@ class _Voyage:
         query = read_task(self._job, here, keep)
         one = prepared(self._job.reference, query, config.surgery, seed=config.seed)
         told = self._told(task)
-        member = member_of(one, data=config.data, surgery=config.surgery, seed=config.seed, progress=told)
+        parts = config.optim.accumulate
+        member = member_of(one, data=config.data, surgery=config.surgery, seed=config.seed, parts=parts, progress=told)
         return _Passage(task, here, one, member, scratch)
 
     def _told(self, task: Task) -> Any:

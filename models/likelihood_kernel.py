@@ -10,7 +10,7 @@ exp, log and the gamma function are written out because a call into the C librar
 making vector code of the loops. Theirs are the flags "contract" alone: full fast math would rearrange their
 error terms. "numpy" as error model leaves out the test for a zero divisor, which has the same effect as a call.
 All compiled code of the likelihood is in this one file because numba's cache notices changes of a function's own
-file only. `mmd_kernel` takes `exp32` from here: after a change of that, save that file anew (`touch`), too.
+file only. `normal_kernel`, `mmd_kernel` and others take from here: after a change save those anew (`touch`), too.
 Whatever is called from a cached function is forced inline: a callee of its own would run as it was compiled alone
 where the code is fresh, and as it was optimised within its caller where it comes from the cache, with other bits.
 

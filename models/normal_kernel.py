@@ -21,7 +21,8 @@ def _moments(product_L, bias_L, least, own_L, variance_L) -> None:  # type: igno
     wide()
     for i in range(len(own_L)):
         p = product_L[i] + bias_L[i]
-        own_L[i] = exp32(p) + (p - p)  # what is not finite must come through
+        # what is not finite must come through, and what is too large must not be capped
+        own_L[i] = exp32(p) + (p - p) if p < np.float32(88.0) else np.float32(np.inf) + (p - p)
         variance_L[i] = own_L[i] + least
 
 
@@ -34,11 +35,12 @@ def _draw(product_L, bias_L, variance_L, noise_L, mean_L, z_L) -> None:  # type:
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
-def _divergence(mean_L, variance_L, term_L) -> None:  # type: ignore[no-untyped-def]
+def _divergence(product_L, bias_L, least, mean_L, variance_L, term_L) -> None:  # type: ignore[no-untyped-def]
     wide()
     for i in range(len(term_L)):
         v = variance_L[i]
-        term_L[i] = v + mean_L[i] * mean_L[i] - np.float32(1.0) - log32(max(v, np.float32(1.2e-38)))
+        log_v = log32(max(v, np.float32(1.2e-38))) if least > np.float32(0.0) else product_L[i] + bias_L[i]
+        term_L[i] = v + mean_L[i] * mean_L[i] - np.float32(1.0) - log_v
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -49,7 +51,7 @@ def drawn(product_B2L, biases, noise_BL, least, own_BL, mean_BL, variance_BL, z_
     for b in range(len(z_BL)):
         _moments(product_B2L[b, n_latent:], biases[1], least, own_BL[b], variance_BL[b])
         _draw(product_B2L[b, :n_latent], biases[0], variance_BL[b], noise_BL[b], mean_BL[b], z_BL[b])
-        _divergence(mean_BL[b], variance_BL[b], term_L)
+        _divergence(product_B2L[b, n_latent:], biases[1], least, mean_BL[b], variance_BL[b], term_L)
         total = np.float32(0.0)
         for i in range(n_latent):
             total += term_L[i]
@@ -100,7 +102,8 @@ def _density(x_L, mean_L, log_variance_L, biases, distance_L, square_L) -> None:
     wide()
     for i in range(len(x_L)):
         d = x_L[i] - (mean_L[i] + biases[0][i])
-        distance_L[i] = d * exp32(-(log_variance_L[i] + biases[1][i]))
+        p = log_variance_L[i] + biases[1][i]
+        distance_L[i] = d * (exp32(-p) if p > np.float32(-88.0) else np.float32(np.inf))
         square_L[i] = d * distance_L[i]
 
 

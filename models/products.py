@@ -1,8 +1,8 @@
 """Products with weights, the large ones in the kind of number that is asked for (`engine.precision`).
 
-A row of a product has the same bits whatever the other rows are, so that a query is mapped alike in any company
-(decision 008). MKL keeps to that from 16 rows on, but on AMD's Zen not in products with fewer than 12 columns, which
-are the dimensions of many a latent: those get columns of zeros (`rows_times`).
+A row of a product in float32 has the same bits whatever the other rows are, so that a query is mapped alike in any
+company (decision 008). MKL keeps to that from 16 rows on, but on AMD's Zen not in products with fewer than 12 columns,
+which are the dimensions of many a latent: those get columns of zeros (`rows_times`).
 
 Shapes: B cells, I inputs, H outputs.
 """
@@ -36,13 +36,13 @@ def product_of(x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None = None) -> T
     if kind != weight_HI.dtype:
         product_BH = F.linear(x_BI.to(kind), weight_HI.to(kind)).to(weight_HI.dtype)
         return product_BH if plus is None else product_BH + plus
-    if min(weight_HI.shape) < NARROW and weight_HI.device.type == "cpu":
+    if x_BI.dim() == 2 and min(weight_HI.shape) < NARROW and weight_HI.device.type == "cpu":
         return _Narrow.apply(x_BI, weight_HI, plus)  # type: ignore[no-any-return, no-untyped-call]
     return F.linear(x_BI, weight_HI, plus) if plus is None or plus.dim() == 1 else torch.addmm(plus, x_BI, weight_HI.T)
 
 
 def rows_times(x_BI: Tensor, right_IH: Tensor) -> Tensor:
-    """``x R`` (B, H), contiguous; on a CPU each row with the same bits whatever the others are."""
+    """``x R`` (B, H), contiguous; in float32 on a CPU each row with the same bits whatever the others are."""
     n_columns = right_IH.shape[1]
     if n_columns >= NARROW or right_IH.device.type != "cpu":
         return torch.mm(x_BI, right_IH)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scarcade.models.layers import ConditionRows, seeded, start_uniform
+from scarcade.models.products import product_of
 
 FREE, CONSTRAINED = "free", "constrained"
 
@@ -48,10 +48,10 @@ class Terms(nn.Module):
 
         def head(weight: ConditionRows, bias: ConditionRows) -> Tensor:
             """Grown rows are a product of their own, so that those of the reference stay the same to the last bit."""
-            known_BE = F.linear(h_BH, weight.rows, bias.rows[:, 0])
+            known_BE = product_of(h_BH, weight.rows, bias.rows[:, 0])
             if weight.new is None or bias.new is None:
                 return known_BE
-            return torch.cat([known_BE, F.linear(h_BH, weight.new, bias.new[:, 0])], 1)
+            return torch.cat([known_BE, product_of(h_BH, weight.new, bias.new[:, 0])], 1)
 
         return head(self.mean, self.mean_bias), head(self.log_variance, self.log_variance_bias).exp() + 1e-4
 

@@ -1,13 +1,14 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from scarcade.engine.contracts import Batch, Losses, Noise, Step
 from scarcade.engine.errors import NonFiniteError, UsageError
 from scarcade.engine.loop import fit
 from scarcade.engine.metrics import MetricsFile
@@ -42,8 +43,6 @@ def test_training_lowers_the_validation_loss() -> None:
 
 def test_the_loop_is_the_bare_loop() -> None:
     """The same weights as ten lines of plain torch."""
-    from scarcade.engine.contracts import Noise, Step
-
     bare, loader = ToyModel(), ToyLoader()
     optimiser = torch.optim.Adam(bare.parameters(), lr=1e-3, eps=0.01, weight_decay=1e-6, fused=True)
     step = 0
@@ -175,3 +174,40 @@ def test_every_cell_is_seen_once_an_epoch_and_lines_are_written(tmp_path: Path) 
     needed = {"time", "step", "epoch", "cells", "cells_per_s", "wait", "train/loss", "train/elbo"}
     assert all(needed <= set(line) for line in lines)
     assert "validation/elbo" in lines[-1]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_moves_the_weights_as_the_whole(parts: int) -> None:
+    whole, parted = ToyModel(), ToyModel()
+    config = OptimConfig(epochs=2, lr=0.01, clip=30.0)
+    wanted = fit(whole, ToyLoader(n_cells=203), None, config)
+    found = fit(parted, ToyLoader(n_cells=203), None, config.model_copy(update={"accumulate": parts}))
+    assert found.steps == wanted.steps
+    for one, other in zip(parted.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for line, expected in zip(found.history, wanted.history, strict=True):
+        assert line["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-6)
+
+
+def test_only_one_part_is_computed_at_a_time_and_a_run_of_parts_resumes_with_the_same_bits() -> None:
+    class Watched(ToyModel):
+        sizes: ClassVar[list[int]] = []
+
+        def losses(self, batch: Batch, step: Step, noise: Noise | None) -> Losses:
+            self.sizes.append(len(batch))
+            return super().losses(batch, step, noise)
+
+    config = OptimConfig(epochs=2, accumulate=4)
+    whole, checkpoints = Watched(), InMemory(every=3)
+    fit(whole, ToyLoader(n_cells=203), None, config, checkpoints=checkpoints)
+    assert max(Watched.sizes) <= 8
+    assert sum(Watched.sizes) == 2 * 203
+    checkpoints.kept = checkpoints.kept[:2]
+    again = Watched(seed=1)
+    fit(again, ToyLoader(n_cells=203), None, config, checkpoints=checkpoints)
+    assert digest(again) == digest(whole)
+
+
+def test_more_parts_than_lanes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"--optim.accumulate 9: .* has 8 here; set --data.lanes to 9"):
+        fit(ToyModel(), ToyLoader(), None, OptimConfig(epochs=1, accumulate=9))

@@ -24,7 +24,9 @@ from tests.engine.workers import on_workers
 CONFIG = OptimConfig(epochs=2, lr=0.01, early_stopping=True, plateau=True, log_every=3, clip=40.0)
 
 
-def trained(world: World, folder: str | None, stop_at: int | None, batch_norm: bool) -> dict[str, Any]:
+def trained(
+    world: World, folder: str | None, stop_at: int | None, batch_norm: bool, *, parts: int = 1
+) -> dict[str, Any]:
     """A run, stopped or resumed if a folder is given."""
     model = ToyModel(seed=world.rank if folder is None else 0, batch_norm=batch_norm)  # rank 0's weights must win
     train, validation = (ToyLoader(n_cells=n, seed=s, shard=world.shard) for n, s in ((203, 0), (61, 1)))
@@ -37,7 +39,7 @@ def trained(world: World, folder: str | None, stop_at: int | None, batch_norm: b
         model,
         train,
         validation,
-        CONFIG,
+        CONFIG.model_copy(update={"accumulate": parts}),
         world=world,
         checkpoints=checkpoints,
         stop=(lambda: next(steps) == stop_at and world.rank == world.size - 1) if stop_at is not None else None,
@@ -50,6 +52,8 @@ def everything(world: World, folder: str) -> dict[str, Any]:
     return {
         "collectives": collectives(world),
         "plain": trained(world, None, None, False),
+        "in parts": trained(world, None, None, False, parts=2),
+        "of parts": of_parts(world),
         **{name: resumed(world, f"{folder}/{name}", name == "batch_norm") for name in ("layer_norm", "batch_norm")},
         "poisoned": poisoned(world),
         "frozen": frozen(world),
@@ -129,6 +133,20 @@ def summed(world: World, bucket_bytes: int) -> list[np.ndarray]:
         signals = gradients.finish(torch.tensor([1.0, float(world.rank)]), 1 / world.size)
     gradients.close()
     return [*(p.grad.numpy().copy() for p in model.parameters() if p.grad is not None), signals.numpy().copy()]
+
+
+def of_parts(world: World) -> list[np.ndarray]:
+    """Gradients of two parts, the second of which does not touch the first layer."""
+    model = Two()
+    gradients = GradientSum(model, world, 1)
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        with gradients.held():
+            model(inputs(world.rank, 0)).backward()
+        model.b(torch.full((4, 7), 1.0 + world.rank)).square().sum().backward()
+        gradients.finish(torch.zeros(1), 1 / world.size)
+    gradients.close()
+    return [p.grad.numpy().copy() for p in model.parameters() if p.grad is not None]
 
 
 class Noting:
@@ -219,6 +237,24 @@ def test_the_sum_over_workers_is_that_of_one_worker_with_all_cells(many: list[di
             for found, wanted in zip(gradients, expected, strict=True):
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
             assert signals.tolist() == [len(many), sum(range(len(many)))]
+
+
+def test_workers_compute_a_batch_in_parts(many: list[dict[str, Any]], alone: Any) -> None:
+    assert len({run["in parts"]["digest"] for run in many}) == 1
+    for line, expected in zip(many[0]["in parts"]["history"], alone["history"], strict=True):
+        for name in [k for k in expected if "/" in k]:
+            assert line[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+def test_the_gradient_of_a_part_that_is_not_the_last_is_not_lost(many: list[dict[str, Any]]) -> None:
+    model = Two()
+    for rank in range(len(many)):
+        model(inputs(rank, 0)).backward()
+        model.b(torch.full((4, 7), 1.0 + rank)).square().sum().backward()
+    expected = [(torch.zeros_like(p) if p.grad is None else p.grad).numpy() for p in model.parameters()]
+    for run in many:
+        for found, wanted in zip(run["of parts"], expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_alone_a_parameter_that_was_not_touched_has_a_gradient_of_zeros() -> None:

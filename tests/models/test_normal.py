@@ -120,6 +120,26 @@ def test_what_is_not_finite_comes_through(head: int, value: float) -> None:
     assert not normal.log_density(numbers(CELLS, 10, of="x"), h_BH, *both).isfinite().any()
 
 
+@pytest.mark.parametrize("log_variance", [-200.0, -95.0])
+def test_the_divergence_of_a_tiny_variance_is_not_capped(log_variance: float) -> None:
+    mean, variance = heads(10)
+    with torch.no_grad():
+        variance.weight.zero_()
+        variance.bias.fill_(log_variance)
+    noise = Given(numbers(CELLS, 10, of="noise"))
+    found = normal.latent(numbers(CELLS, UNITS, of="h"), mean, variance, noise, 0.0)
+    wanted_B = 0.5 * (found.mean_BL**2 - 1 - log_variance).sum(-1)
+    torch.testing.assert_close(found.kl_B, wanted_B)
+
+
+def test_a_variance_that_is_too_large_is_infinite() -> None:
+    mean, variance = heads(10)
+    with torch.no_grad():
+        variance.bias.fill_(200.0)
+    noise = Given(numbers(CELLS, 10, of="noise"))
+    assert not normal.latent(numbers(CELLS, UNITS, of="h"), mean, variance, noise, 0.0).kl_B.isfinite().any()
+
+
 @pytest.mark.parametrize("log_variance", [-200.0, -80.0, 40.0])
 def test_odd_variances_have_finite_gradients(log_variance: float) -> None:
     mean, variance = heads(4)

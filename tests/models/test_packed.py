@@ -51,6 +51,9 @@ class Doubles:
         logs = torch.log1p(self.dense(device))
         return logs if kind == torch.float32 else logs.to(kind)
 
+    def part(self, start: int, stop: int) -> "Doubles":
+        return Doubles(self._counts.part(start, stop))
+
 
 class DoubleLoader:
     """A loader whose counts are float64."""
@@ -176,6 +179,7 @@ def test_weights_and_latent_are_those_of_training_alone(name: str, double: bool)
         *((name, {}) for name in SMALL),
         # products with as few columns take other ways through MKL on some processors
         *(("scvi", {"n_latent": n}) for n in (1, 10)),
+        ("expimap", {"n_ext": 1, "hidden_layer_sizes": (33,)}),
         ("scanvi", {"n_latent": 10, "linear_classifier": True}),
         ("trvae", {"n_latent": 10, "hidden_layer_sizes": (10, 7)}),
         ("scvi", {"n_latent": 6, "n_hidden": 9, "gene_likelihood": "zinb"}),
