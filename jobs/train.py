@@ -20,6 +20,7 @@ from scarcade.engine.interrupts import interruptible
 from scarcade.engine.launch import run
 from scarcade.engine.metrics import Line, epoch_lines
 from scarcade.engine.optim import final_kl_weight
+from scarcade.engine.precision import slow_in_bfloat16
 from scarcade.engine.schema import Schema
 from scarcade.engine.storage import Mirror, is_url
 from scarcade.jobs.mislabelled import check_latent
@@ -181,6 +182,11 @@ def _notices(config: TrainConfig, store: Store, change: Update | None = None) ->
     if model.labelled_beside and not (labels[0][1] >= 0).any():
         found.append(f"no cell has a label, so the classifier of this {model.name} model learns nothing")
     found += [notice for notice in (model.data_notice, model.surgery_notice) if notice]
+    if optim.products == "bfloat16" and not config.scale.gpus and slow_in_bfloat16():
+        found.append(
+            "this processor has no units for bfloat16 (AMX, AVX-512 BF16), so products in it take many times as long "
+            "as in float32; leave out --optim.products bfloat16, unless the workers are on other machines"
+        )
     return [*found, *normalises_apart(config, model)]
 
 

@@ -84,6 +84,16 @@ def test_other_settings_are_refused_and_named(store: Store, tmp_path: Path) -> N
     trained(store, tmp_path / "run", settings={**SMALL, "scale": {"threads": 2}})  # how fast is free
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_bfloat16_without_units_for_it_is_told(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool
+) -> None:
+    monkeypatch.setattr("scarcade.jobs.train.slow_in_bfloat16", lambda: slow)
+    said: list[Mapping[str, Any]] = []
+    trained(store, tmp_path / "run", said, settings={**SMALL, "optim": {"products": "bfloat16"}}, epochs=1)
+    assert any("no units for bfloat16" in str(message) for message in said) == slow
+
+
 def test_how_labelled_cells_are_dealt_is_refused_by_a_model_that_reads_none(store: Store) -> None:
     with pytest.raises(UsageError, match=r"--data\.samples-per-label 9: scvi learns nothing from labels"):
         resolved({"data": {"samples_per_label": 9}}, store=store)
