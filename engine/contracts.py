@@ -39,7 +39,11 @@ class Counts(Protocol):
         """(indptr int64 (B+1,), gene index, value), to be read alone: they may be views, which keep a whole window."""
         ...
 
-    def part(self, start: int, stop: int) -> "Counts":
+
+class PartedCounts(Counts, Protocol):
+    """Counts as loaders give them, which can be computed in parts."""
+
+    def part(self, start: int, stop: int) -> Counts:
         """Those of the cells [start, stop). Their dense form may take the place of that of another part."""
         ...
 

@@ -1,19 +1,15 @@
-"""Whether all gradients are numbers, and how large they are.
+"""Whether all gradients are numbers.
 
-Shapes: N numbers of all gradients.
+Shapes: N numbers of some gradients.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 LARGE = 1 << 14  # numbers of a gradient from which on it is not copied beside others
-
-
-def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together, a scalar."""
-    return torch.nn.utils.get_total_norm(gradients)
 
 
 def finite_where(gradients: Sequence[Tensor]) -> Tensor:
@@ -23,10 +19,8 @@ def finite_where(gradients: Sequence[Tensor]) -> Tensor:
     each gradient on one thread, and a small one costs it as much as several thousand numbers do.
     """
     if not gradients or gradients[0].device.type != "cpu":
-        return total_norm(gradients)
-    large = [gradient for gradient in gradients if gradient.numel() >= LARGE]
-    small = [gradient.reshape(-1) for gradient in gradients if gradient.numel() < LARGE]
-    flat = [gradient.reshape(-1) for gradient in large]
-    if small:
-        flat.append(torch.cat(small))
-    return torch.stack([torch.dot(one_N, one_N) for one_N in flat]).sum()
+        return get_total_norm(gradients)
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    together = [one_N for one_N in flat if len(one_N) < LARGE]
+    vectors = [one_N for one_N in flat if len(one_N) >= LARGE] + ([torch.cat(together)] if together else [])
+    return torch.stack([torch.dot(one_N, one_N) for one_N in vectors]).sum()

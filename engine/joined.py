@@ -50,16 +50,6 @@ class JoinedCounts:
         logs = torch.log1p(self.dense(device))
         return logs if kind == torch.float32 else logs.to(kind)
 
-    def part(self, start: int, stop: int) -> Counts:
-        """Those of the cells [start, stop)."""
-        found, first = [], 0
-        for one in self._parts:
-            n = one.shape[0]
-            a, b = max(start - first, 0), min(stop - first, n)
-            found += [one.part(a, b)] if a < b else []
-            first += n
-        return JoinedCounts(found or [self._parts[0].part(0, 0)], self._buffer)
-
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (B + 1,), gene index, value)."""
         indptrs, indices, data = zip(*(part.csr() for part in self._parts), strict=True)
@@ -109,9 +99,6 @@ class Repeated:
         indptr, indices, data = self._counts.csr()
         n = int(indptr[1])
         return np.arange(self._n + 1) * n, np.tile(indices[:n], self._n), np.tile(data[:n], self._n)
-
-    def part(self, start: int, stop: int) -> "Repeated":
-        return Repeated(self._counts, stop - start)
 
 
 def joined(batches: Sequence[Batch], buffer: DenseBuffer, *, least: int = LEAST) -> Batch:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scarcade.engine.contracts import Batch, Loader, Losses, Model, Noise, Step
 from scarcade.engine.errors import NonFiniteError
-from scarcade.engine.finite import finite_where, total_norm
+from scarcade.engine.finite import finite_where
 from scarcade.engine.gradients import GradientSum
 from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, Sums, means
 from scarcade.engine.optim import (
@@ -243,7 +243,8 @@ class Run:
         shared = self.gradients.finish(own, len(batch) / batch.n_global)
         self.turn_to("optimiser")
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = total_norm(gradients) if self.config.clip is not None else finite_where(gradients)
+        clipped = self.config.clip is not None
+        norm = torch.nn.utils.get_total_norm(gradients) if clipped else finite_where(gradients)
         tag = state.step, batch.rows
         if self.readback.deferred:
             numbers = torch.cat([(shared[0] + norm).reshape(1), shared[1:]])

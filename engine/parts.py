@@ -7,9 +7,9 @@ statistics of batch norm, and penalties, whose mean is taken.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
-from scarcade.engine.contracts import TENSORS, Batch
+from scarcade.engine.contracts import TENSORS, Batch, PartedCounts
 from scarcade.engine.errors import UsageError
 
 
@@ -38,7 +38,7 @@ def _some(batch: Batch, cells: slice, lanes: tuple[tuple[int, int], ...], labell
     small: dict[str, Any] = {name: value[cells] for name in TENSORS if (value := getattr(batch, name)) is not None}
     return replace(
         batch,
-        counts=batch.counts.part(cells.start, cells.stop),
+        counts=cast(PartedCounts, batch.counts).part(cells.start, cells.stop),
         rows=batch.rows[cells],
         lanes=lanes,
         labelled=labelled,

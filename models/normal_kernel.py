@@ -98,7 +98,7 @@ def drawn_back(d_mean_BL, d_variance_BL, d_z_BL, d_kl_B, mean_BL, variance_BL, o
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)
 def _density(x_L, mean_L, log_variance_L, biases, distance_L, square_L) -> None:  # type: ignore[no-untyped-def]
-    """(x - mean) / variance and (x - mean)^2 / variance, in the place of the products, and twice the log density."""
+    """(x - mean) / variance and (x - mean)^2 / variance."""
     wide()
     for i in range(len(x_L)):
         d = x_L[i] - (mean_L[i] + biases[0][i])

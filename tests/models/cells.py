@@ -27,9 +27,6 @@ class DenseCounts:
         logs = torch.log1p(self.dense(device))
         return logs if kind == torch.float32 else logs.to(kind)
 
-    def part(self, start: int, stop: int) -> "DenseCounts":
-        return DenseCounts(self.x_BG[start:stop])
-
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, columns = np.nonzero(self.x_BG.numpy())
         indptr = np.searchsorted(rows, np.arange(len(self.x_BG) + 1))

@@ -51,9 +51,6 @@ class Doubles:
         logs = torch.log1p(self.dense(device))
         return logs if kind == torch.float32 else logs.to(kind)
 
-    def part(self, start: int, stop: int) -> "Doubles":
-        return Doubles(self._counts.part(start, stop))
-
 
 class DoubleLoader:
     """A loader whose counts are float64."""
