@@ -82,7 +82,7 @@ def measure(python: str, contender: str, data: Path, task: Task, **options: obje
     command = [python, str(WORKERS / f"training_{contender}.py"), task.model, str(data)]
     given = {"batch": task.batch, "likelihood": task.likelihood, "products": task.products, **options}
     for name, value in given.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options["threads"])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

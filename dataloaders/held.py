@@ -11,7 +11,7 @@ import numpy as np
 
 from scarcade.dataloaders import kernels
 from scarcade.dataloaders.sources import Runs, Source, positions_of
-from scarcade.dataloaders.superbatch import Superbatch
+from scarcade.dataloaders.superbatch import Kept, Superbatch
 
 _USED = 0.75  # of the memory that was lent, from which on the cells stay in it
 
@@ -31,6 +31,7 @@ class HeldSource:
         self._all: Runs = [(first, first + n)]
         self._told = False
         self._held: Superbatch | None = None
+        self._on_gpu = Kept()
         self._proteins: tuple[np.ndarray, np.ndarray] | None = None
         self._lock = threading.Lock()  # labelled cells may be asked for by a thread of their own
 
@@ -56,7 +57,12 @@ class HeldSource:
         """Views of what is kept."""
         have, chosen = self._kept(), self._chosen(runs)[order]
         return Superbatch(
-            have.indices, have.data, starts=have.starts[chosen], lengths=have.lengths[chosen], rows=have.rows[chosen]
+            have.indices,
+            have.data,
+            starts=have.starts[chosen],
+            lengths=have.lengths[chosen],
+            rows=have.rows[chosen],
+            kept=self._on_gpu,
         )
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:

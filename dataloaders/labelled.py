@@ -18,7 +18,7 @@ from scarcade.dataloaders import kernels
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig
 from scarcade.dataloaders.plan import Plan, permutation
 from scarcade.dataloaders.sources import Runs, Source, positions_of
-from scarcade.dataloaders.superbatch import Superbatch
+from scarcade.dataloaders.superbatch import Kept, Superbatch
 from scarcade.engine.contracts import Batch, Loader
 from scarcade.engine.schema import UNLABELLED, Schema
 
@@ -39,6 +39,7 @@ class SubsetSource:
         self.least = 0
         self._source, self._positions, self._hold = source, positions, hold
         self._held: Superbatch | None = None
+        self._on_gpu = Kept() if hold else None
         # cells that a chunk holds: what lies between two wanted cells of one chunk costs nothing more
         self._gap = source.least * source.n_cells // max(1, source.nnz)
         per_cell = _BYTES * max(1, source.nnz // max(1, source.n_cells))
@@ -70,7 +71,12 @@ class SubsetSource:
             cells, back = self._cells(runs)
             have, chosen = self._read(cells), back[order]
         return Superbatch(
-            have.indices, have.data, starts=have.starts[chosen], lengths=have.lengths[chosen], rows=have.rows[chosen]
+            have.indices,
+            have.data,
+            starts=have.starts[chosen],
+            lengths=have.lengths[chosen],
+            rows=have.rows[chosen],
+            kept=self._on_gpu,
         )
 
     def labels(self) -> np.ndarray | None:
@@ -211,7 +217,9 @@ class WithLabelled:
         key = epoch if self._per_label is not None else 0
         if self._loader is None or self._loader[0] != key:
             subset = SubsetSource(self._main.source, self._chosen(epoch), hold=self._hold)
-            self._loader = key, CellLoader(subset, self.plan, 0, self._main.shard, read_ahead=not self._hold)
+            main = self._main
+            loader = CellLoader(subset, self.plan, 0, main.shard, read_ahead=not self._hold, device=main.device)
+            self._loader = key, loader
         return self._loader[1]
 
     def _chosen(self, epoch: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scarcade.dataloaders.aligned import AlignedStore
 from scarcade.dataloaders.held import HeldSource
+from scarcade.dataloaders.on_gpu import columns_on
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch
@@ -34,6 +35,8 @@ __all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "o
 Split = Literal["train", "validation", "all"]
 _BYTES_PER_COUNT = 4  # decoded: gene index and value
 _WINDOWS_HELD = 2  # one is consumed, the next is filled
+_CPU = torch.device("cpu")
+_MOST_DECODERS = 8  # ranges of a window, one of each lane, are decoded side by side
 
 
 class LoaderConfig(Section):
@@ -75,17 +78,25 @@ def stream(
     shard: Shard = Shard(),  # noqa: B008 - frozen
     lanes: int | None = None,
     shuffle: bool = True,
+    device: torch.device = _CPU,
 ) -> "CellLoader":
     """Batches of a split of `store` (aligned: as a model sees it). Validation is the prefix of rows with small keys.
 
-    ``shuffle=False`` with ``lanes=1`` gives the rows as they lie on disk.
+    ``shuffle=False`` with ``lanes=1`` gives the rows as they lie on disk. With a GPU as `device` windows are copied
+    there ahead, and several threads decode them: the processor has nothing else to do.
 
     Raises:
         UsageError: a split without cells, or fewer lanes than workers.
     """
     held_out = store.n_before(config.validation)
-    source = store.source() if isinstance(store, AlignedStore) else StoreSource(store)
-    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle)
+    threads = 1 if device.type == "cpu" else _decoders()
+    source = store.source(threads) if isinstance(store, AlignedStore) else StoreSource(store, threads)
+    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle, device=device)
+
+
+def _decoders() -> int:
+    """Threads that decode a window for a GPU: those that the process may compute with, but for the one that trains."""
+    return max(1, min(torch.get_num_threads() - 1, _MOST_DECODERS))
 
 
 def in_memory(
@@ -146,6 +157,7 @@ def _loader(
     shard: Shard,
     lanes: int | None,
     shuffle: bool,
+    device: torch.device = _CPU,
 ) -> "CellLoader":
     ranges = {"train": (n_validation, source.n_cells), "validation": (0, n_validation), "all": (0, source.n_cells)}
     if split not in ranges:
@@ -165,20 +177,33 @@ def _loader(
         raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
     fits = shard.size * per_cell * (last - first) <= config.memory // _WINDOWS_HELD  # on each worker
     if source.least and shuffle and plan.n_windows == 1 and fits:
-        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False)
-    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead)
+        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False, device=device)
+    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead, device=device)
 
 
 class CellLoader:
-    """Batches of one split, for one worker (`scarcade.engine.contracts.Loader`)."""
+    """Batches of one split, for one worker (`scarcade.engine.contracts.Loader`).
 
-    def __init__(self, source: Source, plan: Plan, first: int, shard: Shard, *, read_ahead: bool = True) -> None:
+    Their small tensors are on `device`, and their counts were copied there if it is a GPU.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        first: int,
+        shard: Shard,
+        *,
+        read_ahead: bool = True,
+        device: torch.device = _CPU,
+    ) -> None:
         self.schema = source.schema
         self.plan = plan
         self.shard = shard
         self.source = source
         self.first = first
         self.read_ahead = read_ahead
+        self.device = device
         self._waited = 0.0
         self._rings: list[DenseRing] = []
 
@@ -252,6 +277,9 @@ class CellLoader:
             if proteins is not None:
                 small["proteins"] = torch.from_numpy(proteins[0][window.order].astype(np.float32))
                 small["proteins_measured"] = torch.from_numpy(proteins[1][window.order].astype(bool))
+            if self.device.type != "cpu":  # in this thread, while the window before is consumed
+                loaded.on(self.device)
+                small = columns_on(small, self.device)
             yield window, loaded, small
             del loaded, small, proteins  # the consumer alone decides how long they live
 

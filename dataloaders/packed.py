@@ -89,27 +89,9 @@ class PackedCounts:
         return found
 
     def unpacked(self, device: torch.device) -> Tensor:
-        """float32 (B, G), made dense on `device`: only the counts that are there cross the bus."""
-        indptr, indices, data = self.csr()
-        columns = torch.from_numpy(indices.astype(np.int64)).to(device)
-        values = torch.from_numpy(data.astype(np.float32)).to(device)
-        lengths = torch.from_numpy(np.diff(indptr)).to(device)
-        rows = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=len(indices))
-        out = torch.zeros(self.shape, device=device)
-        out.view(-1)[rows * self._n_genes + columns] = values
-        return out
+        """float32 (B, G), made dense on `device`: only the counts that are there cross the bus, window by window."""
+        return self._superbatch.on(device).dense(self._start, self._stop, self._n_genes)
 
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (B + 1,), gene index, value): views where the cells stand in order, so to be read alone."""
-        one = self._superbatch
-        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
-        indptr = np.zeros(len(starts) + 1, np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        if one.in_order and len(starts):
-            first = int(starts[0])
-            stop = first + int(indptr[-1])
-            return indptr, one.indices[first:stop], one.data[first:stop]
-        indices = np.empty(indptr[-1], one.indices.dtype)
-        data = np.empty(indptr[-1], one.data.dtype)
-        kernels.gather(one.indices, one.data, starts, lengths, indices, data)
-        return indptr, indices, data
+        return self._superbatch.csr(self._start, self._stop)

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,10 +71,15 @@ class Source(Protocol):
 
 
 class StoreSource:
-    """Cells of a store. Decodes chunks straight into reused buffers; checks every byte and every column index."""
+    """Cells of a store. Decodes chunks straight into reused buffers; checks every byte and every column index.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        threads: that decode the ranges of a window side by side.
+    """
+
+    def __init__(self, store: Store, threads: int = 1) -> None:
         self.store = store
+        self._threads = threads
         self.schema, self.n_cells, self.nnz = store.schema, store.n_cells, store.nnz
         self.fingerprint = store.fingerprint
         schema = store.schema
@@ -105,7 +111,7 @@ class StoreSource:
 
         So a batch is one piece of memory: made dense without jumps, and 12 % fewer bytes than whole chunks.
         """
-        store, step = self.store, self.store.x_indices.chunk_rows
+        store = self.store
         rows = positions_of(runs)
         lengths = store.lengths[rows].astype(np.int64)
         ends = np.cumsum(lengths[order])
@@ -121,24 +127,39 @@ class StoreSource:
         )
         places = np.empty(len(rows), np.int64)
         places[order] = starts
-        cell = 0
-        for start, stop in runs:
-            cells = slice(cell, cell + stop - start)
-            begin, end = store.start_of(start), store.start_of(stop)
-            first, last = begin // step, -(-end // step) if end > begin else begin // step
-            row, source = 0, np.cumsum(lengths[cells]) - lengths[cells] + begin
-            where = (source, lengths[cells], places[cells], indices, data)
-            if first < last:
-                chunk = self._ends.taken(first)
-                if chunk is not None:
-                    row = kernels.deliver(*chunk, first * step, row, *where)
-                    first += 1
-                else:
-                    chunk = self._ends.fresh()
-                self._deliver(first, last, chunk, row, where)
-                self._ends.keep(last - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
-            cell = cells.stop
+        begins = np.cumsum([0, *(stop - start for start, stop in runs)]).tolist()
+
+        def take(number: int) -> None:
+            start, stop = runs[number]
+            cells = slice(begins[number], begins[number + 1])
+            self._take(start, stop, lengths[cells], places[cells], indices, data)
+
+        if self._threads == 1 or len(runs) == 1:
+            for number in range(len(runs)):
+                take(number)
+        else:
+            for _ in _decoding(self._threads).map(take, range(len(runs))):
+                pass
         return loaded
+
+    def _take(
+        self, start: int, stop: int, lengths: np.ndarray, places: np.ndarray, indices: np.ndarray, data: np.ndarray
+    ) -> None:
+        """Put the cells of a range of rows where they belong."""
+        step = self.least
+        begin, end = self.store.start_of(start), self.store.start_of(stop)
+        first, last = begin // step, -(-end // step) if end > begin else begin // step
+        if first == last:
+            return
+        row, where = 0, (np.cumsum(lengths) - lengths + begin, lengths, places, indices, data)
+        chunk = self._ends.taken(first)
+        if chunk is not None:
+            row = kernels.deliver(*chunk, first * step, row, *where)
+            first += 1
+        else:
+            chunk = self._ends.fresh()
+        self._deliver(first, last, chunk, row, where)
+        self._ends.keep(last - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
 
     def _deliver(
         self, first: int, last: int, chunk: tuple[np.ndarray, np.ndarray], row: int, where: tuple[np.ndarray, ...]
@@ -173,6 +194,11 @@ class StoreSource:
         if not parts:
             return None
         return np.concatenate([counts for counts, _ in parts]), np.concatenate([measured for _, measured in parts])
+
+
+@cache
+def _decoding(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="decoding")
 
 
 class MemorySource:

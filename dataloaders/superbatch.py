@@ -8,8 +8,11 @@ import threading
 import weakref
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from scarcade.dataloaders import kernels
+from scarcade.dataloaders.on_gpu import OnGpu, moved
 
 
 class BufferPool:
@@ -64,11 +67,25 @@ class _Lent:
         return np.asarray(self)
 
 
+class Kept:
+    """Gene indices and values that window after window looks into, which a GPU may keep as well."""
+
+    def __init__(self) -> None:
+        self._there: list[Tensor] = []
+
+    def on(self, indices: np.ndarray, data: np.ndarray, device: torch.device) -> list[Tensor]:
+        """These, on `device`."""
+        if not self._there or self._there[0].device != device:
+            self._there = moved([indices, data], device)
+        return self._there
+
+
 class Superbatch:
     """Counts of the cells of a window: cell i has ``lengths[i]`` counts from ``starts[i]`` on.
 
     Args:
         in_order: the counts of cell i + 1 stand right behind those of cell i.
+        kept: of the buffers, where they stay the same from one window to the next.
     """
 
     def __init__(
@@ -80,10 +97,39 @@ class Superbatch:
         lengths: np.ndarray,
         rows: np.ndarray,
         in_order: bool = False,
+        kept: Kept | None = None,
     ) -> None:
         self.indices, self.data = indices, data
         self.starts, self.lengths, self.rows = starts, lengths, rows
         self.in_order = in_order
+        self._kept = kept
+        self._there: OnGpu | None = None
+
+    def on(self, device: torch.device) -> OnGpu:
+        """The same in the memory of a GPU, copied when it is first asked for."""
+        if self._there is not None and self._there.data.device == device:
+            return self._there
+        if self._kept is not None:
+            buffers = self._kept.on(self.indices, self.data, device)
+            self._there = OnGpu(*buffers, *moved([self.starts, self.lengths], device))
+            return self._there
+        indptr, indices, data = self.csr(0, len(self.starts))
+        self._there = OnGpu(*moved([indices, data, indptr[:-1], self.lengths], device))
+        return self._there
+
+    def csr(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64 (n + 1,), gene index, value) of some cells: views where the cells stand in order."""
+        starts, lengths = self.starts[start:stop], self.lengths[start:stop]
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        if self.in_order and len(starts):
+            first = int(starts[0])
+            end = first + int(indptr[-1])
+            return indptr, self.indices[first:end], self.data[first:end]
+        indices = np.empty(indptr[-1], self.indices.dtype)
+        data = np.empty(indptr[-1], self.data.dtype)
+        kernels.gather(self.indices, self.data, starts, lengths, indices, data)
+        return indptr, indices, data
 
 
 def renamed(loaded: Superbatch, places: np.ndarray, n_genes: int) -> Superbatch:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scarcade.engine.schema import Position, Schema
-from scarcade.engine.streams import CountedStreams, TorchStreams
+from scarcade.engine.streams import Streams, streams_on
 
 _LABELLED = 0x6C6162  # a seed word that keeps the noise of labelled cells apart from that of the cells beside
 
@@ -121,7 +121,7 @@ class Noise:
 
     ``segments`` are (seed words, number of cells): equal seed words give equal numbers, so a cell's noise
     depends on (seed, step, lane) and its place in the lane, not on how lanes are dealt to workers.
-    Draws are counted, so they must come in the same order on every worker. (A GPU draws other numbers than a CPU.)
+    Draws are counted, so they must come in the same order on every worker. A GPU draws the same numbers as a CPU.
     """
 
     labelled: "Noise | None" = None
@@ -130,9 +130,7 @@ class Noise:
     def __init__(self, segments: Sequence[tuple[tuple[int, ...], int]], device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         self._sizes = [n for _, n in segments]
-        self._streams: CountedStreams | TorchStreams
-        kind = CountedStreams if self.device.type == "cpu" else TorchStreams
-        self._streams = kind([words for words, _ in segments], self._sizes, self.device)
+        self._streams: Streams = streams_on(self.device)([words for words, _ in segments], self._sizes, self.device)
 
     @classmethod
     def of_step(cls, seed: int, step: int, batch: Batch, device: torch.device | None = None) -> "Noise":

@@ -129,6 +129,7 @@ class Run:
         self.gradients = GradientSum(model, world, signals=3)
         self.readback: Readback[tuple[int, np.ndarray]] = Readback(world.device)
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
+        self.nothing = torch.zeros(2, device=world.device)
         self.sums = Sums()
         self.state = TrainingState(lr=config.lr)
         self.clock = Clock(train.waited, 0)
@@ -236,7 +237,7 @@ class Run:
             float(self.stop is not None and self.stop()),
         )
         if self.readback.deferred:
-            own = torch.cat([loss.reshape(1), torch.tensor(asked, device=device)])
+            own = torch.cat([loss.reshape(1), self._there(asked)])
         else:
             own = torch.tensor((loss.item(), *asked), device=device)
         self.turn_to("all-reduce")
@@ -267,6 +268,12 @@ class Run:
         state.in_epoch += 1
         state.cells += batch.n_global
         return asked_of
+
+    def _there(self, asked: tuple[float, float]) -> Tensor:
+        """What is asked in this step, on the GPU, which is not waited for: hardly ever anything but zeros."""
+        if not any(asked):
+            return self.nothing
+        return torch.tensor(asked, pin_memory=True).to(self.world.device, non_blocking=True)
 
     def _losses(self, part: Batch, where: Step) -> tuple[Losses, Tensor]:
         """The losses of a part of a batch, and what it adds to the loss of the step."""

@@ -1,4 +1,4 @@
-"""Streams of random numbers, one for each lane of a batch: counted ones on a CPU, torch's own on a GPU."""
+"""Streams of random numbers, one for each lane of a batch: counted ones, on a GPU by Triton; else torch's own."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from scarcade.engine.gpu import compiles_for
 
 Kind = Literal["normal", "uniform"]
 
@@ -30,8 +32,29 @@ class CountedStreams:
         return out
 
 
+class GpuStreams:
+    """On a GPU: the same numbers, by the same function of where they stand (`engine.philox_triton`)."""
+
+    def __init__(self, seeds: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device) -> None:
+        from scarcade.engine import philox, philox_triton
+
+        self._kernels, self._n_lanes, self._drawn = philox_triton, len(seeds), 0
+        bounds = np.fromiter(accumulate(sizes, initial=0), np.int64)
+        lanes = torch.from_numpy(np.concatenate([philox.keys_of(seeds).reshape(-1).astype(np.int64), bounds]))
+        self._lanes = lanes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lanes.to(device)
+
+    def fill(self, kind: Kind, out: Tensor) -> Tensor:
+        """The next draw of each stream, into the rows of its own."""
+        n, block = out.numel(), self._kernels.BLOCK
+        if n:
+            given = self._lanes, self._n_lanes, math.prod(out.shape[1:]), self._drawn, n, out
+            getattr(self._kernels, kind)[(-(-n // block),)](*given, BLOCK=block)
+        self._drawn += 1
+        return out
+
+
 class TorchStreams:
-    """On a GPU: a generator of torch for each stream."""
+    """On a GPU without Triton: a generator of torch for each stream, which draws other numbers."""
 
     def __init__(self, seeds: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device) -> None:
         self._sizes = list(sizes)
@@ -47,3 +70,13 @@ class TorchStreams:
         for part, generator in zip(torch.split(out, self._sizes), self._generators, strict=True):
             (part.normal_ if kind == "normal" else part.uniform_)(generator=generator)
         return out
+
+
+Streams = CountedStreams | GpuStreams | TorchStreams
+
+
+def streams_on(device: torch.device) -> type[Streams]:
+    """Those for tensors on `device`."""
+    if device.type == "cpu":
+        return CountedStreams
+    return GpuStreams if compiles_for(device) else TorchStreams

@@ -19,8 +19,9 @@ from scarcade.engine.contracts import Loader
 from scarcade.engine.errors import DataChangedError
 from scarcade.engine.launch import Worker
 from scarcade.engine.loop import fit
-from scarcade.engine.schema import Categories, Schema, Shard
+from scarcade.engine.schema import Categories, Schema
 from scarcade.engine.state import FitResult
+from scarcade.engine.world import World
 from scarcade.jobs.cells import distinct
 from scarcade.jobs.embed import write_latent
 from scarcade.jobs.latent import LATENT
@@ -93,7 +94,7 @@ def prepared(
     splits: tuple[Literal["train", "validation"], ...] = ("train",)
     if store.n_before(config.data.validation):
         splits = ("train", "validation")
-    loaders = [_stream(cells, split, config, worker.world.shard, left_out) for split in splits]
+    loaders = [_stream(cells, split, config, worker.world, left_out) for split in splits]
     return _first(config, store.schema, change), loaders
 
 
@@ -142,11 +143,19 @@ def _stream(
     store: Store | AlignedStore,
     split: Literal["train", "validation"],
     config: TrainConfig,
-    shard: Shard,
+    world: World,
     left_out: np.ndarray | None = None,
 ) -> Loader:
-    """The cells of a split, as the model wants them."""
-    loader = stream(store, split, config.data, seed=config.seed, shard=shard, lanes=config.data.lanes)
+    """The cells of a split, as the model wants them, where it wants them."""
+    loader = stream(
+        store,
+        split,
+        config.data,
+        seed=config.seed,
+        shard=world.shard,
+        lanes=config.data.lanes,
+        device=world.device,
+    )
     if config.data.stratify and split == "train":
         loader = stratified(loader, seed=config.seed)
     if not MODELS[config.name].labelled_beside:
@@ -206,11 +215,12 @@ def _save(
     change: Update | None,
 ) -> None:
     """The model, and beside it the latent of its cells: of an update those of the reference before the new ones."""
-    model = model.cpu()
+    model, device = model.cpu(), worker.world.device
 
     def latent(target: Path) -> None:
         cells = store if change is None else change.view
-        loader = stream(cells, "all", LoaderConfig(batch_size=1024, validation=0), seed=0, lanes=1, shuffle=False)
+        config = LoaderConfig(batch_size=1024, validation=0)
+        loader = stream(cells, "all", config, seed=0, lanes=1, shuffle=False, device=device)
         worker.tell({"note": f"embedding the {store.n_cells:,} cells of the data"})
         about: dict[str, Any] = {"data": store.fingerprint, "model_name": model.name}
         if change is None:
@@ -221,7 +231,7 @@ def _save(
         if before is not None:
             about["before"] = before.about
         columns = distinct([(model.schema.batch, batch), *labels])
-        write_latent(model, loader, target / LATENT, columns=columns, about=about, before=before)
+        write_latent(model.to(device), loader, target / LATENT, columns=columns, about=about, before=before)
 
     save(
         model,

@@ -1,5 +1,6 @@
-"""The negative binomial likelihood from the decoder's logits on, by the compiled kernel, as an autograd function.
+"""The negative binomial likelihood from the decoder's logits on, by a compiled kernel, as an autograd function.
 
+On a CPU the kernel is numba's, here; on a GPU it is Triton's (`gpu_likelihood`).
 Sums over cells are kept by chunk of rows (`threads`), so that a result does not depend on the number of threads.
 Shapes: B cells, G genes.
 """
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 
 from scarcade.engine.contracts import Counts
 from scarcade.engine.errors import UsageError
+from scarcade.engine.gpu import compiles_for
 from scarcade.engine.pool import run
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
+from scarcade.models.gpu_likelihood import log_p_of
 from scarcade.models.head_product import codes_of
 from scarcade.models.sparse import Sparse
 from scarcade.models.trained_head import Logits, head_log_likelihood
@@ -115,16 +118,16 @@ def why_not(family: str, like: Tensor, *, softplus: bool) -> str | None:
         return f"it knows nb and zinb, and not {family}"
     if softplus:
         return "it takes the softmax of the logits, and size factors want their softplus"
-    if like.device.type != "cpu":
-        return f"it is for CPUs, and the model is on {like.device}"
+    if like.device.type != "cpu" and not compiles_for(like.device):
+        return f"it is for CPUs, and for GPUs that triton compiles for, and the model is on {like.device}"
     if like.dtype != torch.float32:
         return f"it is for float32, and the logits are {like.dtype}"
     return None
 
 
 def counts_for(counts: Counts, family: str, weight: Tensor, path: Path, *, softplus: bool = False) -> Tensor | Sparse:
-    """Counts (B, G) as this likelihood of logits that `weight` makes takes them: for the kernel without their zeros."""
-    if path in ("auto", "fused") and why_not(family, weight, softplus=softplus) is None:
+    """Counts (B, G) as this likelihood of logits that `weight` makes takes them: for a CPU's kernel without zeros."""
+    if path in ("auto", "fused") and weight.device.type == "cpu" and why_not(family, weight, softplus=softplus) is None:
         return Sparse.of(counts)
     return counts.dense(weight.device)
 
@@ -137,7 +140,11 @@ def fused(
     dropout: Tensor | Logits | None,
     code_B: Tensor | None = None,
 ) -> Tensor:
-    """log p of each cell by the kernel, together with the last layer where that is given and trained."""
+    """log p of each cell by the kernel; on a CPU together with the last layer where that is given and trained."""
+    if log_size_B.device.type != "cpu":
+        assert isinstance(x, Tensor)
+        dropout_BG = None if dropout is None else _computed(dropout)
+        return log_p_of(x, _computed(logits), log_size_B, log_theta, dropout_BG, code_B)
     if isinstance(logits, Logits) and logits.trained and not isinstance(dropout, Tensor):
         return head_log_likelihood(x, logits, log_size_B, log_theta, dropout, code_B)
     dropout_BG = None if dropout is None else _computed(dropout)

@@ -50,6 +50,7 @@ def answer(models: Mapping[str, Callable[[argparse.Namespace], dict[str, float]]
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--products", default="float32", help="kind of number of large products (ours alone)")
+    parser.add_argument("--gpu", action="store_true", help="train on the GPU")
     parser.add_argument("--programs", default="", help=".gmt file (expimap)")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)

@@ -1,9 +1,12 @@
 """One training of ours, streamed from a store, in a process of its own; prints one JSON object (`timing`)."""
 
 import argparse
+import statistics
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from timing import Timer, answer, programs
 
 from scarcade.dataloaders.labelled import with_labelled
@@ -13,7 +16,7 @@ from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.contracts import Loader
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
-from scarcade.engine.world import use_threads
+from scarcade.engine.world import World, use_threads
 from scarcade.models import MODELS
 
 
@@ -29,19 +32,28 @@ def train(name: str, options: argparse.Namespace) -> dict[str, float]:
         settings["programs"] = programs(options.programs)
     config = LoaderConfig(batch_size=options.batch)
     defaults = kind.training_defaults(store.n_cells)
-    cells = stream(store, "train", config, seed=0)
+    device = torch.device("cuda", 0) if options.gpu else torch.device("cpu")
+    cells = stream(store, "train", config, seed=0, device=device)
     if defaults.get("data", {}).get("stratify"):  # as the original draws them, too
         cells = stratified(cells, seed=0)
     loader: Loader = with_labelled(cells, config, seed=0) if kind.labelled_beside else cells
-    timer = Timer()
+    timer, waits = Timer(), []
+
+    def told(line: Mapping[str, Any]) -> None:  # its means were read: a GPU has done all of the epoch
+        if line["of"] == "epoch":
+            timer.end()
+            waits.append(line["wait"])
+
     fit(
         kind(kind.Config(**settings), store.schema, seed=0),
         loader,
         None,
         OptimConfig(**{**defaults.get("optim", {}), "epochs": options.epochs, "products": options.products}),
-        progress=lambda line: timer.end() if line["of"] == "epoch" else None,
+        world=World(device=device),
+        progress=told,
     )
-    return timer.result(loader.n_cells)
+    waited = {"wait": statistics.median(waits[1:])} if waits[1:] else {}
+    return timer.result(loader.n_cells) | waited
 
 
 if __name__ == "__main__":

@@ -32,12 +32,14 @@ def train(name: str, options: argparse.Namespace) -> dict[str, float]:
 
     class Told(Callback):  # type: ignore[misc]
         def on_train_epoch_end(self, trainer: object, module: object) -> None:
+            if options.gpu:
+                torch.cuda.synchronize()
             timer.end()
 
     model.train(
         max_epochs=options.epochs,
         batch_size=options.batch,
-        accelerator="cpu",
+        accelerator="gpu" if options.gpu else "cpu",
         enable_progress_bar=False,
         callbacks=[Told()],
         # either of them, both on by default, would have it validate after each epoch that is timed

@@ -1,4 +1,5 @@
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_csr_of_cells_in_order_is_a_view_that_keeps_its_memory_from_being_lent_a
     pool = BufferPool(np.dtype(np.uint16), np.dtype(np.uint16))
     indices, data = pool.lend(6)
     indices[:6], data[:6] = [0, 2, 1, 0, 1, 2], [1, 2, 3, 4, 5, 6]
-    shape = {"starts": np.array([0, 2, 3]), "lengths": np.array([2, 1, 3], np.int32), "rows": np.array([7, 8, 9])}
+    shape: Any = {"starts": np.array([0, 2, 3]), "lengths": np.array([2, 1, 3], np.int32), "rows": np.array([7, 8, 9])}
     held = Superbatch(indices, data, **shape, in_order=True)
     indptr, genes, values = PackedCounts(held, 1, 3, 4, DenseRing()).csr()
     assert (indptr.tolist(), genes.tolist(), values.tolist()) == ([0, 1, 4], [1, 0, 1, 2], [3, 4, 5, 6])

@@ -14,7 +14,7 @@ from scarcade.dataloaders.schema import read_query
 from scarcade.dataloaders.store import Store
 from scarcade.engine.config import checked, merged
 from scarcade.engine.contracts import Batch, Step
-from scarcade.engine.schema import Shard
+from scarcade.engine.world import World
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.one_query import QueryData, QueryOptim, QuerySurgery, map_query
 from scarcade.jobs.reference import Reference, TransferConfig, load_reference
@@ -33,13 +33,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made_store(tmp_path_factory.mktemp("every") / "a.zarr")
 
 
-def dealt(config: TrainConfig, store: Store, split: Literal["train", "validation"], shards: list[Shard]) -> list[Any]:
-    """Rows of the cells of each step of two epochs, over all shards; and those of the labelled cells beside."""
+def dealt(config: TrainConfig, store: Store, split: Literal["train", "validation"], workers: list[World]) -> list[Any]:
+    """Rows of the cells of each step of two epochs, over all workers; and those of the labelled cells beside."""
 
     def rows(parts: list[Batch | None]) -> list[int]:
         return sorted(np.concatenate([[], *(part.rows for part in parts if part is not None)]).tolist())
 
-    loaders = [_stream(store, split, config, shard) for shard in shards]
+    loaders = [_stream(store, split, config, world) for world in workers]
     steps = []
     for epoch in (0, 1):
         for parts in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
@@ -52,9 +52,9 @@ def test_any_number_of_workers_is_dealt_the_same_batches(name: str, store: Store
     config = resolved(settings_of(name, store.schema), name=name, store=store)
     splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
     for split in splits:
-        alone = dealt(config, store, split, [Shard()])
+        alone = dealt(config, store, split, [World()])
         for size in (2, 3):
-            assert dealt(config, store, split, [Shard(rank, size) for rank in range(size)]) == alone
+            assert dealt(config, store, split, [World(rank, size) for rank in range(size)]) == alone
         assert all(len(rows) == n for rows, _, n in alone)
         assert all(bool(labelled) == MODELS[name].labelled_beside for _, labelled, _ in alone)
 

@@ -5,7 +5,7 @@ import pytest
 
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.stratified import Stratified
-from scarcade.engine.schema import Shard
+from scarcade.engine.world import World
 from scarcade.jobs.train_config import resolved
 from scarcade.jobs.train_work import _stream
 from tests.every_model import made_store, settings_of
@@ -22,7 +22,7 @@ def test_labels_that_are_left_out_are_those_of_their_rows(store: Store) -> None:
     wrong = known & (np.arange(store.n_cells) % 7 == 0)
     met = np.zeros(store.n_cells, bool)
     for split in ("train", "validation"):
-        loader = _stream(store, split, config, Shard(), left_out=wrong)
+        loader = _stream(store, split, config, World(), left_out=wrong)
         for batch in loader.epoch(0):
             assert batch.labelled is not None
             met[batch.labelled.rows] = True
@@ -34,7 +34,7 @@ def test_training_alone_is_stratified(store: Store) -> None:
     settings = settings_of("scvi", store.schema)
     settings["data"]["stratify"] = True
     config = resolved(settings, name="scvi", store=store)
-    train, validation = (_stream(store, split, config, Shard()) for split in ("train", "validation"))
+    train, validation = (_stream(store, split, config, World()) for split in ("train", "validation"))
     assert isinstance(train, Stratified)
     rows = np.concatenate([batch.rows for batch in validation.epoch(0)])
     assert np.array_equal(np.sort(rows), np.arange(store.n_before(config.data.validation)))

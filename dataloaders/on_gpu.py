@@ -1,0 +1,90 @@
+"""The decoded cells of a window in the memory of a GPU.
+
+A window is copied once, by the thread that decoded it, while the window before is consumed: from page-locked memory, on
+a stream of its own, all of its arrays in one piece. So no batch waits for the bus; it is made dense where it is used.
+Only the counts that are there cross the bus, in the types in which they lie on disk.
+
+Shapes: n cells, N counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scarcade.engine.gpu import compiles_for
+
+_ALIGNED = 16  # bytes between which arrays begin
+
+
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """Cell i has ``lengths[i]`` of the counts from ``starts[i]`` on, as in `superbatch.Superbatch`."""
+
+    indices: Tensor  # (N,) of the store's kind
+    data: Tensor  # (N,)
+    starts: Tensor  # int64 (n,)
+    lengths: Tensor  # int32 (n,)
+
+    def dense(self, start: int, stop: int, n_genes: int) -> Tensor:
+        """float32 (stop - start, n_genes)."""
+        out = torch.zeros(stop - start, n_genes, device=self.data.device)
+        (_by_triton if compiles_for(out.device) else _by_torch)(self, start, out)
+        return out
+
+
+def _by_triton(counts: OnGpu, first: int, out: Tensor) -> None:
+    """Put the counts of the cells from `first` on into rows of zeros."""
+    from scarcade.dataloaders import scatter_triton as kernel
+
+    given = counts.indices, counts.data, counts.starts, counts.lengths, first, out.shape[1], out
+    kernel.scatter[(len(out),)](*given, BLOCK=kernel.BLOCK)
+
+
+def _by_torch(counts: OnGpu, first: int, out: Tensor) -> None:
+    """The same where there is no Triton, in more passes."""
+    cells = slice(first, first + len(out))
+    starts, lengths = counts.starts[cells], counts.lengths[cells].long()
+    rows = torch.repeat_interleave(torch.arange(len(out), device=out.device), lengths)
+    before = lengths.cumsum(0) - lengths
+    places = torch.arange(len(rows), device=out.device) + (starts - before)[rows]
+    genes = counts.indices.to(torch.int64)[places]
+    out.view(-1)[rows * out.shape[1] + genes] = counts.data.to(torch.float32)[places]
+
+
+def moved(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The same on `device`, by one copy. It has ended when this returns; the caller's thread alone waits for it."""
+    if device.type != "cuda":
+        return [torch.from_numpy(array).to(device) for array in arrays]
+    sizes = [array.nbytes for array in arrays]
+    begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
+    host = torch.empty(max(begins[-1], 1), dtype=torch.uint8, pin_memory=True)
+    together = host.numpy()
+    for array, begin, size in zip(arrays, begins, sizes, strict=False):
+        together[begin : begin + size] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    consumer = torch.cuda.current_stream(device)
+    with torch.cuda.stream(_copies(device)):
+        there = host.to(device, non_blocking=True)
+        copied: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record()
+    copied.synchronize()
+    there.record_stream(consumer)  # its memory is free again only when what was asked of it there is done
+    return [
+        there[begin : begin + size].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        for array, begin, size in zip(arrays, begins, sizes, strict=False)
+    ]
+
+
+def columns_on(columns: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The small tensors of a window's cells, on `device`."""
+    return dict(zip(columns, moved([column.numpy() for column in columns.values()], device), strict=True))
+
+
+@cache
+def _copies(device: torch.device) -> Any:
+    """The stream on which windows are copied."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
