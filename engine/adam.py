@@ -19,7 +19,7 @@ class Adam:
     """Moves `parameters`, all of one device and kind, by their ``.grad``; one without a gradient stays.
 
     Attributes:
-        lr: may be changed between two steps.
+        lr: may be changed between two steps; a number, or on a GPU a float32 scalar there.
         state: what is kept of each parameter, by the names in `MOMENTS`; nothing before its first step.
         found_inf: a float32 scalar on the parameters' device; where it is 1, a step changes nothing.
     """
@@ -28,7 +28,7 @@ class Adam:
         self, parameters: Sequence[nn.Parameter], *, lr: float, eps: float = 1e-8, weight_decay: float = 0.0
     ) -> None:
         self.parameters = list(parameters)
-        self.lr = lr
+        self.lr: float | Tensor = lr
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.found_inf: Tensor | None = None
         self._eps, self._weight_decay = eps, weight_decay

@@ -129,8 +129,9 @@ class Noise:
 
     def __init__(self, segments: Sequence[tuple[tuple[int, ...], int]], device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
-        self._sizes = [n for _, n in segments]
-        self._streams: Streams = streams_on(self.device)([words for words, _ in segments], self._sizes, self.device)
+        sizes = [n for _, n in segments]
+        self._n_cells = sum(sizes)
+        self.streams: Streams = streams_on(self.device)([words for words, _ in segments], sizes, self.device)
 
     @classmethod
     def of_step(cls, seed: int, step: int, batch: Batch, device: torch.device | None = None) -> "Noise":
@@ -140,17 +141,24 @@ class Noise:
             noise.labelled = cls([((seed, step, lane, _LABELLED), n) for lane, n in batch.labelled.lanes], device)
         return noise
 
+    @classmethod
+    def of_streams(cls, streams: Streams, n_cells: int, device: torch.device) -> "Noise":
+        """The noise of `n_cells` cells that some streams give."""
+        noise = object.__new__(cls)
+        noise.device, noise._n_cells, noise.streams = device, n_cells, streams
+        return noise
+
     @property
     def n_cells(self) -> int:
-        return sum(self._sizes)
+        return self._n_cells
 
     def normal(self, *features: int) -> Tensor:
         """Standard normal, float32 (B, *features)."""
-        return self._streams.fill("normal", torch.empty(self.n_cells, *features, device=self.device))
+        return self.streams.fill("normal", torch.empty(self.n_cells, *features, device=self.device))
 
     def uniform(self, *features: int) -> Tensor:
         """Uniform on [0, 1), float32 (B, *features)."""
-        return self._streams.fill("uniform", torch.empty(self.n_cells, *features, device=self.device))
+        return self.streams.fill("uniform", torch.empty(self.n_cells, *features, device=self.device))
 
     def dropout(self, x_BH: Tensor, p: float) -> Tensor:
         """Inverted dropout of (B, H): each entry is kept with probability 1 - p and scaled by 1 / (1 - p)."""

@@ -32,6 +32,7 @@ from scarcade.engine.parts import parts_of
 from scarcade.engine.precision import products_in
 from scarcade.engine.profile import LOADING, Stopwatch
 from scarcade.engine.readback import Readback
+from scarcade.engine.recorded import Recorder, can_be_recorded
 from scarcade.engine.state import Checkpointing, FitResult, TrainingState
 from scarcade.engine.together import with_others
 from scarcade.engine.validation import validate
@@ -82,7 +83,7 @@ def fit(
     run = Run(model.to(world.device), train, validation, config, world=world, seed=seed)
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     if watch is not None:
-        run.turn_to = watch.to
+        run.turn_to, run.recorder = watch.to, None  # of a step that is replayed nobody can tell the parts
     try:
         run.begin()
         began_at = run.state.step
@@ -130,6 +131,10 @@ class Run:
         self.readback: Readback[tuple[int, np.ndarray]] = Readback(world.device)
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
         self.nothing = torch.zeros(2, device=world.device)
+        self.lr_there: tuple[float, Tensor] | None = None
+        self.recorder: Recorder | None = None
+        if config.record and can_be_recorded(model, world.device, world.size, config.accumulate):
+            self.recorder = Recorder(self._to_record, lambda note: self._tell({"note": note}))
         self.sums = Sums()
         self.state = TrainingState(lr=config.lr)
         self.clock = Clock(train.waited, 0)
@@ -214,7 +219,7 @@ class Run:
 
     def _step(self, batch: Batch) -> tuple[bool, bool]:
         """One update. Returns (whether to save, whether to stop), the same on all ranks."""
-        state, world, device = self.state, self.world, self.world.device
+        state, world = self.state, self.world
         where = Step(
             state.step,
             state.epoch,
@@ -222,20 +227,38 @@ class Run:
             kl_weight(self.config, epoch=state.epoch, step=state.step, cells=state.cells),
             state.lr,
         )
+        asked = (
+            float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
+            float(self.stop is not None and self.stop()),
+        )
+        number = self._replayed(batch, where)
+        if number is None:
+            asked_of = self._asked_for(batch, where, asked)
+        else:
+            numbers = torch.cat([number.reshape(1), self._there(asked)])
+            asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
+        self.contract.after_step(where)
+        state.step += 1
+        state.in_epoch += 1
+        state.cells += batch.n_global
+        return asked_of
+
+    def _asked_for(self, batch: Batch, where: Step, asked: tuple[float, float]) -> tuple[bool, bool]:
+        """One update, each operation asked for by itself."""
+        device = self.world.device
         self.optimiser.zero_grad()
         n_parts, found = self.config.accumulate, []
         loss = torch.zeros((), device=device)
         for number, part in enumerate(parts_of(batch, n_parts), 1):
-            losses, of_part = self._losses(part, where)
+            self.turn_to("copying")
+            part = with_others(part.to(device), self.world)
+            self.turn_to("forward")
+            losses, of_part = self._losses(part, where, Noise.of_step(self.seed, where.step, part, device))
             self.turn_to("backward")
             with self.gradients.held() if number < n_parts else nullcontext():
                 of_part.backward()  # type: ignore[no-untyped-call]
             loss = of_part.detach() if n_parts == 1 else loss + of_part.detach()
             found.append(losses if n_parts == 1 else losses.detached())
-        asked = (
-            float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
-            float(self.stop is not None and self.stop()),
-        )
         if self.readback.deferred:
             own = torch.cat([loss.reshape(1), self._there(asked)])
         else:
@@ -243,31 +266,61 @@ class Run:
         self.turn_to("all-reduce")
         shared = self.gradients.finish(own, len(batch) / batch.n_global)
         self.turn_to("optimiser")
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        clipped = self.config.clip is not None
-        norm = torch.nn.utils.get_total_norm(gradients) if clipped else finite_where(gradients)
-        tag = state.step, batch.rows
+        tag = where.step, batch.rows
         if self.readback.deferred:
-            numbers = torch.cat([(shared[0] + norm).reshape(1), shared[1:]])
-            # the update of a step that is not finite, and of those after it, is left out on the device
-            self.bad = torch.maximum(self.bad, (~numbers[0].isfinite()).float())
-            self.optimiser.found_inf = self.bad
-            read = self.readback.exchange(numbers, tag)
+            number_of_all = self._update_on_gpu(shared[0], self._lr_there(where.lr))
+            read = self.readback.exchange(torch.cat([number_of_all.reshape(1), shared[1:]]), tag)
+            asked_of = self._check(read)
         else:
+            norm = self._norm()
             finite, *told = shared.tolist()
-            read = [finite + norm.item(), *told], tag
-        asked_of = self._check(read)
-        if self.config.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
-        self.optimiser.step()
-        self.contract.after_step(where)
+            asked_of = self._check(([finite + norm.item(), *told], tag))
+            self._update(norm)
         self.turn_to("metrics")
         for losses in found:
             self.sums.add(losses)
-        state.step += 1
-        state.in_epoch += 1
-        state.cells += batch.n_global
         return asked_of
+
+    def _norm(self) -> Tensor:
+        """Finite where all gradients are; their norm if they are clipped by it."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return finite_where(gradients) if self.config.clip is None else torch.nn.utils.get_total_norm(gradients)
+
+    def _update(self, norm: Tensor) -> None:
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+        self.optimiser.step()
+
+    def _update_on_gpu(self, loss: Tensor, lr: Tensor) -> Tensor:
+        """Update, unless a number of this step, or of one before it, is not finite; what tells whether one is."""
+        norm = self._norm()
+        number = loss + norm
+        self.bad.copy_(torch.maximum(self.bad, (~number.isfinite()).float()))
+        self.optimiser.found_inf = self.bad
+        self.optimiser.lr = lr
+        self._update(norm)
+        return number
+
+    def _replayed(self, batch: Batch, where: Step) -> Tensor | None:
+        """One update by a record, as `_update_on_gpu` tells of it; None: it must be asked for."""
+        if self.recorder is None:
+            return None
+        batch = batch.to(self.world.device)
+        return self.recorder.step(batch, where, Noise.of_step(self.seed, where.step, batch, self.world.device))
+
+    def _to_record(self, batch: Batch, where: Step, noise: Noise, lr: Tensor) -> tuple[Losses, Tensor]:
+        """What a record is made of (`recorded.Compute`)."""
+        self.optimiser.zero_grad()
+        losses, loss = self._losses(batch, where, noise)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.gradients.finish(loss, 1.0)
+        return losses, self._update_on_gpu(loss.detach(), lr)
+
+    def _lr_there(self, lr: float) -> Tensor:
+        """The learning rate on the GPU."""
+        if self.lr_there is None or self.lr_there[0] != lr:
+            self.lr_there = lr, torch.full((), lr, device=self.world.device)
+        return self.lr_there[1]
 
     def _there(self, asked: tuple[float, float]) -> Tensor:
         """What is asked in this step, on the GPU, which is not waited for: hardly ever anything but zeros."""
@@ -275,17 +328,13 @@ class Run:
             return self.nothing
         return torch.tensor(asked, pin_memory=True).to(self.world.device, non_blocking=True)
 
-    def _losses(self, part: Batch, where: Step) -> tuple[Losses, Tensor]:
+    def _losses(self, part: Batch, where: Step, noise: Noise) -> tuple[Losses, Tensor]:
         """The losses of a part of a batch, and what it adds to the loss of the step."""
-        world, device = self.world, self.world.device
-        self.turn_to("copying")
-        part = with_others(part.to(device), world)
-        self.turn_to("forward")
         with products_in(self.products), a_cell_weighs(1 / part.n_global):
-            losses: Losses = self.contract.losses(part, where, Noise.of_step(self.seed, where.step, part, device))
+            losses: Losses = self.contract.losses(part, where, noise)
         loss = losses.minimise.sum() / part.n_global
         if losses.penalty is not None:
-            loss = loss + losses.penalty / (world.size * self.config.accumulate)
+            loss = loss + losses.penalty / (self.world.size * self.config.accumulate)
         if losses.labelled is not None and part.labelled is not None:
             loss = loss + losses.labelled.sum() / part.labelled.n_global
         return losses, loss
@@ -308,6 +357,8 @@ class Run:
 
     def _gather(self) -> None:
         """Bring the device's sums, over all ranks, into the state."""
+        if self.recorder is not None:
+            self.recorder.hand_over(self.sums)
         sums, cells = self.sums.merged(self.world)
         state = self.state
         for name in ("since_line", "since_epoch"):
@@ -356,6 +407,10 @@ class Run:
             "lr": state.lr,
             "kl_weight": self._now().kl_weight,
         }
+
+    def _tell(self, message: Line) -> None:
+        if self.progress is not None and self.world.first:
+            self.progress(message)
 
     def _write(self, line: Line) -> None:
         if not self.world.first:

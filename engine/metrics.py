@@ -51,6 +51,18 @@ class Sums:
             self._labelled = self._labelled or Sums()
             self._labelled.add(Losses(losses.labelled, losses.labelled_terms))
 
+    def add_sums(self, names: Sequence[str], sums: Tensor, cells: int) -> None:
+        """Take in what was summed over `cells` elsewhere, float64 in the order of `names`."""
+        self._names = self._names or list(names)
+        assert self._names == list(names)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._cells += cells
+
+    def add_labelled_sums(self, names: Sequence[str], sums: Tensor, cells: int) -> None:
+        """The same of the labelled cells beside."""
+        self._labelled = self._labelled or Sums()
+        self._labelled.add_sums(names, sums, cells)
+
     def _add_up(self) -> None:
         if not self._waiting:
             return
@@ -66,7 +78,7 @@ class Sums:
             return {}, 0
         count = torch.tensor([self._cells], dtype=torch.float64, device=self._sums.device)
         *sums, cells = world.sum(torch.cat([self._sums, count])).tolist()
-        self._sums.zero_()
+        self._sums = torch.zeros_like(self._sums)
         self._cells = 0
         found = dict(zip(self._names, sums, strict=True))
         if self._labelled is not None:

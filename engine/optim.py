@@ -37,6 +37,10 @@ class OptimConfig(Section):
         1, ge=1, description="Parts in which a batch is computed, to need less memory, before the weights move once."
     )
 
+    record: bool = Field(
+        True, description="on a GPU: record the steps once and replay them; the numbers are the same, sooner"
+    )
+
     kl_epochs: float | None = Field(400, ge=0, description="Epochs until the KL weight is at its full value.")
     kl_steps: float | None = Field(None, ge=0, description="The same in optimiser steps (goes before kl_epochs).")
     kl_cells: float | None = Field(None, ge=0, description="The same in cells seen (goes before kl_steps).")

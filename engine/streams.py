@@ -33,7 +33,11 @@ class CountedStreams:
 
 
 class GpuStreams:
-    """On a GPU: the same numbers, by the same function of where they stand (`engine.philox_triton`)."""
+    """On a GPU: the same numbers, by the same function of where they stand (`engine.philox_triton`).
+
+    Attributes:
+        lanes: int64 on the GPU: the keys of all lanes (L, 2), then where they begin and end, in cells (L + 1).
+    """
 
     def __init__(self, seeds: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device) -> None:
         from scarcade.engine import philox, philox_triton
@@ -41,13 +45,19 @@ class GpuStreams:
         self._kernels, self._n_lanes, self._drawn = philox_triton, len(seeds), 0
         bounds = np.fromiter(accumulate(sizes, initial=0), np.int64)
         lanes = torch.from_numpy(np.concatenate([philox.keys_of(seeds).reshape(-1).astype(np.int64), bounds]))
-        self._lanes = lanes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lanes.to(device)
+        self.lanes = lanes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lanes.to(device)
+
+    def with_lanes(self, lanes: Tensor) -> "GpuStreams":
+        """Those of as many lanes whose keys and bounds are read from other memory, from the first draw on."""
+        other = object.__new__(GpuStreams)
+        other._kernels, other._n_lanes, other._drawn, other.lanes = self._kernels, self._n_lanes, 0, lanes
+        return other
 
     def fill(self, kind: Kind, out: Tensor) -> Tensor:
         """The next draw of each stream, into the rows of its own."""
         n, block = out.numel(), self._kernels.BLOCK
         if n:
-            given = self._lanes, self._n_lanes, math.prod(out.shape[1:]), self._drawn, n, out
+            given = self.lanes, self._n_lanes, math.prod(out.shape[1:]), self._drawn, n, out
             getattr(self._kernels, kind)[(-(-n // block),)](*given, BLOCK=block)
         self._drawn += 1
         return out

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+
+from scarcade.models.products import added_by_code
 
 
 def log_p_of(
@@ -77,8 +78,8 @@ class _LogP(torch.autograd.Function):
         )
         if shared:
             d_theta = d_theta.sum(0)
-        elif code_B is not None:  # as a product: index_add on a GPU adds in an order of its own each time
-            d_theta = F.one_hot(code_B, len(log_theta)).to(d_theta.dtype).T @ d_theta
+        elif code_B is not None:  # index_add on a GPU adds in an order of its own each time
+            d_theta = added_by_code(d_theta, code_B, len(log_theta))
         return None, d_logits_BG, d_library_B, d_theta, None if dropout_BG is None else d_dropout_BG, None
 
 

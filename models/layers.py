@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from scarcade.engine.contracts import Noise
 from scarcade.models.hidden import After, hidden
 from scarcade.models.normal import Latent, latent, moments
-from scarcade.models.products import kind_of, product_of
+from scarcade.models.products import kind_of, product_of, rows_of
 from scarcade.models.sparse_product import SeenCounts, dense_of
 
 Codes = Mapping[str, Tensor]
@@ -73,7 +73,7 @@ class ConditionRows(nn.Module):
 
     def forward(self, code_B: Tensor) -> Tensor:
         """(B, H). Raises IndexError for a code that has no row."""
-        return F.embedding(code_B, self.table())
+        return rows_of(self.table(), code_B)
 
     def append(self, values: Sequence[str], start: Callable[[str], Tensor]) -> None:
         """Trainable rows for new categories; ``start(value)`` gives the first weights (H,) of each."""
@@ -179,7 +179,7 @@ def linear_with_rows(
         if rows_BH is not None:
             rows_BH = rows_BH + rows(codes[covariate])
         else:
-            rows_BH = F.embedding(codes[covariate], rows.table() if bias is None else rows.table() + bias)
+            rows_BH = rows_of(rows.table() if bias is None else rows.table() + bias, codes[covariate])
     assert rows_BH is not None
     if product_BH is not None:
         return rows_BH + product_BH

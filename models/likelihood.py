@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from scarcade.engine.contracts import Counts
 from scarcade.engine.errors import UsageError
@@ -21,6 +20,7 @@ from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.distributions import Family, Path, log_likelihood
 from scarcade.models.gpu_likelihood import log_p_of
 from scarcade.models.head_product import codes_of
+from scarcade.models.products import rows_of
 from scarcade.models.sparse import Sparse
 from scarcade.models.trained_head import Logits, head_log_likelihood
 
@@ -187,7 +187,7 @@ def counts_log_likelihood(
     if isinstance(x, Sparse):
         raise TypeError("counts without their zeros are for the kernel alone")
     if code_B is not None:
-        log_theta = F.embedding(code_B, log_theta)
+        log_theta = rows_of(log_theta, code_B)
     rate_BG = log_size_B.exp()[:, None] * torch.softmax(_computed(logits), -1)
     dropout_BG = None if dropout is None else _computed(dropout)
     return log_likelihood(family, x, rate_BG, log_theta, dropout_BG, path=path)

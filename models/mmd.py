@@ -25,7 +25,7 @@ WIDTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100,
 """alpha in exp(-d^2 / (2 alpha)); they are summed, not averaged."""
 
 
-def mmd(z_BD: Tensor, code_B: Tensor, boundary: int | None = None) -> Tensor:
+def mmd(z_BD: Tensor, code_B: Tensor, boundary: int | None = None, n_codes: int | None = None) -> Tensor:
     """The squared MMD summed over pairs of conditions, a scalar; 0 where there is no pair.
 
     Args:
@@ -33,8 +33,12 @@ def mmd(z_BD: Tensor, code_B: Tensor, boundary: int | None = None) -> Tensor:
         code_B: the condition of each cell.
         boundary: compare only conditions below it with those from it on, two cells each at least (the reference
             with the query, in scArches). None: all pairs.
+        n_codes: how many conditions there are. A GPU that is told need not be asked which of them have cells.
     """
-    weight_CC, place_B = pair_weights(code_B, boundary, z_BD.dtype)
+    if n_codes is not None and z_BD.device.type != "cpu":
+        weight_CC, place_B = weights_of_all(code_B, n_codes, boundary, z_BD.dtype), code_B
+    else:
+        weight_CC, place_B = pair_weights(code_B, boundary, z_BD.dtype)
     function = _Fused if z_BD.device.type == "cpu" and z_BD.dtype == torch.float32 else _Plain
     return function.apply(z_BD, weight_CC, place_B)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -51,6 +55,21 @@ def pair_weights(code_B: Tensor, boundary: int | None, dtype: torch.dtype) -> tu
     laplacian_CC = torch.diag(edge_CC.sum(1)) - edge_CC
     share_C = 1.0 / n_C.to(dtype)
     return laplacian_CC * share_C[:, None] * share_C, place_B
+
+
+def weights_of_all(code_B: Tensor, n_codes: int, boundary: int | None, dtype: torch.dtype) -> Tensor:
+    """As `pair_weights`, of all conditions in the order of their codes, (K, K); 0 of those that have no cells."""
+    code_K = torch.arange(n_codes, device=code_B.device)
+    n_K = (code_B[:, None] == code_K).sum(0)
+    there_K = n_K > 0
+    if boundary is None:
+        edge_KK = there_K[:, None] & there_K & (code_K[:, None] != code_K)
+    else:
+        before_K, enough_K = code_K < boundary, n_K >= 2
+        edge_KK = (before_K[:, None] != before_K) & enough_K[:, None] & enough_K
+    laplacian_KK = torch.diag(edge_KK.sum(1)).to(dtype) - edge_KK.to(dtype)
+    share_K = 1.0 / n_K.clamp(min=1).to(dtype)
+    return laplacian_KK * share_K[:, None] * share_K
 
 
 class _Plain(torch.autograd.Function):

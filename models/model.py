@@ -60,6 +60,8 @@ class AtlasModel(nn.Module):
     """What else users may ask of it, by name."""
     labelled_beside: ClassVar[bool] = False
     """Whether `Batch.labelled` is wanted: labelled cells beside the others, in training and validation."""
+    recordable: ClassVar[bool] = True
+    """Whether a step of its training is the same work on a GPU whatever the values (`engine.recorded`)."""
     sees_proteins: ClassVar[bool] = False
     """Whether the model is of proteins beside genes."""
     decoder_norms: ClassVar[tuple[str, ...]] = ("decoder.norm.",)

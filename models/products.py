@@ -1,4 +1,4 @@
-"""Products with weights, the large ones in the kind of number that is asked for (`engine.precision`).
+"""Products with weights, the large ones in the kind of number that is asked for (`engine.precision`); rows of tables.
 
 A row of a product in float32 has the same bits whatever the other rows are, so that a query is mapped alike in any
 company (decision 008). MKL keeps to that from 16 rows on, but on AMD's Zen not in products with fewer than 12 columns,
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from scarcade.engine.precision import products
 
 NARROW = 12  # columns that a product has at least
+FEW = 1 << 26  # rows of a table times cells, up to which a GPU takes a product with ones for the way back
 WIDE = 1 << 16  # weights from which on a product is a large one: those over all genes, and between wide layers
 
 
@@ -39,6 +40,38 @@ def product_of(x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None = None) -> T
     if x_BI.dim() == 2 and min(weight_HI.shape) < NARROW and weight_HI.device.type == "cpu":
         return _Narrow.apply(x_BI, weight_HI, plus)  # type: ignore[no-any-return, no-untyped-call]
     return F.linear(x_BI, weight_HI, plus) if plus is None or plus.dim() == 1 else torch.addmm(plus, x_BI, weight_HI.T)
+
+
+def rows_of(table_KH: Tensor, code_B: Tensor) -> Tensor:
+    """The row of each cell, (B, H). On a GPU the gradients of a row are added up by a product with ones.
+
+    (torch sorts the codes there, by a dozen kernels that take longer than the rest of a small layer.)
+    """
+    if table_KH.device.type == "cuda" and table_KH.numel() and len(table_KH) * len(code_B) <= FEW:
+        return _Rows.apply(table_KH, code_B)  # type: ignore[no-any-return, no-untyped-call]
+    return F.embedding(code_B, table_KH)
+
+
+def added_by_code(d_BH: Tensor, code_B: Tensor, n_rows: int) -> Tensor:
+    """(K, H): the sum of the rows of each code."""
+    is_of_BK = code_B[:, None] == torch.arange(n_rows, device=code_B.device)
+    return is_of_BK.to(d_BH.dtype).T @ d_BH
+
+
+class _Rows(torch.autograd.Function):
+    """See `rows_of`."""
+
+    @staticmethod
+    def forward(ctx: Any, table_KH: Tensor, code_B: Tensor) -> Tensor:
+        ctx.save_for_backward(code_B)
+        ctx.n_rows = len(table_KH)
+        return table_KH.index_select(0, code_B)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_BH: Tensor) -> tuple[Tensor, None]:
+        (code_B,) = ctx.saved_tensors
+        return added_by_code(d_BH, code_B, ctx.n_rows), None
 
 
 def rows_times(x_BI: Tensor, right_IH: Tensor) -> Tensor:

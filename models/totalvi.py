@@ -241,7 +241,7 @@ class Totalvi(Scvi):
         terms["elbo"] = elbo_B
         if self.adversary is not None and self.training and self.query_mode is None:
             fool_B, classify_B = self.adversary.losses(z_BL, batch.batch, noise)
-            minimise_B = minimise_B + max(0.0, 1 - float(step.kl_weight)) * (fool_B + classify_B)
+            minimise_B = minimise_B + _left(step.kl_weight) * (fool_B + classify_B)
             terms |= {"adversary_fooled": fool_B.detach(), "adversary_error": classify_B.detach()}
         return Losses(minimise_B, terms)
 
@@ -406,3 +406,8 @@ class Totalvi(Scvi):
         counted_K2.index_add_(0, codes_B, torch.stack([taken_B, lack_B], -1).double())
         fitted_K3 = sums(batch, len(wanted_K), wanted_K) if self.background.empirical else counted_K2.new_zeros(1, 3)
         return torch.cat([counted_K2, fitted_K3.expand(len(wanted_K), 3)], -1)
+
+
+def _left(kl_weight: float | Tensor) -> float | Tensor:
+    """What of 1 a KL weight leaves; a tensor stays on its GPU."""
+    return (1 - kl_weight).clamp(min=0) if isinstance(kl_weight, Tensor) else max(0.0, 1 - kl_weight)

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from scarcade.engine.pool import run
 from scarcade.engine.precision import products
@@ -31,7 +30,7 @@ from scarcade.engine.weighing import share_of_a_cell
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.head_product import Product, buffers, codes_of
 from scarcade.models.layers import Codes, condition_rows
-from scarcade.models.products import product_of
+from scarcade.models.products import product_of, rows_of
 from scarcade.models.sparse import Sparse
 
 BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
@@ -53,7 +52,7 @@ class Logits:
 
     def tensor(self) -> Tensor:
         """(B, G)."""
-        rows_BG = self.table_KG[0] if self.code_B is None else F.embedding(self.code_B, self.table_KG)
+        rows_BG = self.table_KG[0] if self.code_B is None else rows_of(self.table_KG, self.code_B)
         return product_of(self.h_BH, self.weight_GH, rows_BG)
 
 

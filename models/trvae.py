@@ -177,7 +177,8 @@ class Trvae(AtlasModel):
         if self.config.use_mmd:
             on_BD = z_BL if self.config.mmd_on == "z" else p.first_BH
             pairs = list(zip(batch.each(on_BD), batch.each(batch.batch), strict=True))
-            each = [self.config.beta * mmd(on, code, self.config.mmd_boundary) for on, code in pairs]
+            n, boundary = len(self.schema.batch), self.config.mmd_boundary
+            each = [self.config.beta * mmd(on, code, boundary, n) for on, code in pairs]
             penalty = torch.stack(each).sum()
             terms["mmd"] = batch.spread(each)
         return Losses(reconstruction_B + step.kl_weight * kl_B, terms, penalty)
