@@ -84,16 +84,16 @@ class AlignedStore:
             size_factor=store.codes(schema.size_factor)[rows] if schema.size_factor else None,
         )
 
-    def source(self, threads: int = 1) -> "AlignedSource":
-        """The cells for a loader, decoded by so many threads."""
-        return AlignedSource(self, threads)
+    def source(self, threads: int = 1, pinned: bool = False) -> "AlignedSource":
+        """The cells for a loader, decoded as `StoreSource` says."""
+        return AlignedSource(self, threads, pinned)
 
 
 class AlignedSource:
     """As `StoreSource`, in the genes and codes of the reference."""
 
-    def __init__(self, view: AlignedStore, threads: int = 1) -> None:
-        self._view, self._inner = view, StoreSource(view.store, threads)
+    def __init__(self, view: AlignedStore, threads: int = 1, pinned: bool = False) -> None:
+        self._view, self._inner = view, StoreSource(view.store, threads, pinned)
         self.schema, self.n_cells, self.nnz = view.schema, view.n_cells, self._inner.nnz
         self.least, self.fingerprint = self._inner.least, view.fingerprint
         self.columns = view.columns()

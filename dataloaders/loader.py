@@ -8,6 +8,7 @@ one window are decoded once (`held`).
 import hashlib
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ from scarcade.engine.schema import UNLABELLED, Position, Schema, Shard
 __all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "of_source", "stream"]
 
 Split = Literal["train", "validation", "all"]
+Window = tuple[WindowPlan, Superbatch, dict[str, Tensor]]
 _BYTES_PER_COUNT = 4  # decoded: gene index and value
 _WINDOWS_HELD = 2  # one is consumed, the next is filled
 _CPU = torch.device("cpu")
@@ -89,8 +91,8 @@ def stream(
         UsageError: a split without cells, or fewer lanes than workers.
     """
     held_out = store.n_before(config.validation)
-    threads = 1 if device.type == "cpu" else _decoders()
-    source = store.source(threads) if isinstance(store, AlignedStore) else StoreSource(store, threads)
+    how = (1, False) if device.type == "cpu" else (_decoders(), device.type == "cuda")
+    source = store.source(*how) if isinstance(store, AlignedStore) else StoreSource(store, *how)
     return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle, device=device)
 
 
@@ -206,6 +208,8 @@ class CellLoader:
         self.device = device
         self._waited = 0.0
         self._rings: list[DenseRing] = []
+        self._last = -2  # the epoch that was asked for last: none
+        self._next: tuple[int, Iterator[Window], Prefetch[Window]] | None = None  # an epoch whose first window is begun
 
     @property
     def n_cells(self) -> int:
@@ -237,31 +241,61 @@ class CellLoader:
             raise UsageError(f"epoch {epoch}, step {start}: an epoch has steps 0 to {self.plan.steps}")
         if start == self.plan.steps:
             return
-        windows = self._windows(epoch, start)
         ring = self._rings.pop() if self._rings else DenseRing()
-        prefetch = Prefetch(windows, manual=True) if self.read_ahead else None
+        follows, self._last = epoch == self._last + 1, epoch
+        windows, first = self._begun(epoch, start)
+        prefetch: Prefetch[Window] | None = None
         try:
-            while True:
+            for number in range(self.plan.window_of(start), self.plan.n_windows):
+                if first is None and prefetch is None and self.read_ahead:
+                    prefetch = Prefetch(windows, manual=True)
                 began = time.perf_counter()
-                window = next(prefetch if prefetch is not None else windows, None)
+                window = next(first or prefetch or windows)
                 self._waited += time.perf_counter() - began
-                if window is None:
-                    return
+                first = None
                 batches = self._batches(*window, epoch=epoch, start=start, ring=ring)
                 del window  # its batches alone decide how long it lives
                 for k, batch in enumerate(batches):
-                    if k == 1 and prefetch is not None:
-                        prefetch.proceed()  # the consumer has let go of the window before: its buffer is free
+                    if k == 1:
+                        prefetch = self._go_on(windows, number, prefetch, epoch + 1 if follows else None)
                     yield batch
                     del batch
-                if k == 0 and prefetch is not None:
-                    prefetch.proceed()
+                if k == 0:
+                    prefetch = self._go_on(windows, number, prefetch, epoch + 1 if follows else None)
         finally:
             if prefetch is not None:
                 prefetch.close()
             self._rings.append(ring)
 
-    def _windows(self, epoch: int, start: int) -> Iterator[tuple[WindowPlan, Superbatch, dict[str, Tensor]]]:
+    def _go_on(
+        self, windows: Iterator[Window], number: int, prefetch: Prefetch[Window] | None, after: int | None
+    ) -> Prefetch[Window] | None:
+        """Begin the next window: the consumer has let go of the one before window `number`, whose buffer is free.
+
+        Behind the last one comes the first of the epoch `after`, where epochs have followed each other so far: its
+        thread ends with it, so a loader that is forgotten then leaves nothing behind.
+        """
+        if not self.read_ahead:
+            return None
+        if number + 1 < self.plan.n_windows:
+            if prefetch is None:
+                return Prefetch(windows, manual=True)
+            prefetch.proceed()
+        elif after is not None and number:
+            coming = self._windows(after, 0)
+            self._next = after, coming, Prefetch(islice(coming, 1), ahead=2)
+        return prefetch
+
+    def _begun(self, epoch: int, start: int) -> tuple[Iterator[Window], Prefetch[Window] | None]:
+        """The windows of `epoch` from step `start` on; the first of them apart, if it was begun already."""
+        begun, self._next = self._next, None
+        if begun is not None and begun[0] == epoch and start == 0:
+            return begun[1:]
+        if begun is not None:
+            begun[2].close()
+        return self._windows(epoch, start), None
+
+    def _windows(self, epoch: int, start: int) -> Iterator[Window]:
         blocks = self.plan.blocks(epoch)
         planned = (
             self.plan.window_plan(epoch, number, self.shard, blocks)

@@ -1,7 +1,7 @@
 """The decoded cells of a window in the memory of a GPU.
 
 A window is copied once, by the thread that decoded it, while the window before is consumed: from page-locked memory, on
-a stream of its own, all of its arrays in one piece. So no batch waits for the bus; it is made dense where it is used.
+a stream of its own. So no batch waits for the bus; it is made dense where it is used.
 Only the counts that are there cross the bus, in the types in which they lie on disk.
 
 Shapes: n cells, N counts.
@@ -56,26 +56,46 @@ def _by_torch(counts: OnGpu, first: int, out: Tensor) -> None:
     out.view(-1)[rows * out.shape[1] + genes] = counts.data.to(torch.float32)[places]
 
 
+def pinned(n: int, kind: np.dtype) -> np.ndarray:
+    """Page-locked memory for `n` numbers."""
+    return torch.empty(n * kind.itemsize, dtype=torch.uint8, pin_memory=True).numpy().view(kind)
+
+
 def moved(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """The same on `device`, by one copy. It has ended when this returns; the caller's thread alone waits for it."""
+    """The same on `device`. The copy has ended when this returns; the caller's thread alone waits for it."""
+    given = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
     if device.type != "cuda":
-        return [torch.from_numpy(array).to(device) for array in arrays]
-    sizes = [array.nbytes for array in arrays]
-    begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
-    host = torch.empty(max(begins[-1], 1), dtype=torch.uint8, pin_memory=True)
-    together = host.numpy()
-    for array, begin, size in zip(arrays, begins, sizes, strict=False):
-        together[begin : begin + size] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return [one.to(device) for one in given]
+    there: list[Tensor] = [torch.empty(0)] * len(given)
     consumer = torch.cuda.current_stream(device)
     with torch.cuda.stream(_copies(device)):
-        there = host.to(device, non_blocking=True)
+        few = []
+        for number, one in enumerate(given):
+            if one.is_pinned():
+                there[number] = one.to(device, non_blocking=True)
+            else:
+                few.append(number)
+        for number, one in zip(few, _together([given[number] for number in few], device), strict=True):
+            there[number] = one
         copied: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         copied.record()
     copied.synchronize()
-    there.record_stream(consumer)  # its memory is free again only when what was asked of it there is done
+    for one in there:
+        one.record_stream(consumer)  # its memory is free again only when what was asked of it there is done
+    return there
+
+
+def _together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Begin to copy them in one piece of page-locked memory; views of a piece of memory on `device`."""
+    sizes = [one.numel() * one.element_size() for one in tensors]
+    begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
+    host = torch.empty(max(begins[-1], 1), dtype=torch.uint8, pin_memory=True)
+    for one, begin, size in zip(tensors, begins, sizes, strict=False):
+        host[begin : begin + size] = one.reshape(-1).view(torch.uint8)
+    there = host.to(device, non_blocking=True)
     return [
-        there[begin : begin + size].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
-        for array, begin, size in zip(arrays, begins, sizes, strict=False)
+        there[begin : begin + size].view(one.dtype).view(one.shape)
+        for one, begin, size in zip(tensors, begins, sizes, strict=False)
     ]
 
 

@@ -75,9 +75,10 @@ class StoreSource:
 
     Args:
         threads: that decode the ranges of a window side by side.
+        pinned: into page-locked memory, from where a GPU fetches them by itself.
     """
 
-    def __init__(self, store: Store, threads: int = 1) -> None:
+    def __init__(self, store: Store, threads: int = 1, pinned: bool = False) -> None:
         self.store = store
         self._threads = threads
         self.schema, self.n_cells, self.nnz = store.schema, store.n_cells, store.nnz
@@ -93,7 +94,7 @@ class StoreSource:
             size_factor=size_factor,
         )
         check_columns(self.columns, schema, self.n_cells, store.where)
-        self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype)
+        self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype, pinned=pinned)
         self._ends = ChunkEnds(int(store.x_indices.chunk_rows), store.x_indices.dtype, store.x_data.dtype)
         self.least = int(store.x_indices.chunk_rows)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scarcade.dataloaders import kernels
-from scarcade.dataloaders.on_gpu import OnGpu, moved
+from scarcade.dataloaders.on_gpu import OnGpu, moved, pinned
 
 
 class BufferPool:
@@ -22,8 +22,9 @@ class BufferPool:
     in it. Two streams of one source, each with its thread, may share a pool.
     """
 
-    def __init__(self, index_dtype: np.dtype, value_dtype: np.dtype) -> None:
+    def __init__(self, index_dtype: np.dtype, value_dtype: np.dtype, *, pinned: bool = False) -> None:
         self._types = index_dtype, value_dtype
+        self._pinned = pinned
         self._free: list[tuple[np.ndarray, np.ndarray]] = []
         self._lock = threading.RLock()  # a pair may be collected, and come back, while this thread lends
 
@@ -41,6 +42,8 @@ class BufferPool:
                     return self._free.pop(k)
             self._free.clear()  # all too small: they would never be used again
         room = n + (n >> 3)
+        if self._pinned:
+            return pinned(room, self._types[0]), pinned(room, self._types[1])
         return np.empty(room, self._types[0]), np.empty(room, self._types[1])
 
     def _give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:

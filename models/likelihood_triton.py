@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 EPS = tl.constexpr(1e-8)
-ROWS, BLOCK = 4, 512
+ROWS, BLOCK = 2, 512
 
 
 @triton.jit

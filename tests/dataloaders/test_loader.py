@@ -1,4 +1,5 @@
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,66 @@ def test_an_abandoned_epoch_leaves_no_thread(made: Made) -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name == "scarcade-prefetch"]
+
+
+def test_the_first_window_of_an_epoch_is_read_before_it_is_asked_for(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second epoch in a row on; whatever is asked for then, the batches are those of a loader of its own."""
+    loader, loaded = stream(made.store, "all", CONFIG, seed=1), []
+    load = loader.source.load
+
+    def noted(runs: Any, order: Any) -> Any:
+        loaded.append(order)
+        return load(runs, order)
+
+    monkeypatch.setattr(loader.source, "load", noted)
+
+    def windows_after(epoch: int, start: int = 0) -> int:
+        loaded.clear()
+        fresh = stream(made.store, "all", CONFIG, seed=1).epoch(epoch, start)
+        for one, other in zip(loader.epoch(epoch, start), fresh, strict=True):
+            assert np.array_equal(one.rows, other.rows)
+            assert torch.equal(one.counts.dense(CPU), other.counts.dense(CPU))
+        deadline = time.monotonic() + 10
+        while running() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert not running()
+        return len(loaded)
+
+    def running() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "scarcade-prefetch"]
+
+    n = loader.plan.n_windows
+    first = loader.plan.steps // 2
+    here = n - loader.plan.window_of(first)
+    # a validation comes back to epoch 0 again and again: nothing is read ahead for it
+    assert [windows_after(epoch) for epoch in (0, 1, 2, 0, 0)] == [n, n + 1, n, n, n]
+    assert windows_after(1, first) == here + 1
+    assert windows_after(2) == n
+    loader.epoch(3).close()  # type: ignore[attr-defined]
+    assert not running()
+
+
+def test_a_fault_in_a_window_that_was_read_ahead_is_raised_in_its_epoch(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = stream(made.store, "all", CONFIG, seed=1)
+    list(loader.epoch(0))
+    load, loaded = loader.source.load, []
+
+    def broken(runs: Any, order: Any) -> Any:
+        loaded.append(order)
+        if len(loaded) > loader.plan.n_windows:
+            raise CorruptError("chunk 7")
+        return load(runs, order)
+
+    monkeypatch.setattr(loader.source, "load", broken)
+    assert sum(len(batch) for batch in loader.epoch(1)) == loader.n_cells
+    with pytest.raises(CorruptError, match="chunk 7"):
+        next(loader.epoch(2))
+    monkeypatch.setattr(loader.source, "load", load)
+    assert sum(len(batch) for batch in loader.epoch(2)) == loader.n_cells
 
 
 def test_a_window_that_would_not_fit_is_smaller(made: Made) -> None:

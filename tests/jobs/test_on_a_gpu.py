@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scarcade.dataloaders.store import Store
+from scarcade.engine import recorded
 from scarcade.engine.config import merged
 from scarcade.engine.errors import NonFiniteError
 from scarcade.jobs.train import TrainedRun, train
@@ -55,6 +56,29 @@ def test_a_run_can_be_repeated_and_resumed_to_the_bit(store: Store, tmp_path: Pa
     trained(store, name, tmp_path / "part", GPU, {"optim": {"epochs": 1}})
     trained(store, name, tmp_path / "part", GPU, longer)
     assert weights(tmp_path / "part") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_steps_that_are_replayed_give_the_bits_of_those_that_are_asked_for(
+    store: Store, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay, replayed = recorded._Record.replay, []
+
+    def counted(self: Any, *given: Any) -> Any:
+        replayed.append(1)
+        return replay(self, *given)
+
+    monkeypatch.setattr(recorded._Record, "replay", counted)
+    longer = {"optim": {"epochs": 4, "plateau": True, "plateau_patience": 0, "plateau_delta": 1e9}}  # the rate changes
+    one = trained(store, name, tmp_path / "asked", GPU, longer, {"optim": {"record": False}})
+    assert not replayed
+    other = trained(store, name, tmp_path / "replayed", GPU, longer)
+    assert len(replayed) > other.steps // 2
+    assert weights(tmp_path / "asked") == weights(tmp_path / "replayed")
+    for first, second in zip(one.history, other.history, strict=True):
+        for key in first:
+            if key not in ("time", "cells_per_s", "wait"):
+                assert second[key] == pytest.approx(first[key], rel=1e-9), key
 
 
 @pytest.mark.parametrize("name", ["scvi", "totalvi"])
