@@ -73,7 +73,7 @@ def test_steps_that_are_replayed_give_the_bits_of_those_that_are_asked_for(
     one = trained(store, name, tmp_path / "asked", GPU, longer, {"optim": {"record": False}})
     assert not replayed
     other = trained(store, name, tmp_path / "replayed", GPU, longer)
-    assert len(replayed) > other.steps // 2
+    assert len(replayed) > other.history[-1]["step"] // 2
     assert weights(tmp_path / "asked") == weights(tmp_path / "replayed")
     for first, second in zip(one.history, other.history, strict=True):
         for key in first:
