@@ -32,9 +32,14 @@ class OnGpu:
 
     def dense(self, start: int, stop: int, n_genes: int) -> Tensor:
         """float32 (stop - start, n_genes)."""
-        out = torch.zeros(stop - start, n_genes, device=self.data.device)
-        (_by_triton if compiles_for(out.device) else _by_torch)(self, start, out)
+        out = torch.empty(stop - start, n_genes, device=self.data.device)
+        self.into(start, out)
         return out
+
+    def into(self, start: int, out: Tensor) -> None:
+        """Put the cells from `start` on into the rows of `out`, float32 and contiguous."""
+        out.zero_()
+        (_by_triton if compiles_for(out.device) else _by_torch)(self, start, out)
 
 
 def _by_triton(counts: OnGpu, first: int, out: Tensor) -> None:
@@ -90,8 +95,9 @@ def _together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     sizes = [one.numel() * one.element_size() for one in tensors]
     begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
     host = torch.empty(max(begins[-1], 1), dtype=torch.uint8, pin_memory=True)
+    together = host.numpy()  # by numpy: torch would wake a team of threads for this one
     for one, begin, size in zip(tensors, begins, sizes, strict=False):
-        host[begin : begin + size] = one.reshape(-1).view(torch.uint8)
+        together[begin : begin + size] = one.numpy().reshape(-1).view(np.uint8)
     there = host.to(device, non_blocking=True)
     return [
         there[begin : begin + size].view(one.dtype).view(one.shape)

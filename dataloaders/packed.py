@@ -92,6 +92,10 @@ class PackedCounts:
         """float32 (B, G), made dense on `device`: only the counts that are there cross the bus, window by window."""
         return self._superbatch.on(device).dense(self._start, self._stop, self._n_genes)
 
+    def into(self, out_BG: Tensor) -> None:
+        """As `unpacked`, into memory on a GPU."""
+        self._superbatch.on(out_BG.device).into(self._start, out_BG)
+
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (B + 1,), gene index, value): views where the cells stand in order, so to be read alone."""
         return self._superbatch.csr(self._start, self._stop)

@@ -47,6 +47,10 @@ class PartedCounts(Counts, Protocol):
         """Those of the cells [start, stop). Their dense form may take the place of that of another part."""
         ...
 
+    def into(self, out_BG: Tensor) -> None:
+        """Put what `dense` gives into memory on a GPU."""
+        ...
+
 
 TENSORS = ("batch", "labels", "categorical", "continuous", "proteins", "proteins_measured", "size_factor")
 
@@ -104,7 +108,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its small tensors on `device`; counts stay packed until `dense`."""
-        if device.type == "cpu":
+        if self.batch.device == device and (self.labelled is None or self.labelled.batch.device == device):
             return self
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name in TENSORS if (value := getattr(self, name)) is not None
@@ -114,6 +118,10 @@ class Batch:
         if self.known:
             moved["known"] = {name: value.to(device, non_blocking=True) for name, value in self.known.items()}
         return replace(self, **moved)
+
+
+Segments = Sequence[tuple[tuple[int, ...], int]]
+"""(seed words, number of cells) of each lane."""
 
 
 class Noise:
@@ -127,7 +135,7 @@ class Noise:
     labelled: "Noise | None" = None
     """That of `Batch.labelled`."""
 
-    def __init__(self, segments: Sequence[tuple[tuple[int, ...], int]], device: torch.device | None = None) -> None:
+    def __init__(self, segments: Segments, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         sizes = [n for _, n in segments]
         self._n_cells = sum(sizes)
@@ -136,9 +144,8 @@ class Noise:
     @classmethod
     def of_step(cls, seed: int, step: int, batch: Batch, device: torch.device | None = None) -> "Noise":
         """The noise of optimiser step `step` of a run with `seed`."""
-        noise = cls([((seed, step, lane), n) for lane, n in batch.lanes], device)
-        if batch.labelled is not None:
-            noise.labelled = cls([((seed, step, lane, _LABELLED), n) for lane, n in batch.labelled.lanes], device)
+        noise, *beside = (cls(segments, device) for segments in segments_of(seed, step, batch))
+        noise.labelled = beside[0] if beside else None
         return noise
 
     @classmethod
@@ -166,6 +173,14 @@ class Noise:
             return x_BH
         keep_BH = self.uniform(*x_BH.shape[1:]).ge_(p)
         return x_BH * keep_BH.to(x_BH.dtype).div_(1.0 - p)
+
+
+def segments_of(seed: int, step: int, batch: Batch) -> list[Segments]:
+    """Of the noise of a step: those of its cells, and those of the labelled cells beside them."""
+    found: list[Segments] = [[((seed, step, lane), n) for lane, n in batch.lanes]]
+    if batch.labelled is not None:
+        found.append([((seed, step, lane, _LABELLED), n) for lane, n in batch.labelled.lanes])
+    return found
 
 
 @dataclass(frozen=True, slots=True)

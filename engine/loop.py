@@ -231,11 +231,12 @@ class Run:
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
             float(self.stop is not None and self.stop()),
         )
-        number = self._replayed(batch, where)
-        if number is None:
+        self.turn_to("copying")
+        batch = batch.to(world.device)
+        numbers = None if self.recorder is None else self.recorder.step(batch, where, self.seed, asked)
+        if numbers is None:
             asked_of = self._asked_for(batch, where, asked)
         else:
-            numbers = torch.cat([number.reshape(1), self._there(asked)])
             asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
         self.contract.after_step(where)
         state.step += 1
@@ -250,8 +251,7 @@ class Run:
         n_parts, found = self.config.accumulate, []
         loss = torch.zeros((), device=device)
         for number, part in enumerate(parts_of(batch, n_parts), 1):
-            self.turn_to("copying")
-            part = with_others(part.to(device), self.world)
+            part = with_others(part, self.world)
             self.turn_to("forward")
             losses, of_part = self._losses(part, where, Noise.of_step(self.seed, where.step, part, device))
             self.turn_to("backward")
@@ -300,13 +300,6 @@ class Run:
         self.optimiser.lr = lr
         self._update(norm)
         return number
-
-    def _replayed(self, batch: Batch, where: Step) -> Tensor | None:
-        """One update by a record, as `_update_on_gpu` tells of it; None: it must be asked for."""
-        if self.recorder is None:
-            return None
-        batch = batch.to(self.world.device)
-        return self.recorder.step(batch, where, Noise.of_step(self.seed, where.step, batch, self.world.device))
 
     def _to_record(self, batch: Batch, where: Step, noise: Noise, lr: Tensor) -> tuple[Losses, Tensor]:
         """What a record is made of (`recorded.Compute`)."""

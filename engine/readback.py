@@ -15,13 +15,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Pending(Generic[T]):
-    host: Tensor
-    copied: Any  # torch.cuda.Event
+    slot: "_Slot"
     tag: T
 
     def read(self) -> tuple[list[float], T]:
-        self.copied.synchronize()
-        return self.host.tolist(), self.tag
+        self.slot.copied.synchronize()
+        return self.slot.host.tolist(), self.tag
+
+
+class _Slot:
+    """Pinned memory for some numbers, and when they have arrived there."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.host = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        self.copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 class Readback(Generic[T]):
@@ -30,20 +37,26 @@ class Readback(Generic[T]):
     def __init__(self, device: torch.device) -> None:
         self.deferred = device.type == "cuda"
         self._pending: _Pending[T] | None = None
+        self._free: list[_Slot] = []
 
     def exchange(self, numbers: Tensor, tag: T) -> tuple[list[float], T] | None:
-        """Give this step's numbers, float32 (n,); get the newest that can be read without waiting."""
+        """Give this step's numbers, float32, as many in each step; get the newest that can be read without waiting."""
         if not self.deferred:
             return numbers.tolist(), tag
-        before = self._pending
-        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-        host.copy_(numbers, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
-        self._pending = _Pending(host, copied, tag)
-        return before.read() if before else None
+        slot = self._free.pop() if self._free else _Slot(numbers)
+        slot.host.copy_(numbers, non_blocking=True)
+        slot.copied.record()
+        before, self._pending = self._pending, _Pending(slot, tag)
+        return self._read(before)
 
     def drain(self) -> tuple[list[float], T] | None:
         """The numbers that were given and not handed back yet, if any; waits for them."""
         before, self._pending = self._pending, None
-        return before.read() if before else None
+        return self._read(before)
+
+    def _read(self, pending: _Pending[T] | None) -> tuple[list[float], T] | None:
+        if pending is None:
+            return None
+        found = pending.read()
+        self._free.append(pending.slot)
+        return found

@@ -10,24 +10,26 @@ the keys of the step's noise, its KL weight and its learning rate. Batches of an
 a record of their own, or are computed as before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scarcade.engine.contracts import TENSORS, Batch, Losses, Noise, Step
+from scarcade.engine.contracts import TENSORS, Batch, Losses, Noise, PartedCounts, Segments, Step, segments_of
 from scarcade.engine.gpu import compiles_for
 from scarcade.engine.metrics import Sums
-from scarcade.engine.streams import GpuStreams
+from scarcade.engine.streams import GpuStreams, words_of
 
 BEFORE = 3  # steps of a shape that are asked for one by one: kernels are compiled, libraries loaded, moments made
 MOST = 4  # records that are kept: each has the memory of a step
+_SLOTS = 4  # steps whose words may be on their way; the host is two steps ahead of the GPU at most (`readback`)
 
 Compute = Callable[[Batch, Step, Noise, Tensor], tuple[Losses, Tensor]]
 """All that a GPU does in a step: batch, where, noise, learning rate -> (losses, a number that is finite if all are)."""
+Asked = tuple[float, float]
 
 
 class FixedCounts:
@@ -50,78 +52,93 @@ class FixedCounts:
         raise TypeError("counts of a recorded step are on a GPU")
 
 
+class _Words:
+    """int64 numbers on the GPU that each step brings anew, in one copy that nobody waits for."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.there = torch.zeros(n, dtype=torch.int64, device=device)
+        self._slots = [torch.empty(n, dtype=torch.int64, pin_memory=True) for _ in range(_SLOTS)]
+        self._views = [slot.numpy() for slot in self._slots]
+        self._turn = 0
+
+    def bring(self, words: Sequence[np.ndarray]) -> None:
+        """Put these there, behind what the GPU was asked for so far."""
+        np.concatenate(words, out=self._views[self._turn])
+        self.there.copy_(self._slots[self._turn], non_blocking=True)
+        self._turn = (self._turn + 1) % _SLOTS
+
+
 class _Fixed:
-    """Cells and their noise in memory that stays where it is."""
+    """Cells in memory that stays where it is, with noise by the keys that stand in `lanes`."""
 
-    def __init__(self, batch: Batch, noise: Noise) -> None:
-        lanes = _streams(noise).lanes
-        self.lanes = lanes.clone()
-        self.columns = {name: value.clone() for name in TENSORS if (value := getattr(batch, name)) is not None}
-        self.dense_BG = batch.counts.dense(lanes.device).clone()
-        columns: dict[str, Any] = dict(self.columns)
-        self.batch = replace(batch, counts=FixedCounts(self.dense_BG), labelled=None, **columns)
-        self.noise = Noise.of_streams(_streams(noise).with_lanes(self.lanes), len(batch), lanes.device)
+    def __init__(self, batch: Batch, segments: Segments, lanes: Tensor) -> None:
+        self._columns = {name: value.clone() for name in TENSORS if (value := getattr(batch, name)) is not None}
+        self._dense_BG = batch.counts.dense(lanes.device).clone()
+        columns: dict[str, Any] = dict(self._columns)
+        self.batch = replace(batch, counts=FixedCounts(self._dense_BG), labelled=None, **columns)
+        self.noise = Noise.of_streams(GpuStreams.of_lanes(lanes, len(segments)), len(batch), lanes.device)
 
-    def fill(self, batch: Batch, noise: Noise) -> None:
+    def fill(self, batch: Batch) -> None:
         """Put others there."""
-        self.dense_BG.copy_(batch.counts.dense(self.dense_BG.device))
-        given = [*(getattr(batch, name) for name in self.columns), _streams(noise).lanes]
-        torch._foreach_copy_([*self.columns.values(), self.lanes], given)
+        cast(PartedCounts, batch.counts).into(self._dense_BG)
+        torch._foreach_copy_(list(self._columns.values()), [getattr(batch, name) for name in self._columns])
 
 
 class _Record:
     """A step of one shape."""
 
-    def __init__(self, compute: Compute, batch: Batch, noise: Noise, where: Step) -> None:
-        self._all = _Fixed(batch, noise)
-        fixed, self._labelled = self._all.batch, None
-        if batch.labelled is not None and noise.labelled is not None:
-            self._labelled = _Fixed(batch.labelled, noise.labelled)
-            fixed = replace(fixed, labelled=self._labelled.batch)
-            self._all.noise.labelled = self._labelled.noise
-        self._scalars = torch.zeros(2, device=batch.batch.device)  # KL weight, learning rate
-        kl_weight, lr = self._scalars.unbind()
+    def __init__(self, compute: Compute, batch: Batch, where: Step, all_segments: Sequence[Segments]) -> None:
+        device = batch.batch.device
+        parts = [batch] if batch.labelled is None else [batch, batch.labelled]
+        # parts begin at multiples of 16 bytes, as memory of their own does: else other kernels would be compiled for them
+        sizes = [-(-(3 * len(segments) + 1) // 2) * 2 for segments in all_segments]
+        self._words = _Words(sum(sizes) + 4, device)
+        *lanes, scalars = torch.split(self._words.there, [*sizes, 4])
+        self._parts = [_Fixed(*one) for one in zip(parts, all_segments, lanes, strict=True)]
+        fixed, noise = self._parts[0].batch, self._parts[0].noise
+        if len(parts) == 2:
+            fixed, noise.labelled = replace(fixed, labelled=self._parts[1].batch), self._parts[1].noise
         self._graph = torch.cuda.CUDAGraph()
         # the thread that reads ahead goes on with its copies
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            losses, self._number = compute(fixed, replace(where, kl_weight=kl_weight), self._all.noise, lr)
+            kl_weight, lr, save, stop = scalars.view(torch.float64).float().unbind()
+            losses, number = compute(fixed, replace(where, kl_weight=kl_weight), noise, lr)
+            self._numbers = torch.stack([number, save, stop])
             terms = {"loss": losses.minimise, **losses.terms}
             beside = {} if losses.labelled is None else {"loss": losses.labelled, **losses.labelled_terms}
-            parts = [term.detach().sum(dtype=torch.float64) for term in (*terms.values(), *beside.values())]
-            self._sums = torch.stack(parts)
-        self._names, self._names_beside = list(terms), list(beside)
+            found = [term.detach().sum(dtype=torch.float64) for term in (*terms.values(), *beside.values())]
+            self._sums = torch.stack(found)
+        self._names = list(terms), list(beside)
         self._totals = torch.zeros_like(self._sums)
         self._steps = 0
 
-    def replay(self, batch: Batch, noise: Noise, where: Step) -> Tensor:
-        """Take the step for another batch; a number that is finite if its losses and gradients are."""
-        self._all.fill(batch, noise)
-        if self._labelled is not None:
-            assert batch.labelled is not None
-            assert noise.labelled is not None
-            self._labelled.fill(batch.labelled, noise.labelled)
-        scalars = torch.tensor((float(where.kl_weight), where.lr), pin_memory=True)
-        self._scalars.copy_(scalars, non_blocking=True)
+    def replay(self, batch: Batch, where: Step, all_segments: Sequence[Segments], asked: Asked) -> Tensor:
+        """Take the step for another batch.
+
+        Returns:
+            Three numbers, valid until the next step: one that is finite if losses and gradients are; what was `asked`.
+        """
+        for fixed, one in zip(self._parts, [batch, *([batch.labelled] if batch.labelled else [])], strict=True):
+            fixed.fill(one)
+        lanes = [words_of([seed for seed, _ in one], [n for _, n in one]) for one in all_segments]
+        scalars = np.array([where.kl_weight, where.lr, *asked], np.float64).view(np.int64)
+        self._words.bring([*(np.pad(one, (0, len(one) % 2)) for one in lanes), scalars])
         self._graph.replay()
         self._totals += self._sums
         self._steps += 1
-        return self._number
+        return self._numbers
 
     def hand_over(self, sums: Sums) -> None:
         """Add what its steps have summed up since it was last asked."""
         if not self._steps:
             return
-        n = len(self._names)
-        sums.add_sums(self._names, self._totals[:n], self._steps * len(self._all.batch))
-        if self._labelled is not None:
-            sums.add_labelled_sums(self._names_beside, self._totals[n:], self._steps * len(self._labelled.batch))
+        names, beside = self._names
+        sums.add_sums(names, self._totals[: len(names)], self._steps * len(self._parts[0].batch))
+        if beside:
+            cells = self._steps * len(self._parts[1].batch)
+            sums.add_labelled_sums(beside, self._totals[len(names) :], cells)
         self._totals = torch.zeros_like(self._totals)
         self._steps = 0
-
-
-def _streams(noise: Noise) -> GpuStreams:
-    assert isinstance(noise.streams, GpuStreams)
-    return noise.streams
 
 
 class Recorder:
@@ -138,21 +155,21 @@ class Recorder:
         self._records: dict[Any, _Record] = {}
         self._off = False
 
-    def step(self, batch: Batch, where: Step, noise: Noise) -> Tensor | None:
-        """Take a step by a record, made if it is time to; None: there is none, and nothing was done."""
-        shape = _shape(batch)
+    def step(self, batch: Batch, where: Step, seed: int, asked: Asked) -> Tensor | None:
+        """Take a step by a record (as `replay`), made if it is time to; None: there is none, and nothing was done."""
+        shape, all_segments = _shape(batch), segments_of(seed, where.step, batch)
         record = self._records.get(shape)
         if record is None:
             self._seen[shape] = self._seen.get(shape, 0) + 1
             if self._off or self._seen[shape] <= BEFORE or len(self._records) == MOST:
                 return None
             try:
-                record = self._records[shape] = _Record(self._compute, batch, noise, where)
+                record = self._records[shape] = _Record(self._compute, batch, where, all_segments)
             except RuntimeError as error:
                 self._off = True
                 self._told(f"steps cannot be recorded, and are asked for one by one ({str(error).splitlines()[0]})")
                 return None
-        return record.replay(batch, noise, where)
+        return record.replay(batch, where, all_segments, asked)
 
     def hand_over(self, sums: Sums) -> None:
         """Add what all records have summed up."""

@@ -32,32 +32,42 @@ class CountedStreams:
         return out
 
 
-class GpuStreams:
-    """On a GPU: the same numbers, by the same function of where they stand (`engine.philox_triton`).
+def words_of(seeds: Sequence[Sequence[int]], sizes: Sequence[int]) -> np.ndarray:
+    """What a GPU must know of L lanes, int64: their keys (L, 2), then where they begin and end, in cells (L + 1)."""
+    from scarcade.engine import philox
 
-    Attributes:
-        lanes: int64 on the GPU: the keys of all lanes (L, 2), then where they begin and end, in cells (L + 1).
-    """
+    words = np.empty(3 * len(seeds) + 1, np.int64)
+    words[: 2 * len(seeds)] = philox.keys_of(seeds).reshape(-1)
+    words[2 * len(seeds)] = 0
+    np.cumsum(sizes, out=words[2 * len(seeds) + 1 :])
+    return words
+
+
+class GpuStreams:
+    """On a GPU: the same numbers, by the same function of where they stand (`engine.philox_triton`)."""
 
     def __init__(self, seeds: Sequence[Sequence[int]], sizes: Sequence[int], device: torch.device) -> None:
-        from scarcade.engine import philox, philox_triton
+        words = torch.from_numpy(words_of(seeds, sizes))
+        there = words.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else words.to(device)
+        self._begin(there, len(seeds))
 
-        self._kernels, self._n_lanes, self._drawn = philox_triton, len(seeds), 0
-        bounds = np.fromiter(accumulate(sizes, initial=0), np.int64)
-        lanes = torch.from_numpy(np.concatenate([philox.keys_of(seeds).reshape(-1).astype(np.int64), bounds]))
-        self.lanes = lanes.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lanes.to(device)
+    @classmethod
+    def of_lanes(cls, lanes: Tensor, n_lanes: int) -> "GpuStreams":
+        """Those whose words (`words_of`) stand in `lanes` when the numbers are drawn."""
+        streams = object.__new__(cls)
+        streams._begin(lanes, n_lanes)
+        return streams
 
-    def with_lanes(self, lanes: Tensor) -> "GpuStreams":
-        """Those of as many lanes whose keys and bounds are read from other memory, from the first draw on."""
-        other = object.__new__(GpuStreams)
-        other._kernels, other._n_lanes, other._drawn, other.lanes = self._kernels, self._n_lanes, 0, lanes
-        return other
+    def _begin(self, lanes: Tensor, n_lanes: int) -> None:
+        from scarcade.engine import philox_triton
+
+        self._kernels, self._lanes, self._n_lanes, self._drawn = philox_triton, lanes, n_lanes, 0
 
     def fill(self, kind: Kind, out: Tensor) -> Tensor:
         """The next draw of each stream, into the rows of its own."""
         n, block = out.numel(), self._kernels.BLOCK
         if n:
-            given = self.lanes, self._n_lanes, math.prod(out.shape[1:]), self._drawn, n, out
+            given = self._lanes, self._n_lanes, math.prod(out.shape[1:]), self._drawn, n, out
             getattr(self._kernels, kind)[(-(-n // block),)](*given, BLOCK=block)
         self._drawn += 1
         return out

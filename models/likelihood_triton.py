@@ -50,15 +50,19 @@ def _four(z):
 
 
 @triton.jit
-def _log_gamma_difference(x, theta):
-    """log Gamma(x + theta) - log Gamma(theta); 0 where x is 0."""
+def _log_choices(x, theta):
+    """log Gamma(x + theta) - log Gamma(theta) - log Gamma(x + 1); 0 where x is 0, to the last bits."""
     small = theta < 8.0
     a = tl.where(small, theta + 8.0, theta)
     b = a + x
-    found = (a - 0.5) * _log1p(x / a) + x * (tl.log(b) - 1.0) + (_rest(b) - _rest(a))
-    z = tl.where(small, theta, 1.0)
-    steps = tl.log(_four(z + x) / _four(z)) + tl.log(_four(z + x + 4.0) / _four(z + 4.0))
-    return found - tl.where(small, steps, 0.0)
+    z = x + 9.0
+    found = (a - 0.5) * _log1p(x / a) + x * tl.log(b) - (z - 0.5) * tl.log(z) + 9.0 - 0.9189385332046727
+    found += _rest(b) - _rest(a) - _rest(z)
+    # eight steps of each recurrence, the four logarithms of two products each
+    theta = tl.where(small, theta, 1.0)
+    first = tl.where(small, _four(theta + x) / _four(theta), 1.0) / _four(x + 1.0)
+    second = tl.where(small, _four(theta + x + 4.0) / _four(theta + 4.0), 1.0) / _four(x + 5.0)
+    return found - tl.log(first) - tl.log(second)
 
 
 @triton.jit
@@ -82,14 +86,6 @@ def _digamma_difference(x, theta):
     steps = x / (z * (z + x)) + x / ((z + 7.0) * (z + 7.0 + x))
     steps += _of_two(x, z + 1.0, z + 2.0) + _of_two(x, z + 3.0, z + 4.0) + _of_two(x, z + 5.0, z + 6.0)
     return _log1p(x / a) + series + tl.where(small, steps, 0.0)
-
-
-@triton.jit
-def _log_factorial(x):
-    """log Gamma(x + 1), x >= 0."""
-    z = x + 9.0
-    steps = tl.log(_four(x + 1.0)) + tl.log(_four(x + 5.0))
-    return (z - 0.5) * tl.log(z) - z + 0.9189385332046727 + _rest(z) - steps
 
 
 @triton.jit
@@ -145,7 +141,7 @@ def value(
         rate = library[:, None] * tl.exp(logit - log_sum[:, None])
         base = theta + EPS
         zero = -theta * _log1p(rate / base)
-        more = zero + x * tl.log((rate + EPS) / (base + rate)) + _log_gamma_difference(x, theta) - _log_factorial(x)
+        more = zero + x * tl.log((rate + EPS) / (base + rate)) + _log_choices(x, theta)
         if ZINB:
             dropout = tl.load(dropout_BG + at, mask=there, other=0.0)
             stays = _softplus(-dropout)

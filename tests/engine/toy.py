@@ -33,6 +33,9 @@ class ToyCounts:
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise NotImplementedError
 
+    def into(self, out_BG: Tensor) -> None:
+        out_BG.copy_(self.dense(out_BG.device))
+
     def part(self, start: int, stop: int) -> "ToyCounts":
         return ToyCounts(self.values[start:stop])
 
