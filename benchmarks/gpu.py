@@ -48,6 +48,7 @@ def main() -> None:
     tasks = [task for task in TASKS if not options.models or task.model in options.models]
     tasks = [task for task in tasks if not options.batches or task.batch in options.batches]
     found: dict[tuple[Task, str], list[dict[str, float]]] = {}
+    print(torch.cuda.get_device_name(), flush=True)
     for _ in range(options.rounds):
         for task in tasks:
             runs: list[tuple[str, str, Path, int]] = [("scarcade", sys.executable, store, 4 * options.epochs)]
@@ -56,6 +57,7 @@ def main() -> None:
             for contender, python, data, epochs in runs:
                 one = measure(python, contender, data, task, epochs=epochs, threads=options.threads, gpu=True)
                 if one is not None:
+                    print(contender, task.model, task.likelihood, task.batch, task.products, one, file=sys.stderr)
                     found.setdefault((task, contender), []).append(one)
     rows: list[dict[str, Any]] = []
     print("| model | likelihood | batch | ours, cells/s | waiting | scvi-tools, cells/s | times |")

@@ -69,6 +69,7 @@ class ArrayReader:
                 raise MissingChunkError(f"{files.where}: {self._file(shard)} is not in the manifest")
             self._sizes.append(int(listed[self._file(shard)]["bytes"]))
         self._indices: dict[int, np.ndarray] = {}
+        self._ordered: dict[int, bool] = {}
         self._scratch = threading.local()
 
     def __len__(self) -> int:
@@ -102,6 +103,14 @@ class ArrayReader:
             raise CorruptError(f"{where}: chunks beyond the end of the file")
         self._indices[shard] = index
         return index
+
+    def _in_order(self, shard: int) -> bool:
+        """Whether each chunk of a shard begins where the one before it ends."""
+        found = self._ordered.get(shard)
+        if found is None:
+            index = self._index(shard)
+            found = self._ordered[shard] = bool((index[1:, 0] == index[:-1].sum(axis=1)).all())
+        return found
 
     def _buffer(self, n_bytes: int) -> memoryview:
         """A buffer of this thread for compressed bytes, reused."""
@@ -145,6 +154,14 @@ class ArrayReader:
 
         Valid in this thread until it asks this array for something else.
         """
+        shard, inside = divmod(first, CHUNKS_PER_SHARD)
+        if 0 <= first < last <= self.n_chunks and inside + last - first <= CHUNKS_PER_SHARD:
+            begins, lengths = self._index(shard)[inside : inside + last - first].T
+            begin, n_bytes = int(begins[0]), int(lengths.sum())
+            if begin + n_bytes == begins[-1] + lengths[-1] and self._in_order(shard):  # as they were written
+                out = self._buffer(n_bytes)
+                self._files.read_into(self._file(shard), begin, out)
+                return np.frombuffer(out, np.uint8), np.ascontiguousarray(lengths)
         spans = list(self._spans(first, last))
         lengths = np.concatenate([part for _, _, part in spans])
         out = self._buffer(int(lengths.sum()))

@@ -90,7 +90,7 @@ class _Record:
     def __init__(self, compute: Compute, batch: Batch, where: Step, all_segments: Sequence[Segments]) -> None:
         device = batch.batch.device
         parts = [batch] if batch.labelled is None else [batch, batch.labelled]
-        # parts begin at multiples of 16 bytes, as memory of their own does: else other kernels would be compiled for them
+        # each begins at a multiple of 16 bytes, as memory of its own does: else another kernel would be compiled for it
         sizes = [-(-(3 * len(segments) + 1) // 2) * 2 for segments in all_segments]
         self._words = _Words(sum(sizes) + 4, device)
         *lanes, scalars = torch.split(self._words.there, [*sizes, 4])
