@@ -81,11 +81,13 @@ def stream(
     lanes: int | None = None,
     shuffle: bool = True,
     device: torch.device = _CPU,
+    proteins: bool = True,
 ) -> "CellLoader":
     """Batches of a split of `store` (aligned: as a model sees it). Validation is the prefix of rows with small keys.
 
     ``shuffle=False`` with ``lanes=1`` gives the rows as they lie on disk. With a GPU as `device` windows are copied
-    there ahead, and several threads decode them: the processor has nothing else to do.
+    there ahead, and several threads decode them: the processor has nothing else to do. Without `proteins` those of the
+    store are not read.
 
     Raises:
         UsageError: a split without cells, or fewer lanes than workers.
@@ -93,7 +95,8 @@ def stream(
     held_out = store.n_before(config.validation)
     how = (1, False) if device.type == "cpu" else (_decoders(), device.type == "cuda")
     source = store.source(*how) if isinstance(store, AlignedStore) else StoreSource(store, *how)
-    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle, device=device)
+    asked: dict[str, Any] = {"seed": seed, "shard": shard, "lanes": lanes, "shuffle": shuffle}
+    return _loader(source, split, held_out, config, **asked, device=device, proteins=proteins)
 
 
 def _decoders() -> int:
@@ -160,6 +163,7 @@ def _loader(
     lanes: int | None,
     shuffle: bool,
     device: torch.device = _CPU,
+    proteins: bool = True,
 ) -> "CellLoader":
     ranges = {"train": (n_validation, source.n_cells), "validation": (0, n_validation), "all": (0, source.n_cells)}
     if split not in ranges:
@@ -178,9 +182,10 @@ def _loader(
     if not 0 <= shard.rank < shard.size <= lanes:
         raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
     fits = shard.size * per_cell * (last - first) <= config.memory // _WINDOWS_HELD  # on each worker
+    how: dict[str, Any] = {"device": device, "proteins": proteins}
     if source.least and shuffle and plan.n_windows == 1 and fits:
-        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False, device=device)
-    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead, device=device)
+        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False, **how)
+    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead, **how)
 
 
 class CellLoader:
@@ -198,6 +203,7 @@ class CellLoader:
         *,
         read_ahead: bool = True,
         device: torch.device = _CPU,
+        proteins: bool = True,
     ) -> None:
         self.schema = source.schema
         self.plan = plan
@@ -206,6 +212,7 @@ class CellLoader:
         self.first = first
         self.read_ahead = read_ahead
         self.device = device
+        self.with_proteins = proteins
         self._waited = 0.0
         self._rings: list[DenseRing] = []
         self._last = -2  # the epoch that was asked for last: none
@@ -306,7 +313,7 @@ class CellLoader:
             window, runs = after
             after = self._told_ahead(next(planned, None))  # comes while this one is decoded and consumed
             loaded = self.source.load(runs, window.order)
-            proteins = self.source.proteins(loaded, runs)
+            proteins = self.source.proteins(loaded, runs) if self.with_proteins else None
             small = self._columns(loaded.rows)
             if proteins is not None:
                 small["proteins"] = torch.from_numpy(proteins[0][window.order].astype(np.float32))

@@ -155,6 +155,7 @@ def _stream(
         shard=world.shard,
         lanes=config.data.lanes,
         device=world.device,
+        proteins=MODELS[config.name].sees_proteins,
     )
     if config.data.stratify and split == "train":
         loader = stratified(loader, seed=config.seed)
@@ -220,7 +221,8 @@ def _save(
     def latent(target: Path) -> None:
         cells = store if change is None else change.view
         config = LoaderConfig(batch_size=1024, validation=0)
-        loader = stream(cells, "all", config, seed=0, lanes=1, shuffle=False, device=device)
+        where: dict[str, Any] = {"device": device, "proteins": model.sees_proteins}
+        loader = stream(cells, "all", config, seed=0, lanes=1, shuffle=False, **where)
         worker.tell({"note": f"embedding the {store.n_cells:,} cells of the data"})
         about: dict[str, Any] = {"data": store.fingerprint, "model_name": model.name}
         if change is None:

@@ -33,7 +33,7 @@ def train(name: str, options: argparse.Namespace) -> dict[str, float]:
     config = LoaderConfig(batch_size=options.batch)
     defaults = kind.training_defaults(store.n_cells)
     device = torch.device("cuda", 0) if options.gpu else torch.device("cpu")
-    cells = stream(store, "train", config, seed=0, device=device)
+    cells = stream(store, "train", config, seed=0, device=device, proteins=kind.sees_proteins)
     if defaults.get("data", {}).get("stratify"):  # as the original draws them, too
         cells = stratified(cells, seed=0)
     loader: Loader = with_labelled(cells, config, seed=0) if kind.labelled_beside else cells
