@@ -10,7 +10,7 @@ less than 15 % of the time waiting, five times scvi-tools. Contenders take turns
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def main() -> None:
     tasks = [task for task in TASKS if not options.models or task.model in options.models]
     tasks = [task for task in tasks if not options.batches or task.batch in options.batches]
     found: dict[tuple[Task, str], list[dict[str, float]]] = {}
-    print(torch.cuda.get_device_name(), flush=True)
+    about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "threads": options.threads}
+    about |= {"cells": options.cells, "genes": 2000, "epochs": options.epochs}
     for _ in range(options.rounds):
         for task in tasks:
             runs: list[tuple[str, str, Path, int]] = [("scarcade", sys.executable, store, 4 * options.epochs)]
@@ -57,24 +58,33 @@ def main() -> None:
             for contender, python, data, epochs in runs:
                 one = measure(python, contender, data, task, epochs=epochs, threads=options.threads, gpu=True)
                 if one is not None:
-                    print(contender, task.model, task.likelihood, task.batch, task.products, one, file=sys.stderr)
                     found.setdefault((task, contender), []).append(one)
-    rows: list[dict[str, Any]] = []
+            kept(options.out, about, found)  # a GPU that is lent may be taken back
+    table(options.out)
+
+
+def kept(out: Path, about: dict[str, Any], found: dict[tuple[Task, str], list[dict[str, float]]]) -> None:
+    """Write what was measured so far."""
+    rows = []
+    for task in dict.fromkeys(task for task, _ in found):
+        ours = found.get((task, "scarcade"), [])
+        theirs = found.get((replace(task, products="float32"), task.original), [])
+        rows.append({**asdict(task), "rounds": len(ours), "ours": medians(ours), "theirs": medians(theirs)})
+        if ours and theirs:
+            rows[-1]["times"] = round(rows[-1]["ours"]["cells_per_s"] / rows[-1]["theirs"]["cells_per_s"], 1)
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def table(out: Path) -> None:
     print("| model | likelihood | batch | ours, cells/s | waiting | scvi-tools, cells/s | times |")
     print("|---|---|---|---|---|---|---|")
-    for task in tasks:
-        ours = medians(found.get((task, "scarcade"), []))
-        theirs = medians(found.get((Task(task.model, task.original, task.likelihood, task.batch), task.original), []))
-        times = round(ours["cells_per_s"] / theirs["cells_per_s"], 2) if ours and theirs else None
-        rows.append({**asdict(task), "ours": ours, "theirs": theirs, "times": times})
-        kind = "" if task.products == "float32" else f", {task.products}"
+    for row in json.loads(out.read_text())["rows"]:
+        ours, theirs = row["ours"], row["theirs"]
+        kind = "" if row["products"] == "float32" else f", {row['products']}"
         numbers = [f"{ours['cells_per_s']:,.0f}", f"{ours['wait']:.0%}"] if ours else ["failed", ""]
-        numbers += [f"{theirs['cells_per_s']:,.0f}" if theirs else "", f"{times or ''}"]
-        print(f"| {task.model} | {task.likelihood}{kind} | {task.batch:,} | " + " | ".join(numbers) + " |", flush=True)
-    about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "threads": options.threads}
-    about |= {"cells": options.cells, "genes": 2000, "rounds": options.rounds, "epochs": options.epochs}
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        numbers += [f"{theirs['cells_per_s']:,.0f}" if theirs else "", str(row.get("times", ""))]
+        print(f"| {row['model']} | {row['likelihood']}{kind} | {row['batch']:,} | " + " | ".join(numbers) + " |")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class ScarchesConfig(AtlasModel.Config):
     )
     likelihood_path: Path = Field(
         "auto",
-        description="how the likelihood is computed: fused (compiled, CPU), analytic (torch), eager (the plain "
+        description="how the likelihood is computed: fused (compiled), analytic (torch), eager (the plain "
         "formula); auto: fused where it can, else analytic; all agree to 1e-5",
     )
 

@@ -136,7 +136,7 @@ class Scvi(AtlasModel):
         )
         likelihood_path: Path = Field(
             "auto",
-            description="how the likelihood is computed: fused (compiled, CPU), analytic (torch), eager (the plain "
+            description="how the likelihood is computed: fused (compiled), analytic (torch), eager (the plain "
             "formula); auto: fused where it can, else analytic; all agree to 1e-5",
         )
 
