@@ -6,13 +6,17 @@ dropped, so a batch that is kept stays right, and a loop that drops its batches 
 
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from scarcade.dataloaders import kernels
-from scarcade.dataloaders.on_gpu import OnGpu, moved, pinned
+
+if TYPE_CHECKING:  # torch is two seconds at the start of every command that reads a store
+    import torch
+    from torch import Tensor
+
+    from scarcade.dataloaders.on_gpu import OnGpu
 
 
 class BufferPool:
@@ -43,6 +47,8 @@ class BufferPool:
             self._free.clear()  # all too small: they would never be used again
         room = n + (n >> 3)
         if self._pinned:
+            from scarcade.dataloaders.on_gpu import pinned
+
             return pinned(room, self._types[0]), pinned(room, self._types[1])
         return np.empty(room, self._types[0]), np.empty(room, self._types[1])
 
@@ -76,8 +82,10 @@ class Kept:
     def __init__(self) -> None:
         self._there: list[Tensor] = []
 
-    def on(self, indices: np.ndarray, data: np.ndarray, device: torch.device) -> list[Tensor]:
+    def on(self, indices: np.ndarray, data: np.ndarray, device: "torch.device") -> "list[Tensor]":
         """These, on `device`."""
+        from scarcade.dataloaders.on_gpu import moved
+
         if not self._there or self._there[0].device != device:
             self._there = moved([indices, data], device)
         return self._there
@@ -108,8 +116,10 @@ class Superbatch:
         self._kept = kept
         self._there: OnGpu | None = None
 
-    def on(self, device: torch.device) -> OnGpu:
+    def on(self, device: "torch.device") -> "OnGpu":
         """The same in the memory of a GPU, copied when it is first asked for."""
+        from scarcade.dataloaders.on_gpu import OnGpu, moved
+
         if self._there is not None and self._there.data.device == device:
             return self._there
         if self._kept is not None:
