@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from scarcade.dataloaders.gene_names import align
-from scarcade.dataloaders.sources import Columns, Runs, StoreSource, check_columns
+from scarcade.dataloaders.sources import Columns, Reading, Runs, StoreSource, check_columns
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import Superbatch, renamed
 from scarcade.engine.errors import CategoryError, GenesError
@@ -84,16 +84,17 @@ class AlignedStore:
             size_factor=store.codes(schema.size_factor)[rows] if schema.size_factor else None,
         )
 
-    def source(self, threads: int = 1, pinned: bool = False) -> "AlignedSource":
-        """The cells for a loader, decoded as `StoreSource` says."""
-        return AlignedSource(self, threads, pinned)
+    def source(self, reading: Reading = Reading()) -> "AlignedSource":  # noqa: B008 - frozen
+        """The cells for a loader."""
+        return AlignedSource(self, reading)
 
 
 class AlignedSource:
     """As `StoreSource`, in the genes and codes of the reference."""
 
-    def __init__(self, view: AlignedStore, threads: int = 1, pinned: bool = False) -> None:
-        self._view, self._inner = view, StoreSource(view.store, threads, pinned)
+    def __init__(self, view: AlignedStore, reading: Reading) -> None:
+        wants = reading.proteins and bool(view.schema.proteins)
+        self._view, self._inner = view, StoreSource(view.store, replace(reading, proteins=wants))
         self.schema, self.n_cells, self.nnz = view.schema, view.n_cells, self._inner.nnz
         self.least, self.fingerprint = self._inner.least, view.fingerprint
         self.columns = view.columns()
@@ -114,7 +115,7 @@ class AlignedSource:
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
         places = self._view.proteins
-        found = self._inner.proteins(superbatch, runs) if self.schema.proteins else None
+        found = self._inner.proteins(superbatch, runs)
         return None if found is None or places is None else _placed(*found, places)
 
 

@@ -22,7 +22,7 @@ from scarcade.dataloaders.on_gpu import columns_on
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch
-from scarcade.dataloaders.sources import Columns, MemorySource, Source, StoreSource
+from scarcade.dataloaders.sources import Columns, MemorySource, Reading, Source, StoreSource
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.stored_counts import StoredSource
 from scarcade.dataloaders.superbatch import Superbatch
@@ -93,10 +93,11 @@ def stream(
         UsageError: a split without cells, or fewer lanes than workers.
     """
     held_out = store.n_before(config.validation)
-    how = (1, False) if device.type == "cpu" else (_decoders(), device.type == "cuda")
-    source = store.source(*how) if isinstance(store, AlignedStore) else StoreSource(store, *how)
-    asked: dict[str, Any] = {"seed": seed, "shard": shard, "lanes": lanes, "shuffle": shuffle}
-    return _loader(source, split, held_out, config, **asked, device=device, proteins=proteins)
+    reading = Reading(proteins=proteins)
+    if device.type != "cpu":
+        reading = Reading(_decoders(), device.type == "cuda", proteins)
+    source = store.source(reading) if isinstance(store, AlignedStore) else StoreSource(store, reading)
+    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle, device=device)
 
 
 def _decoders() -> int:
@@ -163,7 +164,6 @@ def _loader(
     lanes: int | None,
     shuffle: bool,
     device: torch.device = _CPU,
-    proteins: bool = True,
 ) -> "CellLoader":
     ranges = {"train": (n_validation, source.n_cells), "validation": (0, n_validation), "all": (0, source.n_cells)}
     if split not in ranges:
@@ -182,10 +182,9 @@ def _loader(
     if not 0 <= shard.rank < shard.size <= lanes:
         raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
     fits = shard.size * per_cell * (last - first) <= config.memory // _WINDOWS_HELD  # on each worker
-    how: dict[str, Any] = {"device": device, "proteins": proteins}
     if source.least and shuffle and plan.n_windows == 1 and fits:
-        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False, **how)
-    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead, **how)
+        return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False, device=device)
+    return CellLoader(source, plan, first, shard, read_ahead=config.read_ahead, device=device)
 
 
 class CellLoader:
@@ -203,7 +202,6 @@ class CellLoader:
         *,
         read_ahead: bool = True,
         device: torch.device = _CPU,
-        proteins: bool = True,
     ) -> None:
         self.schema = source.schema
         self.plan = plan
@@ -212,7 +210,6 @@ class CellLoader:
         self.first = first
         self.read_ahead = read_ahead
         self.device = device
-        self.with_proteins = proteins
         self._waited = 0.0
         self._rings: list[DenseRing] = []
         self._last = -2  # the epoch that was asked for last: none
@@ -289,7 +286,7 @@ class CellLoader:
                 return Prefetch(windows, manual=True)
             prefetch.proceed()
         elif after is not None and number:
-            coming = self._windows(after, 0)
+            coming = self._windows(after, 0, early=True)
             self._next = after, coming, Prefetch(islice(coming, 1), ahead=2)
         return prefetch
 
@@ -302,7 +299,8 @@ class CellLoader:
             begun[2].close()
         return self._windows(epoch, start), None
 
-    def _windows(self, epoch: int, start: int) -> Iterator[Window]:
+    def _windows(self, epoch: int, start: int, *, early: bool = False) -> Iterator[Window]:
+        """`early`: the second window is told ahead when it is asked for; much else may be read before."""
         blocks = self.plan.blocks(epoch)
         planned = (
             self.plan.window_plan(epoch, number, self.shard, blocks)
@@ -311,9 +309,10 @@ class CellLoader:
         after = self._told_ahead(next(planned, None))
         while after is not None:
             window, runs = after
-            after = self._told_ahead(next(planned, None))  # comes while this one is decoded and consumed
+            if not early:
+                after = self._told_ahead(next(planned, None))  # comes while this one is decoded and consumed
             loaded = self.source.load(runs, window.order)
-            proteins = self.source.proteins(loaded, runs) if self.with_proteins else None
+            proteins = self.source.proteins(loaded, runs)
             small = self._columns(loaded.rows)
             if proteins is not None:
                 small["proteins"] = torch.from_numpy(proteins[0][window.order].astype(np.float32))
@@ -323,6 +322,8 @@ class CellLoader:
                 small = columns_on(small, self.device)
             yield window, loaded, small
             del loaded, small, proteins  # the consumer alone decides how long they live
+            if early:
+                after, early = self._told_ahead(next(planned, None)), False
 
     def _told_ahead(self, window: WindowPlan | None) -> tuple[WindowPlan, list[tuple[int, int]]] | None:
         """The window with its ranges of rows in the source, which is told that they will be wanted."""

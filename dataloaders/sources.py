@@ -70,17 +70,20 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the cells of a store are read."""
+
+    threads: int = 1  # that decode the ranges of a window side by side
+    pinned: bool = False  # into page-locked memory, from where a GPU fetches them by itself
+    proteins: bool = True  # those of the store, too
+
+
 class StoreSource:
-    """Cells of a store. Decodes chunks straight into reused buffers; checks every byte and every column index.
+    """Cells of a store. Decodes chunks straight into reused buffers; checks every byte and every column index."""
 
-    Args:
-        threads: that decode the ranges of a window side by side.
-        pinned: into page-locked memory, from where a GPU fetches them by itself.
-    """
-
-    def __init__(self, store: Store, threads: int = 1, pinned: bool = False) -> None:
-        self.store = store
-        self._threads = threads
+    def __init__(self, store: Store, reading: Reading = Reading()) -> None:
+        self.store, self.reading = store, reading
         self.schema, self.n_cells, self.nnz = store.schema, store.n_cells, store.nnz
         self.fingerprint = store.fingerprint
         schema = store.schema
@@ -94,7 +97,7 @@ class StoreSource:
             size_factor=size_factor,
         )
         check_columns(self.columns, schema, self.n_cells, store.where)
-        self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype, pinned=pinned)
+        self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype, pinned=reading.pinned)
         self._ends = ChunkEnds(int(store.x_indices.chunk_rows), store.x_indices.dtype, store.x_data.dtype)
         self.least = int(store.x_indices.chunk_rows)
 
@@ -105,7 +108,7 @@ class StoreSource:
         return self.columns.batch
 
     def ahead(self, runs: Runs) -> None:
-        self.store.ahead(runs)
+        self.store.ahead(runs, proteins=self.reading.proteins)
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """Each chunk is decoded while it is in the cache, and its cells are copied to where they belong in `order`.
@@ -135,11 +138,11 @@ class StoreSource:
             cells = slice(begins[number], begins[number + 1])
             self._take(start, stop, lengths[cells], places[cells], indices, data)
 
-        if self._threads == 1 or len(runs) == 1:
+        if self.reading.threads == 1 or len(runs) == 1:
             for number in range(len(runs)):
                 take(number)
         else:
-            for _ in _decoding(self._threads).map(take, range(len(runs))):
+            for _ in _decoding(self.reading.threads).map(take, range(len(runs))):
                 pass
         return loaded
 
@@ -191,6 +194,8 @@ class StoreSource:
                 raise CorruptError(f"{store.where}: X: chunk {bad} cannot be decoded")
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
+        if not self.reading.proteins:
+            return None
         parts = [both for start, stop in runs or [(0, 0)] if (both := self.store.proteins(start, stop)) is not None]
         if not parts:
             return None

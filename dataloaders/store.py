@@ -217,7 +217,7 @@ class Store:
             raise CsrError(f"{self.where}: rows {start} to {stop} name gene {indices.max()} of {self.n_genes}")
         return indptr, indices, data
 
-    def ahead(self, runs: Sequence[tuple[int, int]]) -> None:
+    def ahead(self, runs: Sequence[tuple[int, int]], *, proteins: bool = True) -> None:
         """These ranges of rows will be read soon: of a store at a URL, what they need begins to come."""
         if not isinstance(self._files, RemoteFiles):
             return
@@ -225,7 +225,7 @@ class Store:
         counts = [(self.start_of(start), self.start_of(stop)) for start, stop in runs]
         self.x_indices.ahead(counts)
         self.x_data.ahead(counts)
-        for reader in self._protein_readers if self._manifest.get("proteins") else ():
+        for reader in self._protein_readers if proteins and self._manifest.get("proteins") else ():
             reader.ahead(runs)
 
     def proteins(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,7 +7,6 @@ replacement). What is drawn is a function of (seed, epoch): the same on any numb
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -48,16 +47,14 @@ class Stratified(CellLoader):
     """See `stratified`; `strata` are the positions of each batch's cells in the source, ascending."""
 
     def __init__(self, main: CellLoader, strata: list[np.ndarray], *, seed: int) -> None:
-        how: dict[str, Any] = {"device": main.device, "proteins": main.with_proteins}
-        super().__init__(main.source, main.plan, main.first, main.shard, read_ahead=main.read_ahead, **how)
-        self._how = how
+        super().__init__(main.source, main.plan, main.first, main.shard, read_ahead=main.read_ahead, device=main.device)
         self._strata = strata
         self._words = int(np.random.SeedSequence((seed, _STRATA)).generate_state(1, np.uint64)[0])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on; not every cell comes in it, and some come more than once."""
         source = DrawnSource(self.source, self.drawn(epoch))
-        drawn = CellLoader(source, self.plan, 0, self.shard, read_ahead=self.read_ahead, **self._how)
+        drawn = CellLoader(source, self.plan, 0, self.shard, read_ahead=self.read_ahead, device=self.device)
         waited = self._waited
         for batch in drawn.epoch(epoch, start):
             self._waited = waited + drawn.waited

@@ -129,7 +129,8 @@ class Noise:
 
     ``segments`` are (seed words, number of cells): equal seed words give equal numbers, so a cell's noise
     depends on (seed, step, lane) and its place in the lane, not on how lanes are dealt to workers.
-    Draws are counted, so they must come in the same order on every worker. A GPU draws the same numbers as a CPU.
+    Draws are counted, so they must come in the same order on every worker. A GPU draws the same numbers as a CPU; one
+    that Triton cannot compile for draws others.
     """
 
     labelled: "Noise | None" = None
@@ -190,9 +191,8 @@ class Step:
     step: int = 0  # optimiser steps taken before this one
     epoch: int = 0
     cells: int = 0  # cells seen before this step, over all workers
-    kl_weight: float | Tensor = (
-        1.0  # a tensor (B,): that of each cell, where queries of several ages are trained at once
-    )
+    kl_weight: float | Tensor = 1.0
+    """A tensor (B,): that of each cell, where queries of several ages are trained at once; on a GPU a scalar there."""
     lr: float = 1e-3  # learning rate of this step (proximal operators are scaled by it)
 
 

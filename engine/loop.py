@@ -8,6 +8,7 @@ that is killed anywhere and continued from a checkpoint ends with the same bits.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
@@ -94,7 +95,7 @@ def fit(
             run.save()
         return run.result(run.state.stopped)
     finally:
-        run.gradients.close()
+        run.close()
         model.eval()
 
 
@@ -134,7 +135,7 @@ class Run:
         self.lr_there: tuple[float, Tensor] | None = None
         self.recorder: Recorder | None = None
         if config.record and can_be_recorded(model, world.device, world.size, config.accumulate):
-            self.recorder = Recorder(self._to_record, lambda note: self._tell({"note": note}))
+            self.recorder = Recorder(self._to_record)
         self.sums = Sums()
         self.state = TrainingState(lr=config.lr)
         self.clock = Clock(train.waited, 0)
@@ -210,6 +211,11 @@ class Run:
             state.stopped = state.stopped or "epochs"
         return True
 
+    def close(self) -> None:
+        """Let go of what would keep it in memory: hooks of the parameters, records of its steps."""
+        self.gradients.close()
+        self.recorder = None
+
     def is_over(self) -> bool:
         """Whether there is nothing left to train."""
         return bool(self.state.stopped)
@@ -247,6 +253,8 @@ class Run:
     def _asked_for(self, batch: Batch, where: Step, asked: tuple[float, float]) -> tuple[bool, bool]:
         """One update, each operation asked for by itself."""
         device = self.world.device
+        if self.readback.deferred:  # as a record has it: what is made of it has the same bits
+            where = replace(where, kl_weight=torch.full((), float(where.kl_weight), device=device))
         self.optimiser.zero_grad()
         n_parts, found = self.config.accumulate, []
         loss = torch.zeros((), device=device)
@@ -400,10 +408,6 @@ class Run:
             "lr": state.lr,
             "kl_weight": self._now().kl_weight,
         }
-
-    def _tell(self, message: Line) -> None:
-        if self.progress is not None and self.world.first:
-            self.progress(message)
 
     def _write(self, line: Line) -> None:
         if not self.world.first:

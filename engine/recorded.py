@@ -10,6 +10,7 @@ the keys of the step's noise, its KL weight and its learning rate. Batches of an
 a record of their own, or are computed as before.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scarcade.engine.contracts import TENSORS, Batch, Losses, Noise, PartedCounts, Segments, Step, segments_of
+from scarcade.engine.errors import UsageError
 from scarcade.engine.gpu import compiles_for
 from scarcade.engine.metrics import Sums
 from scarcade.engine.streams import GpuStreams, words_of
@@ -102,7 +104,9 @@ class _Record:
         # the thread that reads ahead goes on with its copies
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             kl_weight, lr, save, stop = scalars.view(torch.float64).float().unbind()
-            losses, number = compute(fixed, replace(where, kl_weight=kl_weight), noise, lr)
+            # what else a step might want to know of where it stands is not in the record: a nan is seen, a 4 is not
+            no: Any = math.nan
+            losses, number = compute(fixed, Step(no, no, no, kl_weight, no), noise, lr)
             self._numbers = torch.stack([number, save, stop])
             terms = {"loss": losses.minimise, **losses.terms}
             beside = {} if losses.labelled is None else {"loss": losses.labelled, **losses.labelled_terms}
@@ -142,33 +146,33 @@ class _Record:
 
 
 class Recorder:
-    """Takes the steps of a training, recorded or not.
+    """Takes the steps of a training by records, made when it is time to; `compute` must ask the host for nothing."""
 
-    Args:
-        compute: the step; must ask the host for nothing.
-        told: is given the reason, once, if a step cannot be recorded; then all are asked for one by one.
-    """
-
-    def __init__(self, compute: Compute, told: Callable[[str], None]) -> None:
-        self._compute, self._told = compute, told
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
         self._seen: dict[Any, int] = {}
         self._records: dict[Any, _Record] = {}
-        self._off = False
 
     def step(self, batch: Batch, where: Step, seed: int, asked: Asked) -> Tensor | None:
-        """Take a step by a record (as `replay`), made if it is time to; None: there is none, and nothing was done."""
+        """Take a step by a record (as `replay`), made if it is time to; None: there is none, and nothing was done.
+
+        Raises:
+            UsageError: it cannot be recorded. torch is then still on the stream of the record, so nothing can go on.
+        """
         shape, all_segments = _shape(batch), segments_of(seed, where.step, batch)
         record = self._records.get(shape)
         if record is None:
             self._seen[shape] = self._seen.get(shape, 0) + 1
-            if self._off or self._seen[shape] <= BEFORE or len(self._records) == MOST:
+            if self._seen[shape] <= BEFORE or len(self._records) == MOST:
                 return None
             try:
                 record = self._records[shape] = _Record(self._compute, batch, where, all_segments)
             except RuntimeError as error:
-                self._off = True
-                self._told(f"steps cannot be recorded, and are asked for one by one ({str(error).splitlines()[0]})")
-                return None
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise UsageError(
+                    f"steps of this model cannot be recorded on {torch.cuda.get_device_name()} ({reason}); set "
+                    "--optim.record false (slower), or a smaller --data.batch-size if memory was short"
+                ) from error
         return record.replay(batch, where, all_segments, asked)
 
     def hand_over(self, sums: Sums) -> None:

@@ -115,7 +115,7 @@ class TrialTraining:
 
     def close(self) -> None:
         """Let go of the model and of the folder."""
-        self._run.gradients.close()
+        self._run.close()
         self._folder.close()
 
 

@@ -85,6 +85,7 @@ class Expimap(AtlasModel):
 
     name: ClassVar[str] = "expimap"
     obsm_key: ClassVar[str] = "X_expiMap"
+    recordable: ClassVar[bool] = True
     outputs: ClassVar[Mapping[str, Output]] = {
         "expression": Output(
             _expression, lambda model: model.schema.genes, "Decoded frequencies of genes.", genes=True

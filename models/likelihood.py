@@ -174,7 +174,7 @@ def counts_log_likelihood(
         log_theta: (G,) or (B, G); with `code_B` a table (K, G), of which each cell has the row of its code.
 
     Raises:
-        IndexError: a code that has no row.
+        IndexError: a code that has no row (on a CPU; a GPU does not look).
         UsageError: `path` is "fused" and the kernel cannot compute it.
     """
     family: Family = "nb" if dropout is None else "zinb"

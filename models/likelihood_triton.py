@@ -56,7 +56,7 @@ def _log_choices(x, theta):
     a = tl.where(small, theta + 8.0, theta)
     b = a + x
     z = x + 9.0
-    found = (a - 0.5) * _log1p(x / a) + x * tl.log(b) - (z - 0.5) * tl.log(z) + 9.0 - 0.9189385332046727
+    found = (a - 0.5) * _log1p(x / a) + x * tl.log(b / z) - 8.5 * tl.log(z) + 9.0 - 0.9189385332046727
     found += _rest(b) - _rest(a) - _rest(z)
     # eight steps of each recurrence, the four logarithms of two products each
     theta = tl.where(small, theta, 1.0)
@@ -201,7 +201,7 @@ def gradients(
         log_ratio = _log1p(rate / base)
         t_zero = -rate * theta / sums
         by_theta_zero = theta * (theta / base * rate / sums - log_ratio)
-        t_more = rate * (x / (rate + EPS)) - rate * ((x + theta) / sums)
+        t_more = theta * (x - rate - EPS) / sums * (rate / (rate + EPS))
         slope = (theta / base * rate - x) / sums - log_ratio + _digamma_difference(x, theta)
         is_zero = x < EPS
         if ZINB:

@@ -60,8 +60,9 @@ class AtlasModel(nn.Module):
     """What else users may ask of it, by name."""
     labelled_beside: ClassVar[bool] = False
     """Whether `Batch.labelled` is wanted: labelled cells beside the others, in training and validation."""
-    recordable: ClassVar[bool] = True
-    """Whether a step of its training is the same work on a GPU whatever the values (`engine.recorded`)."""
+    recordable: ClassVar[bool] = False
+    """Whether a step of its training is the same work on a GPU whatever the values, and `losses` takes nothing from its
+    `Step` but the KL weight (`engine.recorded`)."""
     sees_proteins: ClassVar[bool] = False
     """Whether the model is of proteins beside genes."""
     decoder_norms: ClassVar[tuple[str, ...]] = ("decoder.norm.",)

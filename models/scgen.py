@@ -72,6 +72,7 @@ class Scgen(AtlasModel):
 
     name: ClassVar[str] = "scgen"
     obsm_key: ClassVar[str] = "X_scGen"
+    recordable: ClassVar[bool] = True
     decoder_norms: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[Mapping[str, Output]] = {
         "expression": Output(

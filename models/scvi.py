@@ -102,6 +102,7 @@ class Scvi(AtlasModel):
 
     name: ClassVar[str] = "scvi"
     obsm_key: ClassVar[str] = "X_scVI"
+    recordable: ClassVar[bool] = True
     recipes: ClassVar[Mapping[str, Mapping[str, object]]] = {
         **RECIPES,
         # what carried labels over best of all that was measured (docs/which-model.md)

@@ -92,6 +92,7 @@ class Trvae(AtlasModel):
 
     name: ClassVar[str] = "trvae"
     obsm_key: ClassVar[str] = "X_trVAE"
+    recordable: ClassVar[bool] = True
     outputs: ClassVar[Mapping[str, Output]] = {
         "expression": Output(
             _expression,

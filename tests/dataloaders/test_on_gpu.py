@@ -9,7 +9,7 @@ import torch
 from scarcade.dataloaders import on_gpu
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
-from scarcade.dataloaders.sources import StoreSource
+from scarcade.dataloaders.sources import Reading, StoreSource
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import Kept, Superbatch
 from tests.every_model import made_store
@@ -91,7 +91,7 @@ def test_a_window_that_a_batch_looks_into_is_not_written_over() -> None:
 
 @pytest.mark.parametrize("threads", [2, 5])
 def test_ranges_decoded_side_by_side_are_those_of_one_thread(store: Store, threads: int) -> None:
-    alone, together = StoreSource(store), StoreSource(store, threads)
+    alone, together = StoreSource(store), StoreSource(store, Reading(threads))
     rng = np.random.default_rng(0)
     for _ in range(5):
         cuts = np.sort(rng.choice(store.n_cells, 12, replace=False))

@@ -1,5 +1,8 @@
 """Training on a GPU, as a user asks for it: the numbers of a CPU, to be repeated and resumed. Skipped without one."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +72,8 @@ def test_steps_that_are_replayed_give_the_bits_of_those_that_are_asked_for(
         return replay(self, *given)
 
     monkeypatch.setattr(recorded._Record, "replay", counted)
-    longer = {"optim": {"epochs": 4, "plateau": True, "plateau_patience": 0, "plateau_delta": 1e9}}  # the rate changes
+    # the rate changes, and the KL weight is no number that float32 has
+    longer = {"optim": {"epochs": 4, "kl_epochs": 7.0, "plateau": True, "plateau_patience": 0, "plateau_delta": 1e9}}
     one = trained(store, name, tmp_path / "asked", GPU, longer, {"optim": {"record": False}})
     assert not replayed
     other = trained(store, name, tmp_path / "replayed", GPU, longer)
@@ -111,3 +115,34 @@ def test_a_model_from_a_gpu_is_loaded_where_there_is_none(store: Store, tmp_path
     again = load(tmp_path / "run" / "model")
     first, second = run.model.get_latent_representation(store), again.get_latent_representation(store)
     assert np.allclose(first, second, atol=1e-5)
+
+
+ASKS = """
+import sys
+from scarcade.dataloaders.store import open_store
+from scarcade.engine.errors import UsageError
+from scarcade.jobs.train import train
+from scarcade.models.scvi import Scvi
+losses = Scvi.losses
+def asking(self, *given):
+    found = losses(self, *given)
+    found.minimise.sum().item()  # waits for the GPU
+    return found
+Scvi.losses = asking
+settings = {"optim": {"epochs": 2}, "data": {"batch_size": 64}, "scale": {"gpus": True}}
+try:
+    train(open_store(sys.argv[1]), "scvi", out=sys.argv[2], settings=settings, progress=lambda _: None)
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_a_step_that_cannot_be_recorded_is_told_with_the_option(store: Store, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKS, str(store.path), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "--optim.record false" in done.stdout, done.stderr

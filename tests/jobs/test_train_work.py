@@ -38,3 +38,22 @@ def test_training_alone_is_stratified(store: Store) -> None:
     assert isinstance(train, Stratified)
     rows = np.concatenate([batch.rows for batch in validation.epoch(0)])
     assert np.array_equal(np.sort(rows), np.arange(store.n_before(config.data.validation)))
+
+
+@pytest.mark.parametrize("window", [32, 32768], ids=["streamed", "held"])
+def test_proteins_are_read_for_models_that_see_them(store: Store, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    proteins = Store.proteins
+
+    def noted(self: Store, start: int, stop: int) -> object:
+        read.append((start, stop))
+        return proteins(self, start, stop)
+
+    monkeypatch.setattr(Store, "proteins", noted)
+    for name, sees in (("scvi", False), ("totalvi", True)):
+        settings = settings_of(name, store.schema)
+        settings["data"] |= {"window": window, "batch_size": 32}
+        loader = _stream(store, "train", resolved(settings, name=name, store=store), World())
+        read.clear()
+        assert all((batch.proteins is not None) == sees for batch in loader.epoch(0))
+        assert bool(read) == sees
