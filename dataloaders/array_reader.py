@@ -69,7 +69,7 @@ class ArrayReader:
                 raise MissingChunkError(f"{files.where}: {self._file(shard)} is not in the manifest")
             self._sizes.append(int(listed[self._file(shard)]["bytes"]))
         self._indices: dict[int, np.ndarray] = {}
-        self._ordered: dict[int, bool] = {}
+        self._ordered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._scratch = threading.local()
 
     def __len__(self) -> int:
@@ -104,12 +104,14 @@ class ArrayReader:
         self._indices[shard] = index
         return index
 
-    def _in_order(self, shard: int) -> bool:
-        """Whether each chunk of a shard begins where the one before it ends."""
+    def _in_order(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the chunks of a shard begin and the last one ends, and their lengths; nothing if they leave gaps."""
         found = self._ordered.get(shard)
         if found is None:
             index = self._index(shard)
-            found = self._ordered[shard] = bool((index[1:, 0] == index[:-1].sum(axis=1)).all())
+            begins = np.append(index[:, 0], index[-1].sum())
+            whole = np.array_equal(np.diff(begins), index[:, 1])
+            found = self._ordered[shard] = (begins if whole else begins[:0], np.ascontiguousarray(index[:, 1]))
         return found
 
     def _buffer(self, n_bytes: int) -> memoryview:
@@ -155,13 +157,13 @@ class ArrayReader:
         Valid in this thread until it asks this array for something else.
         """
         shard, inside = divmod(first, CHUNKS_PER_SHARD)
-        if 0 <= first < last <= self.n_chunks and inside + last - first <= CHUNKS_PER_SHARD:
-            begins, lengths = self._index(shard)[inside : inside + last - first].T
-            begin, n_bytes = int(begins[0]), int(lengths.sum())
-            if begin + n_bytes == begins[-1] + lengths[-1] and self._in_order(shard):  # as they were written
-                out = self._buffer(n_bytes)
-                self._files.read_into(self._file(shard), begin, out)
-                return np.frombuffer(out, np.uint8), np.ascontiguousarray(lengths)
+        end = inside + last - first
+        if 0 <= first < last <= self.n_chunks and end <= CHUNKS_PER_SHARD:
+            begins, lengths = self._in_order(shard)
+            if len(begins):
+                out = self._buffer(int(begins[end]) - int(begins[inside]))
+                self._files.read_into(self._file(shard), int(begins[inside]), out)
+                return np.frombuffer(out, np.uint8), lengths[inside:end]
         spans = list(self._spans(first, last))
         lengths = np.concatenate([part for _, _, part in spans])
         out = self._buffer(int(lengths.sum()))

@@ -8,7 +8,7 @@ one window are decoded once (`held`).
 import hashlib
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -364,9 +364,12 @@ class CellLoader:
         start: int,
         ring: DenseRing,
     ) -> Iterator[Batch]:
-        ends = np.concatenate([[0], np.cumsum(planned.counts.sum(axis=1))]).tolist()
-        counts = planned.counts.tolist()
-        n_genes, steps = self.schema.n_genes, self.plan.steps
+        sizes = planned.counts.sum(axis=1).tolist()
+        ends = [0, *accumulate(sizes)]
+        counts, n_genes, steps = planned.counts.tolist(), self.schema.n_genes, self.plan.steps
+        n_global = np.diff(self.plan.bounds(planned.first_step, planned.first_step + len(counts))).tolist()
+        # of all batches at once: a slice costs as much as a piece of it
+        parts: dict[str, Any] = {name: torch.split(tensor, sizes) for name, tensor in small.items()}
         for k in range(max(0, start - planned.first_step), len(counts)):
             step = planned.first_step + k
             a, b = ends[k], ends[k + 1]
@@ -375,6 +378,6 @@ class CellLoader:
                 rows=loaded.rows[a:b],
                 position=Position(epoch, step + 1) if step + 1 < steps else Position(epoch + 1, 0),
                 lanes=tuple(zip(planned.lanes, counts[k], strict=True)),
-                n_global=self.plan.cells_before(step + 1) - self.plan.cells_before(step),
-                **{name: tensor[a:b] for name, tensor in small.items()},
+                n_global=n_global[k],
+                **{name: part[k] for name, part in parts.items()},
             )

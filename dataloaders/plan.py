@@ -85,9 +85,10 @@ class Plan:
         """Cells of an epoch, over all workers, in the steps before `step`."""
         return step * self.n_cells // self.steps
 
-    def _place(self, lane: int, position: int) -> int:
-        """How many cells of `lane` come before the global position."""
-        return (position - lane + self.lanes - 1) // self.lanes
+    def bounds(self, first: int, last: int) -> np.ndarray:
+        """`cells_before` of the steps from `first` to `last`, both of them, int64."""
+        steps = np.arange(first, last + 1)
+        return steps * (self.n_cells // self.steps) + steps * (self.n_cells % self.steps) // self.steps
 
     def _lane_start(self, lane: int) -> int:
         """Where the stretch of `lane` begins in the sequence of blocks."""
@@ -128,9 +129,10 @@ class Plan:
         tail_at = int(np.argmax(blocks == self._n_blocks - 1))
         first = window * self.steps_per_window
         last = min(first + self.steps_per_window, self.steps)
-        bounds = [self.cells_before(step) for step in range(first, last + 1)]
+        bounds = self.bounds(first, last)
         lanes = tuple(range(shard.rank, self.lanes, shard.size))
-        places = np.array([[self._place(lane, bound) for lane in lanes] for bound in bounds], np.int64)
+        # how many cells of each lane come before each bound
+        places = (bounds[:, None] - np.array(lanes) + self.lanes - 1) // self.lanes
         runs: list[tuple[int, int]] = []
         for k, lane in enumerate(lanes):
             start = self._lane_start(lane)
