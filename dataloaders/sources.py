@@ -1,6 +1,7 @@
 """Where a loader's cells come from: a store on disk, or arrays in memory. Both give the same superbatches."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -205,6 +206,9 @@ class StoreSource:
 @cache
 def _decoding(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, thread_name_prefix="decoding")
+
+
+os.register_at_fork(after_in_child=_decoding.cache_clear)  # a forked process has none of these threads
 
 
 class MemorySource:
