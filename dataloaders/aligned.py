@@ -97,6 +97,9 @@ class AlignedSource:
         self._view, self._inner = view, StoreSource(view.store, replace(reading, proteins=wants))
         self.schema, self.n_cells, self.nnz = view.schema, view.n_cells, self._inner.nnz
         self.least, self.fingerprint = self._inner.least, view.fingerprint
+        # wider indices are a copy beside the buffers (`renamed`)
+        wider = np.iinfo(view.store.x_indices.dtype).max < self.schema.n_genes
+        self.count_bytes = self._inner.count_bytes + (4 if wider else 0)
         self.columns = view.columns()
         check_columns(self.columns, self.schema, self.n_cells, view.store.where)
 

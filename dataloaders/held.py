@@ -26,6 +26,7 @@ class HeldSource:
     def __init__(self, source: Source, first: int, n: int) -> None:
         self.schema, self.columns = source.schema, source.columns
         self.n_cells, self.nnz = source.n_cells, source.nnz
+        self.count_bytes = source.count_bytes
         self.least = 0  # nothing beside a cell must be decoded for it
         self._source, self._first = source, first
         self._all: Runs = [(first, first + n)]

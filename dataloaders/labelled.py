@@ -36,7 +36,7 @@ class SubsetSource:
     def __init__(self, source: Source, positions: np.ndarray, *, hold: bool) -> None:
         self.schema, self.columns, self.n_cells = source.schema, source.columns, len(positions)
         self.nnz = source.nnz * len(positions) // max(1, source.n_cells)
-        self.least = 0
+        self.least, self.count_bytes = 0, source.count_bytes
         self._source, self._positions, self._hold = source, positions, hold
         self._held: Superbatch | None = None
         self._on_gpu = Kept() if hold else None

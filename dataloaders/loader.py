@@ -35,7 +35,7 @@ __all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "o
 
 Split = Literal["train", "validation", "all"]
 Window = tuple[WindowPlan, Superbatch, dict[str, Tensor]]
-_BYTES_PER_COUNT = 4  # decoded: gene index and value
+_COUNT_BYTES = 4  # of a decoded count, at least: of 65,535 genes and counts, as nearly all data have
 _WINDOWS_HELD = 2  # one is consumed, the next is filled
 _CPU = torch.device("cpu")
 _MOST_DECODERS = 8  # ranges of a window, one of each lane, are decoded side by side
@@ -175,7 +175,7 @@ def _loader(
             f"--data.validation {config.validation}"
         )
     # from facts of the data alone, so that every worker and every later run has the same windows
-    per_cell = max(1, _BYTES_PER_COUNT * source.nnz // source.n_cells)
+    per_cell = max(1, max(_COUNT_BYTES, source.count_bytes) * source.nnz // source.n_cells)
     window = max(config.batch_size, min(config.window, config.memory // (_WINDOWS_HELD * per_cell)))
     lanes = lanes or config.lanes or lanes_for(shard.size)
     plan = Plan(last - first, config.batch_size, lanes=lanes, window=window, seed=seed, shuffle=shuffle)

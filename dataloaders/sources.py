@@ -44,6 +44,7 @@ class Source(Protocol):
     nnz: int
     columns: Columns
     least: int  # counts that must be decoded for a range of a single cell
+    count_bytes: int  # of a decoded count: gene index and value
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +102,7 @@ class StoreSource:
         self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype, pinned=reading.pinned)
         self._ends = ChunkEnds(int(store.x_indices.chunk_rows), store.x_indices.dtype, store.x_data.dtype)
         self.least = int(store.x_indices.chunk_rows)
+        self.count_bytes = store.x_indices.dtype.itemsize + store.x_data.dtype.itemsize
 
     def labels(self) -> np.ndarray | None:
         return self.columns.labels
@@ -229,6 +231,7 @@ class MemorySource:
         self.place = np.argsort(keys, kind="stable")
         self.sorted_keys = np.asarray(keys, np.uint64)[self.place]
         self.least = 0
+        self.count_bytes = 0  # nothing is decoded
 
     @cached_property
     def fingerprint(self) -> str:

@@ -81,7 +81,8 @@ class StoredSource:
     def __init__(self, counts: Stored, columns: Columns, schema: Schema) -> None:
         self._counts, self._inner = counts, StoreSource(counts.store)
         self.schema, self.columns = schema, columns
-        self.n_cells, self.nnz, self.least = counts.n_cells, counts.nnz, self._inner.least
+        self.n_cells, self.nnz = counts.n_cells, counts.nnz
+        self.least, self.count_bytes = self._inner.least, self._inner.count_bytes
         check_columns(columns, schema, self.n_cells, counts.store.where)
 
     @cached_property

@@ -3,15 +3,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 
+from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory, stream
 from scarcade.engine.contracts import Batch, Loader, Noise
 from scarcade.engine.errors import CorruptError, MissingChunkError, UsageError
 from scarcade.engine.schema import Position, Shard
-from tests.dataloaders.made import Made, make
+from tests.dataloaders.made import Made, made_cells, make
 
 CPU = torch.device("cpu")
 CONFIG = LoaderConfig(batch_size=64, window=640)
@@ -222,6 +224,19 @@ def test_a_window_that_would_not_fit_is_smaller(made: Made) -> None:
     plan = stream(made.store, "all", small, seed=1).plan
     assert plan.window == (1 << 20) // (2 * per_cell)
     assert stream(made.store, "all", LoaderConfig(batch_size=64), seed=1).plan.window == 32768
+
+
+def test_counts_that_take_more_memory_make_a_window_smaller(tmp_path: Path) -> None:
+    """Values that are no whole numbers are float32."""
+    path, counts = tmp_path / "a.h5ad", ad.AnnData(made_cells(600, 50).astype(np.float32))
+    counts.X.data += 0.5
+    counts.obs["batch"] = "a"
+    counts.write_h5ad(path)
+    store = ingest(path, tmp_path / "a.zarr", batch_key="batch", allow_noninteger=True, report=lambda _: None)
+    assert store.x_data.dtype == np.float32
+    small = LoaderConfig(batch_size=8, window=1 << 20, memory=1 << 20, validation=0)
+    per_cell = (store.x_indices.dtype.itemsize + 4) * store.nnz // store.n_cells
+    assert stream(store, "all", small, seed=1).plan.window == (1 << 20) // (2 * per_cell)
 
 
 def test_waiting_is_counted(made: Made) -> None:
