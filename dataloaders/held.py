@@ -56,15 +56,7 @@ class HeldSource:
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """Views of what is kept."""
-        have, chosen = self._kept(), self._chosen(runs)[order]
-        return Superbatch(
-            have.indices,
-            have.data,
-            starts=have.starts[chosen],
-            lengths=have.lengths[chosen],
-            rows=have.rows[chosen],
-            kept=self._on_gpu,
-        )
+        return self._kept().of_cells(self._chosen(runs)[order], self._on_gpu)
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
         self._kept()

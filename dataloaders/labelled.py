@@ -39,7 +39,7 @@ class SubsetSource:
         self.least, self.count_bytes = 0, source.count_bytes
         self._source, self._positions, self._hold = source, positions, hold
         self._held: Superbatch | None = None
-        self._on_gpu = Kept() if hold else None
+        self._on_gpu = Kept()
         # cells that a chunk holds: what lies between two wanted cells of one chunk costs nothing more
         self._gap = source.least * source.n_cells // max(1, source.nnz)
         per_cell = _BYTES * max(1, source.nnz // max(1, source.n_cells))
@@ -66,18 +66,9 @@ class SubsetSource:
         if self._hold and self._held is None:
             self._held = self._read(self._positions)
         if self._held is not None:
-            have, chosen = self._held, places[order]
-        else:
-            cells, back = self._cells(runs)
-            have, chosen = self._read(cells), back[order]
-        return Superbatch(
-            have.indices,
-            have.data,
-            starts=have.starts[chosen],
-            lengths=have.lengths[chosen],
-            rows=have.rows[chosen],
-            kept=self._on_gpu,
-        )
+            return self._held.of_cells(places[order], self._on_gpu)
+        cells, back = self._cells(runs)
+        return self._read(cells).of_cells(back[order])
 
     def labels(self) -> np.ndarray | None:
         codes = self._source.labels()

@@ -116,6 +116,11 @@ class Superbatch:
         self._kept = kept
         self._there: OnGpu | None = None
 
+    def of_cells(self, places: np.ndarray, kept: Kept | None = None) -> "Superbatch":
+        """The cells at some places, as views."""
+        cells = {"starts": self.starts[places], "lengths": self.lengths[places], "rows": self.rows[places]}
+        return Superbatch(self.indices, self.data, **cells, kept=kept)
+
     def on(self, device: "torch.device") -> "OnGpu":
         """The same in the memory of a GPU, copied when it is first asked for."""
         from scarcade.dataloaders.on_gpu import OnGpu, moved

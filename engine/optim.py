@@ -38,7 +38,7 @@ class OptimConfig(Section):
     )
 
     record: bool = Field(
-        True, description="on a GPU: record the steps once and replay them; the numbers are the same, sooner"
+        True, description="On a GPU: record the steps once and replay them; the numbers are the same, sooner."
     )
 
     kl_epochs: float | None = Field(400, ge=0, description="Epochs until the KL weight is at its full value.")

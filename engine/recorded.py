@@ -1,8 +1,8 @@
 """Steps of a training on a GPU, recorded once and replayed: CUDA graphs.
 
-A step is some hundred and fifty kernels, most of which a GPU has done before its host has asked for the next one: in
-batches of 128 cells it works for a tenth of the time. So the steps of a training are asked for one by one a few times,
-then once more to be recorded, and from then on by a single call. The kernels and their order are the same, and so are
+A step is some hundred and fifty kernels, most of which a GPU has done before its host has asked for the next one. So
+the steps of a training are asked for one by one a few times, then once more to be recorded, and from then on by a
+single call. The kernels and their order are the same, and so are
 the numbers, to the bit.
 
 What changes from step to step is put into memory that stays where it is: the counts, the small tensors of the cells,

@@ -31,7 +31,16 @@ _JOINED = ("mlflow.json", "wandb.json")  # which runs there this one is
 CURVES = "tensorboard"
 
 # What may differ between two starts of one run: where and how fast it is computed, not what.
-_FREE = ("scale.", "checkpoint.", "log.", "optim.log_every", "data.read_ahead", "data.path", "data.cache")
+_FREE = (
+    "scale.",
+    "checkpoint.",
+    "log.",
+    "optim.log_every",
+    "optim.record",
+    "data.read_ahead",
+    "data.path",
+    "data.cache",
+)
 _MAY_GROW = ("optim.epochs", "optim.max_steps")
 
 

@@ -1,6 +1,6 @@
 """The negative binomial likelihood from the decoder's logits on, on a GPU, as an autograd function.
 
-Two kernels (`likelihood_triton`), one for each way, in place of some fifty passes of torch over (cells x genes). Value
+Two kernels (`likelihood_triton`), one for each way, in place of torch's many passes over (cells x genes). Value
 and gradients agree with the formula in float64 to 1e-5 of the largest (tests/models/test_gpu_likelihood.py: on a CPU by
 Triton's interpreter, on a GPU where there is one). Nothing is added up by atomics: a run can be repeated to the bit.
 

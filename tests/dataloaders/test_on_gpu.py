@@ -60,8 +60,8 @@ def test_what_is_kept_is_moved_once() -> None:
     assert kept.on(loaded.indices, loaded.data, DEVICE) is first
 
 
+@needs_a_gpu
 def test_batches_on_a_gpu_are_those_of_a_cpu(store: Store) -> None:
-    """On a CPU this asks for nothing; `PackedCounts` on a GPU is compared where there is one."""
     config = LoaderConfig(batch_size=64, window=256)
     here, there = (stream(store, "train", config, seed=0, device=device) for device in (torch.device("cpu"), DEVICE))
     for epoch in (0, 1):
@@ -84,9 +84,14 @@ def test_a_window_that_a_batch_looks_into_is_not_written_over() -> None:
         found = counts.dense(DEVICE)
         torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
         again = counts.dense(DEVICE)
+        other = Superbatch(
+            loaded.indices, loaded.data + 1, starts=loaded.starts, lengths=loaded.lengths, rows=loaded.rows
+        )
         del loaded, counts
+        there = other.on(DEVICE)  # while the GPU still sleeps
         assert np.array_equal(found.cpu().numpy(), dense)
         assert np.array_equal(again.cpu().numpy(), dense)
+        assert np.array_equal(there.dense(0, 20, N_GENES).cpu().numpy(), dense + (dense > 0))
 
 
 @pytest.mark.parametrize("threads", [2, 5])

@@ -73,6 +73,16 @@ def test_more_epochs_continue_to_the_weights_of_a_longer_run(store: Store, tmp_p
     assert weights[0] == weights[1]
 
 
+def test_what_the_error_of_a_record_advises_can_be_done_in_the_same_folder(store: Store, tmp_path: Path) -> None:
+    """Replayed steps have the bits of others, so a run may go on without them."""
+    trained(store, tmp_path / "run", epochs=1)
+    optim = {**SMALL["optim"], "record": False}
+    trained(store, tmp_path / "run", epochs=2, settings={**SMALL, "optim": optim})
+    trained(store, tmp_path / "whole", epochs=2)
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
 def test_other_settings_are_refused_and_named(store: Store, tmp_path: Path) -> None:
     trained(store, tmp_path / "run")
     with pytest.raises(UsageError, match=r"--optim\.lr was 0\.001, now 0\.01"):
