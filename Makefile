@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test test-slow demo check format bench clean
+.PHONY: test test-long test-slow demo check format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,9 +15,12 @@ $(READY): pyproject.toml constraints.txt
 
 # Two at a time, a module's tests one after the other: they share its sessions, clusters and object stores.
 test: $(READY)          ## the test suite (minutes)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope
+	$(BIN)/python -m pytest -m "not long and not slow" -n 2 --dist loadscope
 
-test-slow: $(READY)     ## the long tests: kill -9 at random steps, real atlases, large made ones
+test-long: $(READY)     ## tests that take tens of seconds each: clusters, processes that are killed, every model anew
+	$(BIN)/python -m pytest -m "long and not slow" -n 2 --dist loadscope
+
+test-slow: $(READY)     ## tests of minutes: kill -9 at random steps, real atlases, large made ones
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadscope
 
 demo: $(READY)          ## simulate -> ingest -> train on Ray -> map -> report

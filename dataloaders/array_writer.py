@@ -54,23 +54,26 @@ class ArrayWriter:
         self.n += len(rows)
         start = 0
         while start < len(rows):
+            if self._filled == 0 and len(rows) - start >= len(self._chunk):
+                self._flush(rows[start : start + len(self._chunk)])
+                start += len(self._chunk)
+                continue
             take = min(len(rows) - start, len(self._chunk) - self._filled)
             self._chunk[self._filled : self._filled + take] = rows[start : start + take]
             self._filled += take
             start += take
             if self._filled == len(self._chunk):
-                self._flush()
+                self._flush(self._chunk)
+                self._filled = 0
 
-    def _flush(self) -> None:
-        self._chunk[self._filled :] = 0
-        self._filled = 0
+    def _flush(self, chunk: np.ndarray) -> None:
         if self._file is None:
             name = self._folder / "c" / str(self._shards)
             if self._row:
                 name.mkdir()
                 name = name / "0"
             self._file = open(name, "wb")  # noqa: SIM115 - closed when the shard is full
-        raw = self._chunk.view(np.uint8).reshape(-1) if self._chunk.size else np.zeros(0, np.uint8)
+        raw = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
         sealed = seal(self._packing.pack(raw, self.dtype.itemsize))
         self._index.append((self._file.tell(), len(sealed)))
         self._file.write(sealed)
@@ -91,7 +94,8 @@ class ArrayWriter:
     def close(self) -> None:
         """Write the last chunk, the last index and ``zarr.json``."""
         if self._filled:
-            self._flush()
+            self._chunk[self._filled :] = 0
+            self._flush(self._chunk)
         self._end_shard()
         chunk = self._chunk.shape
         shard = (chunk[0] * CHUNKS_PER_SHARD, *chunk[1:])

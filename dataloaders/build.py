@@ -16,6 +16,7 @@ from scarcade.dataloaders import merge
 from scarcade.dataloaders.counts import raise_to
 from scarcade.dataloaders.genes import GeneHistograms, most_variable, normalised_variance
 from scarcade.dataloaders.prefetch import Prefetch
+from scarcade.dataloaders.reused import reusing
 from scarcade.dataloaders.schema import DataWarning
 from scarcade.dataloaders.shuffle import Dealer, bits_for, buckets
 from scarcade.dataloaders.store import CellBlock, StoreWriter, open_store
@@ -94,7 +95,8 @@ class Build:
         except OSError as error:
             raise StorageError(f"{self.target}: cannot be written ({error.strerror})") from error
         try:
-            self._make(list(paths), work)
+            with reusing():
+                self._make(list(paths), work)
         except OSError as error:
             raise StorageError(f"{self.target}: cannot be written ({error.strerror or error})") from error
         finally:

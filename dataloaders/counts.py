@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from scarcade.dataloaders.reused import empty
 from scarcade.engine import csr
 from scarcade.engine.errors import CountsError, CsrError
 
@@ -144,7 +145,7 @@ def check_counts(
         bad = np.flatnonzero((data < 0) | (data > MAX_COUNT))
     else:
         wide = data.astype(np.float32) if data.dtype.itemsize < 4 else data
-        counts = np.empty(len(wide), np.uint32)
+        counts = empty(len(wide), np.uint32)
         if _whole(wide.astype(np.float64) if wide.dtype.itemsize > 8 else wide, counts):
             return counts
         with np.errstate(invalid="ignore"):
@@ -198,7 +199,7 @@ def take_rows(
     all_kept = bool((columns >= 0).all())
     same = all_kept and np.array_equal(columns, np.arange(len(columns)))
     most = int((csr.indptr[order + 1] - csr.indptr[order]).sum()) + 1  # one is written before it is known to be dropped
-    indices, data = np.empty(most, index_dtype), np.empty(most, value_dtype or csr.data.dtype)
+    indices, data = empty(most, index_dtype), empty(most, value_dtype or csr.data.dtype)
     _take(csr.indptr, csr.indices, csr.data, order, columns, all_kept, same, indptr, indices, data)
     indices, data = indices[: indptr[-1]], data[: indptr[-1]]
     if not (np.diff(columns[columns >= 0]) > 0).all():

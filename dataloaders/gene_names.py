@@ -36,6 +36,11 @@ def unversioned(names: Sequence[str]) -> list[str]:
 
 def looks_like(names: Sequence[str]) -> str:
     """ "Ensembl ids" or "gene symbols": what most of `names` are."""
+    return _looks_like(tuple(names))
+
+
+@lru_cache(maxsize=16)  # the same list is asked about some ten times
+def _looks_like(names: tuple[str, ...]) -> str:
     ids = sum(1 for name in names if _ENSEMBL.match(name) or _VERSIONED.match(name))
     return "Ensembl ids" if names and ids * 2 > len(names) else "gene symbols"
 

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from scarcade.dataloaders.reused import empty
 from scarcade.engine.cores import cores
 
 try:
@@ -21,6 +22,7 @@ except ImportError:  # no build for this machine: the same calls, slower
     import zlib  # type: ignore[no-redef]
 
 _Error: Any = zlib.error
+_AT_ONCE = 1 << 20  # bytes that a thread unpacks before it asks for more: to ask costs as much as a small chunk
 _MOST_THREADS = 8  # more would wait for the one that reads the file
 _lock = threading.Lock()
 _pool: tuple[int, ThreadPoolExecutor] | None = None  # of which process
@@ -55,16 +57,18 @@ class InflatedArray:
         if step != 1:
             raise IndexError(f"{self._dataset.name}: slices have a step of 1")
         size = self.chunks[0]
-        out = np.empty(max(0, stop - start), self.dtype)
+        out = empty(max(0, stop - start), self.dtype)
         chunks = range(start // size, -(-stop // size)) if len(out) else range(0)
         kept, self._last = self._last, None
+        if kept is not None and len(chunks) and kept[0] == chunks[0]:
+            self._put(kept[0], kept[1], out, start)
+            self._last = kept if len(chunks) == 1 else None
+            chunks = chunks[1:]
+        at_once = max(1, _AT_ONCE // (size * self.dtype.itemsize))
         waiting: list[Future[None]] = []
-        for number in chunks:
-            if kept is not None and kept[0] == number:
-                self._put(number, kept[1], out, start)
-                self._last = kept if number == chunks[-1] else None
-                continue
-            waiting.append(_threads().submit(self._unpack, number, self._stored(number), out, start, chunks[-1]))
+        for first in range(0, len(chunks), at_once):
+            stored = [(number, self._stored(number)) for number in chunks[first : first + at_once]]
+            waiting.append(_threads().submit(self._unpack, stored, out, start, chunks[-1]))
         for one in waiting:
             one.result()
         return out
@@ -77,15 +81,18 @@ class InflatedArray:
             return None
         return found
 
-    def _unpack(self, number: int, stored: tuple[int, bytes] | None, out: np.ndarray, start: int, last: int) -> None:
-        """In a thread: the values of a chunk into their place."""
-        values = None if stored is None or stored[0] else self._values(stored[1])
-        if values is None:  # HDF5 has the last word on what is odd, or damaged
-            first = number * self.chunks[0]
-            values = np.asarray(self._dataset[first : min(first + self.chunks[0], len(self))])
-        self._put(number, values, out, start)
-        if number == last:
-            self._last = number, values
+    def _unpack(
+        self, stored: list[tuple[int, tuple[int, bytes] | None]], out: np.ndarray, start: int, last: int
+    ) -> None:
+        """In a thread: the values of some chunks into their places."""
+        for number, found in stored:
+            values = None if found is None or found[0] else self._values(found[1])
+            if values is None:  # HDF5 has the last word on what is odd, or damaged
+                first = number * self.chunks[0]
+                values = np.asarray(self._dataset[first : min(first + self.chunks[0], len(self))])
+            self._put(number, values, out, start)
+            if number == last:
+                self._last = number, values
 
     def _values(self, packed: bytes) -> np.ndarray | None:
         """The values of a chunk, if it is gzip of as many as it should hold and its checksum is right."""

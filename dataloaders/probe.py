@@ -22,7 +22,8 @@ _PATIENCE_S = 10.0  # for a small file; a large one has a second more for every 
 _BYTES_PER_S = 5e6
 _START_S = 120.0
 _LARGEST_CHUNK = 1 << 28  # bytes
-_WHOLE = 1 << 20  # values of an array that are all read; of a longer one its ends
+_WHOLE = 1 << 20  # values of an array that are all read; of a longer one its ends:
+_ENDS = 1 << 16
 _child: "tuple[int, subprocess.Popen[bytes]] | None" = None
 _lock = threading.Lock()
 
@@ -97,7 +98,7 @@ def _look(path: str) -> None:
                 value[()]
                 return
             width = max(1, value.size // value.shape[0])
-            part = max(1, _WHOLE // width)
+            part = max(1, (_WHOLE if value.size <= _WHOLE else _ENDS) // width)
             if width <= _WHOLE:
                 value[:part]
                 if value.shape[0] > part:

@@ -4,20 +4,25 @@ A bucket is a range of keys, so the sorted buckets one after another are all cel
 file's cells of one bucket stand in a file of their own, in runs of raw arrays; nothing is held but one bucket.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scarcade.dataloaders.counts import Csr, take_rows
+from scarcade.dataloaders.reused import empty
 from scarcade.engine.errors import StorageError
 
 BUCKET = 32 << 20  # bytes of a bucket as it lies on the disk
 _MAX_BITS = 9  # 512 buckets: files that are open at once
 _HEADER = 4  # int64: cells, values, code of the values' type, code of the indices' type
+_ALIGNED = 8  # bytes
+_ZEROS = np.zeros(_ALIGNED, np.uint8)
 _TYPES = (np.uint16, np.uint32, np.float32, np.int32)
 
 
@@ -36,7 +41,7 @@ class Dealer:
 
     def __enter__(self) -> "Dealer":
         names = [self._folder / f"bucket-{bucket}" for bucket in range(1 << self._bits)]
-        self._files = [self._stack.enter_context(name.open("wb")) for name in names]
+        self._files = [self._stack.enter_context(name.open("wb", buffering=0)) for name in names]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,9 +65,8 @@ class Dealer:
                     continue
                 values = slice(dealt.indptr[start], dealt.indptr[stop])
                 types = [_TYPES.index(data.dtype.type), _TYPES.index(indices.dtype.type)]
-                np.array([stop - start, values.stop - values.start, *types], np.int64).tofile(file)
-                for part in (rows[start:stop], lengths[start:stop], indices[values], data[values]):
-                    part.tofile(file)
+                header = np.array([stop - start, values.stop - values.start, *types], np.int64)
+                _write(file, (header, rows[start:stop], lengths[start:stop], indices[values], data[values]))
         except OSError as error:
             raise StorageError(f"{self._folder}: the disk did not take the cells ({error})") from error
         return dealt, order
@@ -98,8 +102,8 @@ def buckets(
         row = np.concatenate([rows for _, rows, _, _, _ in runs])
         indptr = np.zeros(len(row) + 1, np.int64)
         np.cumsum(np.concatenate([lengths for _, _, lengths, _, _ in runs]), out=indptr[1:])
-        indices = np.concatenate([part for _, _, _, part, _ in runs])
-        data = np.concatenate([part for _, _, _, _, part in runs])  # of the widest type among them
+        indices = _joined([part for _, _, _, part, _ in runs])
+        data = _joined([part for _, _, _, _, part in runs])
         del runs
         keys = np.empty(len(row), np.uint64)
         for s, known in enumerate(keys_of):
@@ -110,6 +114,12 @@ def buckets(
         repeated = _settle(csr, keys, order)
         taken = take_rows(csr, order, columns, n_out, index_dtype=types[0], value_dtype=types[1])
         yield Bucket(taken, keys[order], source[order], row[order], repeated)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One behind the other, in the widest type among them."""
+    out = empty(sum(len(part) for part in parts), np.result_type(*parts))
+    return np.concatenate(parts, out=out)
 
 
 def _settle(csr: Csr, keys: np.ndarray, order: np.ndarray) -> int:
@@ -143,12 +153,36 @@ def _bucket(keys: np.ndarray, bits: int) -> np.ndarray:
     return (keys >> np.uint64(64 - bits)).astype(np.uint16)
 
 
+def _write(file: FileIO, parts: Sequence[np.ndarray]) -> None:
+    """Parts one behind the other, each from a multiple of eight bytes on, by one call of the system."""
+    views = []
+    for part in parts:
+        views += [part.view(np.uint8).data, _ZEROS[: -part.nbytes % _ALIGNED].data]
+    n_written = os.writev(file.fileno(), views)
+    if n_written < sum(len(view) for view in views):
+        left = memoryview(b"".join(views))[n_written:]
+        while left:
+            left = left[file.write(left) :]
+
+
 def _runs(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(rows, lengths, indices, values) of each run in a bucket file."""
+    content, place = empty(path.stat().st_size, np.uint8), 0
     with open(path, "rb") as file:
-        while len(header := np.fromfile(file, np.int64, _HEADER)):
-            n_cells, n_values, value_type, index_type = (int(one) for one in header)
-            rows = np.fromfile(file, np.int64, n_cells)
-            lengths = np.fromfile(file, np.uint32, n_cells)
-            indices = np.fromfile(file, _TYPES[index_type], n_values)
-            yield rows, lengths, indices, np.fromfile(file, _TYPES[value_type], n_values)
+        if file.readinto(content.data) != len(content):
+            raise StorageError(f"{path}: was cut while it was read")
+
+    def take(dtype: Any, n: int) -> np.ndarray:
+        nonlocal place
+        start, stop = place, place + n * np.dtype(dtype).itemsize
+        place = stop + -stop % _ALIGNED
+        return content[start:stop].view(dtype)
+
+    while place < len(content):
+        n_cells, n_values, value_type, index_type = take(np.int64, _HEADER).tolist()
+        yield (
+            take(np.int64, n_cells),
+            take(np.uint32, n_cells),
+            take(_TYPES[index_type], n_values),
+            take(_TYPES[value_type], n_values),
+        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scarcade.dataloaders import kernels
+from scarcade.dataloaders.reused import Lease, Lent
 
 if TYPE_CHECKING:  # torch is two seconds at the start of every command that reads a store
     import torch
@@ -35,9 +36,9 @@ class BufferPool:
     def lend(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Two buffers of at least `n` entries."""
         pair = self._taken(n)
-        lease = _Lease()
+        lease = Lease()
         weakref.finalize(lease, self._give_back, pair).atexit = False
-        return _Lent(pair[0], lease).array(), _Lent(pair[1], lease).array()
+        return Lent(pair[0], lease).array(), Lent(pair[1], lease).array()
 
     def _taken(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
@@ -55,25 +56,6 @@ class BufferPool:
     def _give_back(self, pair: tuple[np.ndarray, np.ndarray]) -> None:
         with self._lock:
             self._free.append(pair)
-
-
-class _Lease:
-    """Of a pair of buffers, which end their loan together."""
-
-    __slots__ = ("__weakref__",)
-
-
-class _Lent:
-    """Memory as numpy asks for it: an array made of it, and every view into that, holds this, and so the lease."""
-
-    __slots__ = ("__array_interface__", "lease")
-
-    def __init__(self, buffer: np.ndarray, lease: _Lease) -> None:
-        self.__array_interface__ = buffer.__array_interface__
-        self.lease = lease
-
-    def array(self) -> np.ndarray:
-        return np.asarray(self)
 
 
 class Kept:

@@ -18,10 +18,10 @@ import pandas as pd
 
 from scarcade.dataloaders.array_layout import COUNTS_PER_CHUNK, Packing
 from scarcade.dataloaders.array_writer import ArrayWriter, StringWriter
+from scarcade.dataloaders.elements import consolidate, write_element, write_group
 from scarcade.engine import csr
 from scarcade.engine.errors import CategoryError, CountsError, CsrError, GenesError, InputError, LimitError
 from scarcade.engine.folder import committed
-from scarcade.engine.quiet import quiet
 from scarcade.engine.schema import Schema
 
 FORMAT = 1
@@ -100,17 +100,6 @@ class _Column:
             write_group(self._folder, "categorical", "0.2.0", ordered=self._ordered)
 
 
-def write_group(folder: Path, kind: str, version: str, **attributes: Any) -> None:
-    """``zarr.json`` of a group of AnnData's; the folder is made if it is not there."""
-    folder.mkdir(exist_ok=True)
-    meta = {
-        "attributes": {"encoding-type": kind, "encoding-version": version, **attributes},
-        "zarr_format": 3,
-        "node_type": "group",
-    }
-    (folder / "zarr.json").write_text(json.dumps(meta, indent=1))
-
-
 @contextmanager
 def anndata_folder(
     path: Path, finish: Callable[[], Mapping[str, Any]], *, extra: Mapping[str, Any], replace: bool
@@ -123,17 +112,11 @@ def anndata_folder(
     """
     with committed(path, extra=extra, replace=replace) as folder:
         yield folder
-        import anndata as ad  # which take memory that the block may need
-        import zarr
-
         elements = finish()
         write_group(folder, "anndata", "0.1.0")
-        root = zarr.open_group(folder, mode="r+")
-        with quiet(), ad.settings.override(auto_shard_zarr_v3=False):  # settings, too, are of the process
-            for place, value in elements.items():
-                group, _, name = place.rpartition("/")
-                ad.io.write_elem(root[group] if group else root, name, value)
-            zarr.consolidate_metadata(root.store)  # so that readers need not list, and wonder at our manifest
+        for place, value in elements.items():
+            write_element(folder / place, value)
+        consolidate(folder)
 
 
 class StoreWriter:

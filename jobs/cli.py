@@ -5,6 +5,7 @@ that begins with ``error:`` (`exits.py`). A TOML file given by --config may hold
 ones at its top, the fields of sections in tables; the command line wins.
 """
 
+import atexit
 import difflib
 import gc
 import inspect
@@ -68,6 +69,7 @@ def run(argv: list[str]) -> int:
     finally:
         gc.freeze()  # nor later
         gc.enable()
+        atexit.register(gc.freeze)  # nor when the process ends: Python would look through all modules again
     return int(function(*bound.args, **bound.kwargs) or 0)
 
 

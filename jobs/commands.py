@@ -5,6 +5,7 @@ Results go to stdout, progress and notes to stderr. Every command imports what i
 """
 
 import math
+import os
 import time
 from json import dumps
 from pathlib import Path
@@ -111,6 +112,7 @@ def ingest(
     common: Common = COMMON,
 ) -> None:
     """Make one checked, shuffled, sharded store of many files."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's and scipy's, which only look for work here
     from scarcade.dataloaders.ingest import ingest as run
 
     with Bar("ingesting") as bar:

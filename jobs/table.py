@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from scarcade.dataloaders.array_writer import ArrayWriter, StringWriter
-from scarcade.dataloaders.writer import anndata_folder, smallest_codes, write_group
+from scarcade.dataloaders.elements import write_group
+from scarcade.dataloaders.writer import anndata_folder, smallest_codes
 from scarcade.engine.errors import CategoryError
 from scarcade.engine.schema import Categories
 

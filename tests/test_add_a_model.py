@@ -41,6 +41,7 @@ def test_its_own_tests_pass(ldvae: Any) -> None:
         test()
 
 
+@pytest.mark.long
 def test_it_is_trained_mapped_onto_updated_and_asked(
     ldvae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,12 +75,14 @@ def weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(place / name / "model" / "model.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_one_worker_has_the_weights_of_no_worker(name: str, trained: dict[int, Path]) -> None:
     here, there = weights(trained[0], name), weights(trained[1], name)
     assert all(torch.equal(here[key], there[key]) for key in here)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_two_workers_have_the_losses_and_weights_of_one(name: str, trained: dict[int, Path]) -> None:
     one, two = (list(MetricsFile(trained[n] / name / "metrics.jsonl").read()) for n in (1, 2))

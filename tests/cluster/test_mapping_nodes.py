@@ -14,6 +14,7 @@ from tests.faults.mapping import MappingProcess, done, good_queries, made_refere
 SETTINGS: dict[str, Any] = {"epochs": 3, "optim": {"lr": 0.01}, "threads": 1}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_node_is_lost_in_the_middle(tmp_path: Path, short: Path) -> None:
     reference, cells = made_reference(tmp_path)

@@ -16,7 +16,7 @@ from scarcade.jobs.cli import main
 from tests.cluster.head import Head, head
 
 pytest.importorskip("aiohttp_cors", reason="a Ray head that takes jobs needs ray[default]")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def lose(nodes: Nodes, training: Recording, number: int, groups: int) -> float:
     return training.reach(groups, 1) - began
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_lost_node_is_gone_on_without(store: Path, tmp_path: Path, short: Path, begun: list[Recording]) -> None:
     with cluster_of(short / "ray", 1, 1) as nodes:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -12,6 +13,7 @@ from tests.every_model import made_store, same_on_any_workers
 from tests.jobs.test_update import QUICK, new_cells, new_store, updated
 
 
+@pytest.mark.long
 def test_two_workers_update_as_none_does(tmp_path: Path) -> None:
     store = made_store(tmp_path / "a.zarr")
     settings = same_on_any_workers("scanvi", store.schema)

@@ -41,6 +41,7 @@ def run(files: Any, out: Path, **settings: Any) -> Store:
         return ingest(files, out, report=quiet, **settings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", ["h5ad", "v2.zarr", "v3.zarr"])
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 def test_every_layout_of_every_format_gives_the_same_store(tmp_path: Path, suffix: str, layout: str) -> None:
@@ -293,6 +294,7 @@ def test_files_without_cells(tmp_path: Path) -> None:
     assert run([empty, full], tmp_path / "s.zarr", batch_key="batch").n_cells == 60
 
 
+@pytest.mark.long
 def test_files_are_read_by_ray_tasks_to_the_same_store(tmp_path: Path) -> None:
     files = [written(adata(50, 12, seed=i, prefix=f"{i}-"), tmp_path / f"{i}.h5ad") for i in range(3)]
     here = run(files, tmp_path / "here.zarr", hvg=6)

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+import pytest
+
 from scarcade.engine import ahead
 from scarcade.engine.cluster import cluster, is_private
 
@@ -24,6 +26,7 @@ def test_it_is_taken_and_lasts_until_its_end() -> None:
     assert not is_private()
 
 
+@pytest.mark.long
 def test_another_one_is_started_where_another_is_wanted() -> None:
     ahead.begin(3)
     with cluster(cpus=2):

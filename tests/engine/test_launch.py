@@ -115,6 +115,7 @@ def test_a_private_session_has_the_processes_that_it_uses(session: Path) -> None
     assert not [name for name in ("monitor.py", "dashboard.py", "log_monitor.py") if name in running]
 
 
+@pytest.mark.long
 def test_workers_form_a_world_and_speak_to_the_driver(session: Path, tmp_path: Path) -> None:
     told: list[Mapping[str, Any]] = []
     found = launched(look, tmp_path / "run", told, workers=2, threads=1)
@@ -130,6 +131,7 @@ def test_an_error_of_ours_on_one_worker_comes_out_as_itself_and_is_not_retried(s
     assert (tmp_path / "run.attempts").read_text() == "xx"
 
 
+@pytest.mark.long
 def test_a_crash_is_retried_and_then_told_in_one_line(session: Path, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"max_failures 1 allows \(.*a bug in a worker"):
         launched(crash, tmp_path / "run", workers=1, threads=1, max_failures=1)

@@ -50,6 +50,7 @@ def summed(world: World, slow: int) -> dict[str, Any]:
     return {"found": found, "group": group, "maps": Path("/proc/self/maps").read_text()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_worker_has_the_sum_in_the_order_of_the_ranks(size: int, tmp_path: Path) -> None:
     runs = on_workers(size, tmp_path, summed, size - 1)
@@ -107,6 +108,7 @@ def _work(rank: int, meeting: str, results: Any, end: str) -> None:
             results.put((str(error), time.monotonic() - began))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["killed", "left"])
 def test_who_waits_for_a_worker_that_goes_fails_at_once(end: str, tmp_path: Path) -> None:
     context = mp.get_context("spawn")
@@ -196,6 +198,7 @@ def unclosed(world: World) -> int:
     return Path("/proc/self/maps").read_text().count("scarcade-sums")
 
 
+@pytest.mark.long
 def test_what_nobody_closes_goes_with_its_model(tmp_path: Path) -> None:
     assert on_workers(2, tmp_path, unclosed) == [0, 0]
 
@@ -222,5 +225,6 @@ def with_an_empty_parameter(world: World) -> list[float]:
     return [*found, *model[0].grad.tolist()]
 
 
+@pytest.mark.long
 def test_a_parameter_without_numbers_is_no_obstacle(tmp_path: Path) -> None:
     assert on_workers(2, tmp_path, with_an_empty_parameter) == [[2.0] * 4] * 2

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from scarcade.engine.contracts import Batch
@@ -45,6 +46,7 @@ def gradient(world: World) -> tuple[float, np.ndarray, list[int]]:
     return penalty.item(), linear.weight.grad.numpy().copy(), batch.together(batch.batch).tolist()
 
 
+@pytest.mark.long
 def test_a_penalty_on_three_workers_is_that_of_one(tmp_path: Path) -> None:
     (alone,) = on_workers(1, tmp_path, gradient)
     for penalty, of_weight, rows in on_workers(3, tmp_path, gradient):

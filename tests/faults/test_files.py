@@ -99,6 +99,7 @@ def test_a_query_without_a_gene_in_common(tmp_path: Path) -> None:
     assert (told.value.code, told.value.exit_code) == ("E_GENES", 4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("part", ["X/data", "X/indices", "var/_index", "obs/_index"])
 @pytest.mark.parametrize("how", ["missing", "empty"])

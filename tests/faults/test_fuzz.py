@@ -123,6 +123,7 @@ def damaged(original: Path, target: Path, rng: np.random.Generator) -> str:
     return f"{how.__name__} {victim.relative_to(target.parent)}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["csr.h5ad", "csc.h5ad", "dense.h5ad", "v2.zarr", "v3.zarr", "store.zarr"])
 def test_damaged_bytes(child: Child, originals: dict[str, Path], tmp_path: Path, kind: str) -> None:
     whole = child.ask(originals[kind], kind)["ok"]

@@ -63,6 +63,7 @@ def weights(out: Path) -> bytes:
     return (out / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_killed_twice_and_continued_it_has_the_same_bits(name: str, store: Store, tmp_path: Path) -> None:
     train(store, name, out=tmp_path / "whole", settings=settings(name, store), progress=lambda _: None)

@@ -27,6 +27,7 @@ REASONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "n_good",

@@ -40,6 +40,7 @@ def ended(family: list[psutil.Process], seconds: float) -> bool:
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("workers", "n"),

@@ -37,6 +37,7 @@ def session() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_crash_is_tried_again_alone_and_then_told_by_its_signal(

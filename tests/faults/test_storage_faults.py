@@ -62,6 +62,7 @@ def settings(**data: Any) -> dict[str, Any]:
     return {**SETTINGS, "data": {**SETTINGS["data"], **data}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("share", "gb"),
     [

@@ -151,6 +151,7 @@ def test_what_a_model_does_not_offer_is_refused(store: Store, models: Callable[[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_a_mapped_query_becomes_a_part_of_its_reference(
     name: str, store: Store, models: Callable[[str], Path], tmp_path: Path

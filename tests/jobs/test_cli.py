@@ -220,6 +220,7 @@ def test_a_folder_that_cannot_be_written_ends_with_5(
     assert "--out" in message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_tidily(number: signal.Signals, code: int, tmp_path: Path, atlas: Atlas) -> None:
     command = [sys.executable, "-u", "-m", "scarcade.jobs.cli", "map", str(atlas.model), str(atlas.query)]

@@ -141,6 +141,7 @@ def _latents(model: Any, store: Store) -> list[np.ndarray]:
 TRIED: list[dict[str, Any]] = [{}, {"query_mode": "train", "train_decoder_norm": True}]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("title", REFERENCES)
 def test_surgery_leaves_the_reference_as_it_was(
     title: str, store: Store, references: Callable[[str], Reference]
@@ -215,6 +216,7 @@ def _zeros(cells: ad.AnnData) -> ad.AnnData:
     return cells
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_how_a_query_spells_its_genes_changes_nothing(
     name: str, store: Store, references: Callable[[str], Reference], tmp_path: Path

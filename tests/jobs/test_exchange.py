@@ -46,6 +46,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "kind"), FOREIGN.items())
 def test_a_model_is_imported_and_mapped_onto_by_commands(
     name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -73,6 +74,7 @@ def test_a_model_is_imported_and_mapped_onto_by_commands(
     assert np.isfinite(latent).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["trVAE_nb", "expiMap", "scGen"])
 def test_a_folder_of_scarches_that_is_broken_is_told(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

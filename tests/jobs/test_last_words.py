@@ -18,6 +18,7 @@ with speaking(Path(sys.argv[1]), "one"):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "told"),
     [

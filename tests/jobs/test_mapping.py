@@ -250,6 +250,7 @@ def test_labels_of_the_query_are_scored_and_never_seen_by_training(atlas: Atlas,
     assert scored["composition"] == plain["labels"]["label"]["composition"]
 
 
+@pytest.mark.long
 def test_ray_tasks_give_what_one_process_gives(atlas: Atlas, tmp_path: Path) -> None:
     queries = {"a": ad.read_h5ad(atlas.query), "b": atlas.query, "bad": ad.AnnData(np.ones((3, 2), np.float32))}
     here = map_queries(atlas.model, queries, tmp_path / "here", threads=1, **QUICK)

@@ -73,6 +73,7 @@ def test_a_query_of_one_batch_is_in_the_batch_named_after_it_and_names_may_repea
     assert found.obs_names.is_unique
 
 
+@pytest.mark.long
 def test_scanpy_works_on_what_was_merged(atlas: Atlas, tmp_path: Path) -> None:
     sc = pytest.importorskip("scanpy")
     map_queries(atlas.model, atlas.query, tmp_path / "out", merge=tmp_path / "all.zarr", **QUICK).raise_if_failed()

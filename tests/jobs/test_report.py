@@ -193,6 +193,7 @@ def test_a_hundred_queries_take_ten_milliseconds_each_and_three_megabytes(mapped
     assert path.stat().st_size < 3_000_000
 
 
+@pytest.mark.long
 def test_it_needs_no_plotting_library() -> None:
     script = "import sys, scarcade.jobs.mapping, scarcade.jobs.report; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)

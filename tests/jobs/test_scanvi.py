@@ -87,6 +87,7 @@ def test_more_epochs_continue_to_the_weights_of_a_longer_run(store: Store, tmp_p
     assert weights[0] == weights[1]
 
 
+@pytest.mark.long
 def test_labels_that_neighbours_contradict_are_not_learnt(store: Store, tmp_path: Path) -> None:
     first = Path(train(store, out=tmp_path / "scvi", settings=SMALL, epochs=3, progress=lambda _: None).path) / "model"
     told: list[str] = []

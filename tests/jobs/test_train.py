@@ -180,6 +180,7 @@ def test_a_recipe_goes_before_defaults_and_settings_before_a_recipe(store: Store
     assert resolved({"scale": {"workers": 9}}, store=store).data.lanes == 16
 
 
+@pytest.mark.long
 def test_a_run_begun_on_one_number_of_threads_and_another_hash_seed_has_the_same_bits(
     store: Store, tmp_path: Path
 ) -> None:

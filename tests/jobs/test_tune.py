@@ -42,6 +42,7 @@ def sampled(trials: list[Trial]) -> list[dict[str, Any]]:
     return [trial.parameters for trial in trials]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_leaves_tables_a_report_and_a_configuration_that_train_takes(store: Store, tmp_path: Path) -> None:
     from scarcade.jobs.cli import main
@@ -83,6 +84,7 @@ def test_a_search_leaves_tables_a_report_and_a_configuration_that_train_takes(st
     assert (out / "refit" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_that_fails_fails_alone(store: Store, tmp_path: Path) -> None:
     space = {"optim.lr": {"grid": [1e-3, 1e30]}}
@@ -150,6 +152,7 @@ def test_what_cannot_be_meant_is_told_before_anything_starts(store: Store, tmp_p
         assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_search_is_held_to_what_it_began_with(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "s"

@@ -81,6 +81,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.long
 def test_trials_of_two_workers_are_those_of_one_and_wait_for_each_other(store: Store, tmp_path: Path) -> None:
     # two trials at a time are asked for, and there is room for one: with half of each they would wait for ever
     found = searched(store, tmp_path / "two", workers=2, tune={"concurrent": 2})
@@ -124,6 +125,7 @@ def test_a_trial_whose_member_is_killed_continues_from_its_checkpoint(store: Sto
     assert found.best.curve == whole.best.curve
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_between_two_trials_is_replaced(store: Store, tmp_path: Path) -> None:
     gone: set[int] = set()
 
@@ -141,6 +143,7 @@ def test_a_worker_that_dies_between_two_trials_is_replaced(store: Store, tmp_pat
     assert [trial.epochs for trial in found.trials] == [20, 20]
 
 
+@pytest.mark.long
 def test_what_a_worker_cannot_read_is_told_as_it_is(tmp_path: Path) -> None:
     damaged = simulate(tmp_path / "a.zarr", cells=12_000, genes=300, batches=2, labels=3, seed=2)
     path = damaged.path / "X" / "data" / "c" / "0"
@@ -151,6 +154,7 @@ def test_what_a_worker_cannot_read_is_told_as_it_is(tmp_path: Path) -> None:
         searched(damaged, tmp_path / "s", workers=2, space={"optim.lr": {"grid": [1e-3]}})
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_fails_alone_and_its_workers_train_the_next(store: Store, tmp_path: Path) -> None:
     until(lambda: not members())  # the search before this one is over; its processes may still be on their way out
     seen: set[int] = set()

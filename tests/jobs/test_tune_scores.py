@@ -39,6 +39,7 @@ def trained(config: TrainConfig, store: Store, *, epochs: int) -> AtlasModel:
     return model
 
 
+@pytest.mark.long
 def test_a_trained_model_scores_better_than_one_that_is_not(store: Store) -> None:
     config = configured(store)
     before = validation_scores(built(config, store.schema), store, config, list(SCORES), 0)

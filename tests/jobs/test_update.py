@@ -67,6 +67,7 @@ def updated(store: Store, reference: Path, out: Path, said: list[str] | None = N
     return out / "model"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_two_updates_by_surgery_leave_the_old_cells_and_bring_the_new(
     name: str, store: Store, references: Callable[[str], Path], tmp_path: Path
@@ -172,6 +173,7 @@ def test_surgery_moves_no_weight_of_the_reference(
     assert any(len(new[name]) > len(tensor) for name, tensor in old.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_a_reference_of_one_batch_can_be_updated(name: str, store: Store, tmp_path: Path) -> None:
     made = new_store(new_cells(store, "only"), tmp_path / "one.zarr")

@@ -74,6 +74,7 @@ def test_queries_are_mapped_from_an_object_store_onto_a_reference_in_it(
     assert again.queries == there.queries[:2]
 
 
+@pytest.mark.long
 def test_a_task_of_ray_fetches_its_own_query(bucket: Callable[[str], str], atlas: Atlas, tmp_path: Path) -> None:
     queries = {"url": bucket("in/donor.h5ad"), "memory": ad.read_h5ad(atlas.query)[:50].copy()}
     result = map_queries(atlas.model, queries, tmp_path, workers=1, threads=1, **QUICK)

@@ -34,6 +34,7 @@ def rich(atlas: Atlas) -> ad.AnnData:
     return cells
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("after", ["h5ad", "zarr"])
 @pytest.mark.parametrize("before", ["h5ad", "zarr", "memory"])

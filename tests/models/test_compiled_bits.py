@@ -82,6 +82,7 @@ print(*(hashlib.sha256(array.tobytes()).hexdigest()[:12] for array in (*found, t
 """
 
 
+@pytest.mark.long
 def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> None:
     printed = [
         subprocess.run(

@@ -39,6 +39,7 @@ def steps(model: Expimap, batch: Batch, n: int, lr: float = 5e-3) -> list[float]
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "config",
     [

@@ -63,6 +63,7 @@ def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("theta", ["gene", "cell", "table"])
 @pytest.mark.parametrize("family", ["nb", "zinb"])
 @pytest.mark.parametrize("n_genes", [1, 512, 700])
@@ -75,6 +76,7 @@ def test_value_and_gradients_are_those_of_the_formula(family: Family, theta: str
             assert error(found, exact) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("largest", [100, 2_000, 60_000])
 @pytest.mark.parametrize("family", ["nb", "zinb"])
 @pytest.mark.parametrize("theta", [-3.0, 0.0, 4.0])

@@ -138,6 +138,7 @@ def same(one: Member, other: Member) -> bool:
     return one.rows.keys() == other.rows.keys() and all(torch.equal(one.rows[k], other.rows[k]) for k in one.rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_and_latent_are_those_of_training_alone(name: str, double: bool) -> None:
@@ -170,6 +171,7 @@ def test_weights_and_latent_are_those_of_training_alone(name: str, double: bool)
     assert reference_hash(model) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -196,6 +198,7 @@ def test_a_query_has_the_same_bits_in_any_company(name: str, changes: dict[str, 
             ]
 
 
+@pytest.mark.long
 def test_rates_and_early_stopping_are_each_query_s_own() -> None:
     model = reference("scvi")
     optim = OptimConfig(

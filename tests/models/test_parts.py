@@ -47,6 +47,7 @@ def trained(name: str, store: Store, parts: int, **changes: Any) -> tuple[AtlasM
     return model, fit(model, loader, None, OptimConfig(epochs=2, accumulate=parts), seed=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_the_weights_are_those_of_whole_batches(name: str, store: Store) -> None:
     (whole, wanted), (parted, found) = (trained(name, store, parts) for parts in (1, 3))
@@ -58,6 +59,7 @@ def test_the_weights_are_those_of_whole_batches(name: str, store: Store) -> None
             assert line[term] == pytest.approx(expected[term], rel=1e-4, abs=1e-4), term
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

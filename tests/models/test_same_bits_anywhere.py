@@ -73,6 +73,7 @@ def test_kernels(*, zinb: bool, frozen: bool) -> None:
     assert len(repeated(of_frozen if frozen else whole)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients(case: str) -> None:
     name, settings = CASES[case]

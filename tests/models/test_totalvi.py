@@ -151,6 +151,7 @@ def test_the_adversary_is_on_where_cells_lack_proteins() -> None:
     assert "adversary_fooled" not in model.eval().losses(batch, Step(), None).terms
 
 
+@pytest.mark.long
 def test_it_trains() -> None:
     model, batch = made(without=2)
     model.observe([batch])

@@ -24,6 +24,7 @@ def noise_of(batch: Batch, seed: int = 0) -> Noise:
     return Noise([((seed,), len(batch))])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 @pytest.mark.parametrize("recon_loss", ["nb", "zinb", "mse"])
 def test_it_learns_and_every_weight_has_a_gradient(recon_loss: str, norm: str) -> None:

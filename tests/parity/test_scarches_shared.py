@@ -122,6 +122,7 @@ def test_surgery_keeps_the_reference_and_appends(name: str) -> None:
             np.testing.assert_array_equal(value, before[key])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("state", ["init", "trained"])
 @pytest.mark.parametrize("name", CASES)
