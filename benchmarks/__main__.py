@@ -1,7 +1,7 @@
 """All benchmarks that need nothing but this environment, one after the other (``make bench``).
 
-Those with a peer take its interpreter as an option and are run by hand: each module's first lines say how. Training is
-told here and not written, for its results are those beside the originals.
+Those with a peer take its interpreter as an option and are run by hand: each module's first lines say how. Loading and
+training are told here and not written, for their results are those beside the peers.
 """
 
 import subprocess

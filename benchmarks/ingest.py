@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import as_installed
 from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 
@@ -93,7 +94,7 @@ def make(folder: Path, options: argparse.Namespace) -> tuple[Path, list[Path]]:
 def measured(command: list[str]) -> dict[str, Any]:
     """Seconds, CPU seconds and the largest process's memory of a command that must succeed, and what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, *command], stdout=subprocess.PIPE, text=True, check=True, env=os.environ
+        [sys.executable, "-c", WATCH, *command], stdout=subprocess.PIPE, text=True, check=True, env=as_installed()
     )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     if found.pop("rc"):

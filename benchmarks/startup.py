@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import as_installed
+
 RESULTS = Path(__file__).parent / "results" / "startup.json"
 BARS = {"help": 0.4, "train, first step": 5.0, "map one query": 6.0, "2 Ray workers, first step": 20.0}
 
@@ -31,6 +33,7 @@ def run(*command: str | Path) -> tuple[float, float]:
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=as_installed(),
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

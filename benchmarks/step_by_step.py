@@ -10,7 +10,7 @@ first sixty steps are left out. Prints the median and the lower quartile of a st
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from scarcade.models import MODELS, normal
 BEGINNING = 60  # steps: compiling, and memory that is touched for the first time
 BATCH = {"scvi": 128, "scanvi": 128, "totalvi": 256, "scgen": 32}
 # of each change: where it is, its name there, and what stood in its place
-CHANGES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+CHANGES: dict[str, tuple[Any, str, Any]] = {
     "latent": (normal, "_is_compiled", lambda weight_LH: False),
     "finite": (loop, "finite_where", get_total_norm),
+    "alone": (loop, "alone", nullcontext),
 }
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scarcade.engine.pool import alone, together
+
 BETAS = (0.9, 0.999)
+LARGE = 1 << 16  # numbers from which on threads share a parameter: torch has them share every one
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -42,6 +45,18 @@ class Adam:
     def step(self) -> None:
         """One update, in place."""
         moved = [parameter for parameter in self.parameters if parameter.grad is not None]
+        if not moved:
+            return
+        if self.parameters[0].device.type != "cpu":
+            self._move(moved)
+            return
+        small = [parameter for parameter in moved if parameter.numel() < LARGE]
+        with alone():
+            self._move(small)
+        with together():
+            self._move([parameter for parameter in moved if parameter.numel() >= LARGE])
+
+    def _move(self, moved: list[nn.Parameter]) -> None:
         if not moved:
             return
         kept = [self.state.get(parameter) or self._first(parameter) for parameter in moved]

@@ -30,6 +30,7 @@ from scarcade.engine.optim import (
     restore_moments,
 )
 from scarcade.engine.parts import parts_of
+from scarcade.engine.pool import alone, shares_its_work
 from scarcade.engine.precision import products_in
 from scarcade.engine.profile import LOADING, Stopwatch
 from scarcade.engine.readback import Readback
@@ -241,7 +242,8 @@ class Run:
         batch = batch.to(world.device)
         numbers = None if self.recorder is None else self.recorder.step(batch, where, self.seed, asked)
         if numbers is None:
-            asked_of = self._asked_for(batch, where, asked)
+            with alone() if shares_its_work(self.model) else nullcontext():
+                asked_of = self._asked_for(batch, where, asked)
         else:
             asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
         self.contract.after_step(where)

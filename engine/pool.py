@@ -8,20 +8,69 @@ Where torch has no such library, or its threads sleep at once, they are a pool o
 
 import ctypes
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from scarcade.engine.openmp import spins
 
+_allowed = threading.local()  # threads of this thread while it is `alone`
 CHUNK = 32  # rows, or units that lie side by side: two lines of a cache
 Body = Callable[[], None]
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def threads() -> int:
+    """How many threads may share the work of this one, which is among them."""
+    return getattr(_allowed, "n", 0) or torch.get_num_threads()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block torch's operations stay on this thread; `run` and `together` have as many as before.
+
+    Torch, and the MKL in it, share out even an exponential of a hundred numbers. To have another thread take part costs
+    more than the operation, and where another process has the core of that thread, milliseconds: all wait until the
+    system lets it go on. In a step of some hundred operations that is twenty times the step.
+    """
+    n, before = torch.get_num_threads(), getattr(_allowed, "n", 0)
+    if n == 1:
+        yield
+        return
+    _allowed.n = n
+    torch.set_num_threads(1)  # of this thread: each has a number of its own
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n)
+        _allowed.n = before
+
+
+def shares_its_work(model: nn.Module) -> bool:
+    """Whether what is large in its steps goes through `run` or `together` by itself."""
+    return bool(getattr(model, "compiled", False))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within the block torch's operations are shared by all threads, also where this one is `alone`."""
+    n = getattr(_allowed, "n", 0)
+    if not n:
+        yield
+        return
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
 
 
 def run(
@@ -39,7 +88,7 @@ def run(
         on: calls a function on n threads, this one among them; default: `team`, or `pool` (see above).
     """
     n_chunks = -(-n_rows // chunk)
-    n_threads = max(1, min(torch.get_num_threads(), n_chunks))
+    n_threads = max(1, min(threads(), n_chunks))
     if n_threads == 1:
         work(0, n_rows)
         return

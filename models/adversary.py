@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from scarcade.engine.contracts import Noise
 from scarcade.models.layers import ConditionRows, FullyConnected, start_uniform
+from scarcade.models.products import product_of
 
 HIDDEN = 32
 
@@ -57,7 +58,7 @@ class Adversary(nn.Module):
         """Log probabilities of the batches, (B, K)."""
         h_BH = self.trunk(z_BL, {}, noise)
         weight_KH = self.classes.table()
-        return F.log_softmax(F.linear(h_BH, weight_KH[:, :-1], weight_KH[:, -1]), -1)
+        return F.log_softmax(product_of(h_BH, weight_KH[:, :-1], weight_KH[:, -1]), -1)
 
     def losses(self, z_BL: Tensor, code_B: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """(what the model minimises, what the classifier minimises), (B,) each; 0 while it is off.

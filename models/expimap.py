@@ -27,7 +27,7 @@ from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_likelihood
 from scarcade.models.hsic import hsic
 from scarcade.models.layers import seeded
-from scarcade.models.likelihood import counts_for, counts_log_likelihood
+from scarcade.models.likelihood import compiles, counts_for, counts_log_likelihood
 from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.normal import Latent, latent, moments
 from scarcade.models.programs import Programs, program_mask
@@ -263,6 +263,13 @@ class Expimap(AtlasModel):
         if self._last_layer != "softmax":
             return batch.counts.dense(self.device)
         return counts_for(batch.counts, self.config.recon_loss, self.decoder.weight, self.config.likelihood_path)
+
+    @property
+    def compiled(self) -> bool:
+        """As of `AtlasModel`; dependence between terms is torch's work on all pairs of cells."""
+        weight, path = self.decoder.weight, self.config.likelihood_path
+        plain = self._last_layer == "softmax" and not self.config.use_hsic
+        return plain and compiles(self.config.recon_loss, weight, path)
 
     def encode(
         self, size_B: Tensor, batch: Batch, noise: Noise | None = None, x: Tensor | Sparse | None = None

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from scarcade.engine.pool import run
 from scarcade.models import hidden_kernel as kernel
 from scarcade.models.head_product import codes_of
-from scarcade.models.products import kind_of, rows_times
+from scarcade.models.products import kind_of, rows_times, times
 from scarcade.models.sparse_product import SeenCounts
 
 LARGE = 1 << 18  # units of all cells from which on threads share them: waking one costs a tenth of a ms
@@ -106,7 +106,7 @@ class _Hidden(torch.autograd.Function):
                 z_BH = rows_times(x_BI, weight_HI.T)
             else:
                 x_BI, weight_HI = x_BI.to(kind), weight_HI.to(kind)
-                z_BH = torch.mm(x_BI, weight_HI.T).float()
+                z_BH = times(x_BI, weight_HI.T).float()
         ctx.save_for_backward(x_BI, weight_HI)
         cells = ctx.cells = _Cells(z_BH, bias_H, table_KH, code_B, shift_H, after)
         return cells.forward(weight_H)
@@ -125,7 +125,7 @@ class _Hidden(torch.autograd.Function):
         elif x_BI is not None:
             given = d_BH if x_BI.dtype == torch.float32 else d_BH.to(x_BI.dtype)
             d_x_BI = rows_times(given, weight_HI).float() if wants_x else None
-            d_weight_HI = torch.mm(given.T, x_BI).float() if wants_weight else None
+            d_weight_HI = times(given.T, x_BI).float() if wants_weight else None
         d_weight_H, d_shift_H = d_norm_2H if wants_norm else (None, None)
         d_product_BH = d_BH if wants_product else None
         return d_x_BI, d_weight_HI, d_bias_H, d_table_KH, None, d_product_BH, d_weight_H, d_shift_H, None

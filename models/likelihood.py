@@ -125,9 +125,15 @@ def why_not(family: str, like: Tensor, *, softplus: bool) -> str | None:
     return None
 
 
+def compiles(family: str, weight: Tensor, path: Path, *, softplus: bool = False) -> bool:
+    """Whether a CPU's kernel computes the likelihood of the logits that `weight` makes."""
+    on_cpu = weight.device.type == "cpu"
+    return on_cpu and path in ("auto", "fused") and why_not(family, weight, softplus=softplus) is None
+
+
 def counts_for(counts: Counts, family: str, weight: Tensor, path: Path, *, softplus: bool = False) -> Tensor | Sparse:
     """Counts (B, G) as this likelihood of logits that `weight` makes takes them: for a CPU's kernel without zeros."""
-    if path in ("auto", "fused") and weight.device.type == "cpu" and why_not(family, weight, softplus=softplus) is None:
+    if compiles(family, weight, path, softplus=softplus):
         return Sparse.of(counts)
     return counts.dense(weight.device)
 

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from scarcade.engine.pool import run
 from scarcade.models import mmd_kernel as kernel
+from scarcade.models.products import times
 
 WIDTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 """alpha in exp(-d^2 / (2 alpha)); they are summed, not averaged."""
@@ -122,5 +123,5 @@ class _Fused(torch.autograd.Function):
         z_BD, slope_BB = ctx.saved_tensors
         above_BB, z = slope_BB.double(), z_BD.double()  # float64 as in `_Plain`
         slope_B = above_BB.sum(0) + above_BB.sum(1)
-        gradient_BD = 4.0 * (slope_B[:, None] * z - above_BB @ z - above_BB.T @ z)
+        gradient_BD = 4.0 * (slope_B[:, None] * z - times(above_BB, z) - times(above_BB.T, z))
         return (scale * gradient_BD).to(z_BD), None, None

@@ -90,6 +90,11 @@ class AtlasModel(nn.Module):
         self.query_mode: Literal["eval", "train"] | None = None  # set by surgery
         self.is_grown = False  # set by surgery: what `observe` found of the reference's own batches stays
 
+    @property
+    def compiled(self) -> bool:
+        """Whether what is large in its steps on a CPU is compiled, and shared out to threads by itself."""
+        return False
+
     @classmethod
     def training_defaults(cls, n_cells: int, *, started: bool = False) -> Mapping[str, Any]:
         """Settings of `TrainConfig` that go before its defaults: ``{"optim": {"lr": 4e-3}}``.

@@ -18,7 +18,7 @@ from scarcade.engine.contracts import Noise
 from scarcade.engine.pool import run
 from scarcade.models import normal_kernel as kernel
 from scarcade.models.distributions import draw, kl_to_standard_normal, log_normal
-from scarcade.models.products import kind_of, product_of, rows_times
+from scarcade.models.products import kind_of, product_of, rows_times, times
 
 LARGE = 1 << 16  # numbers of all cells from which on threads share them
 _NONE = np.empty((0, 0), np.float32)
@@ -171,7 +171,7 @@ def _through_heads(
     n_latent = len(both_2LH) // 2
     if not any(wanted):
         return d_h_BH, None, None, None, None
-    d_both_2LH, d_bias_2L = torch.mm(d_B2L.T, h_BH), d_B2L.sum(0)
+    d_both_2LH, d_bias_2L = times(d_B2L.T, h_BH), d_B2L.sum(0)
     weights, biases = (d_both_2LH[:n_latent], d_both_2LH[n_latent:]), (d_bias_2L[:n_latent], d_bias_2L[n_latent:])
     found = weights[0], biases[0], weights[1], biases[1]
     return (d_h_BH, *(gradient if wants else None for gradient, wants in zip(found, wanted, strict=True)))

@@ -7,6 +7,7 @@ which are the dimensions of many a latent: those get columns of zeros (`rows_tim
 Shapes: B cells, I inputs, H outputs.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,11 +15,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from scarcade.engine.pool import alone, together
 from scarcade.engine.precision import products
 
 NARROW = 12  # columns that a product has at least
 FEW = 1 << 26  # rows of a table times cells, up to which a GPU takes a product with ones for the way back
+ALONE = 1 << 21  # multiplications of a product up to which one thread computes it
 WIDE = 1 << 16  # weights from which on a product is a large one: those over all genes, and between wide layers
+
+
+def times(left_NI: Tensor, right_IM: Tensor, out_NM: Tensor | None = None, *, add: bool = False) -> Tensor:
+    """``torch.mm``, or with `add` ``addmm_``; on a CPU a small product on this thread alone (`engine.pool.alone`)."""
+    if left_NI.device.type != "cpu":
+        shared: Any = nullcontext()
+    else:
+        shared = alone() if left_NI.shape[0] * left_NI.shape[1] * right_IM.shape[1] <= ALONE else together()
+    with shared:
+        if out_NM is None:
+            return torch.mm(left_NI, right_IM)
+        return out_NM.addmm_(left_NI, right_IM) if add else torch.mm(left_NI, right_IM, out=out_NM)
 
 
 def kind_of(weight_HI: Tensor) -> torch.dtype:
@@ -37,8 +52,8 @@ def product_of(x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None = None) -> T
     if kind != weight_HI.dtype:
         product_BH = F.linear(x_BI.to(kind), weight_HI.to(kind)).to(weight_HI.dtype)
         return product_BH if plus is None else product_BH + plus
-    if x_BI.dim() == 2 and min(weight_HI.shape) < NARROW and weight_HI.device.type == "cpu":
-        return _Narrow.apply(x_BI, weight_HI, plus)  # type: ignore[no-any-return, no-untyped-call]
+    if x_BI.dim() == 2 and weight_HI.device.type == "cpu":
+        return _Product.apply(x_BI, weight_HI, plus)  # type: ignore[no-any-return, no-untyped-call]
     return F.linear(x_BI, weight_HI, plus) if plus is None or plus.dim() == 1 else torch.addmm(plus, x_BI, weight_HI.T)
 
 
@@ -78,8 +93,8 @@ def rows_times(x_BI: Tensor, right_IH: Tensor) -> Tensor:
     """``x R`` (B, H), contiguous; in float32 on a CPU each row with the same bits whatever the others are."""
     n_columns = right_IH.shape[1]
     if n_columns >= NARROW or right_IH.device.type != "cpu":
-        return torch.mm(x_BI, right_IH)
-    return torch.mm(x_BI, F.pad(right_IH, (0, NARROW - n_columns)))[:, :n_columns].contiguous()
+        return times(x_BI, right_IH)
+    return times(x_BI, F.pad(right_IH, (0, NARROW - n_columns)))[:, :n_columns].contiguous()
 
 
 def rows_times_into(out_BH: Tensor, x_BI: Tensor, right_IH: Tensor, *, add: bool = False) -> None:
@@ -87,14 +102,12 @@ def rows_times_into(out_BH: Tensor, x_BI: Tensor, right_IH: Tensor, *, add: bool
     if right_IH.shape[1] < NARROW:
         found_BH = rows_times(x_BI, right_IH)
         out_BH.copy_(out_BH + found_BH if add else found_BH)
-    elif add:
-        out_BH.addmm_(x_BI, right_IH)
     else:
-        torch.mm(x_BI, right_IH, out=out_BH)
+        times(x_BI, right_IH, out_BH, add=add)
 
 
-class _Narrow(torch.autograd.Function):
-    """`product_of` with few inputs or outputs."""
+class _Product(torch.autograd.Function):
+    """`product_of` on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None) -> Tensor:
@@ -110,6 +123,6 @@ class _Narrow(torch.autograd.Function):
         wants_x, wants_weight, wants_plus = ctx.needs_input_grad
         return (
             rows_times(d_BH, weight_HI) if wants_x else None,
-            torch.mm(d_BH.T, x_BI) if wants_weight else None,
+            times(d_BH.T, x_BI) if wants_weight else None,
             d_BH.sum_to_size(ctx.shape) if wants_plus else None,
         )

@@ -118,6 +118,11 @@ class Scgen(AtlasModel):
         return False
 
     @property
+    def compiled(self) -> bool:
+        """As of `AtlasModel`."""
+        return self.scale.weight.device.type == "cpu" and self.scale.weight.dtype == torch.float32
+
+    @property
     def surgery_notice(self) -> str | None:
         return (
             "scgen has no weights of a batch: mapping encodes the cells of a query and trains nothing; to take the "

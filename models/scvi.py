@@ -27,7 +27,7 @@ from scarcade.models.frozen_head import FrozenHead
 from scarcade.models.frozen_head import why_not as head_is_not_for_it
 from scarcade.models.layers import Codes, Dispersion, Encoder, FullyConnected, Linear, seeded
 from scarcade.models.library import LibraryPrior
-from scarcade.models.likelihood import counts_for, fused, why_not
+from scarcade.models.likelihood import compiles, counts_for, fused, why_not
 from scarcade.models.model import AtlasModel, Output
 from scarcade.models.normal import Latent
 from scarcade.models.sparse import Sparse, seen, totals
@@ -252,6 +252,12 @@ class Scvi(AtlasModel):
         softplus = self.schema.size_factor is not None
         family, path = self.config.gene_likelihood, self.config.likelihood_path
         return counts_for(batch.counts, family, self.scale.weight, path, softplus=softplus)
+
+    @property
+    def compiled(self) -> bool:
+        """As of `AtlasModel`."""
+        softplus = self.schema.size_factor is not None
+        return compiles(self.config.gene_likelihood, self.scale.weight, self.config.likelihood_path, softplus=softplus)
 
     def encode(self, x: Tensor | Sparse | None, batch: Batch, noise: Noise | None = None) -> Posterior:
         """The posterior of each cell.

@@ -16,7 +16,7 @@ from torch import Tensor
 from scarcade.engine.contracts import Counts
 from scarcade.engine.pool import run
 from scarcade.models import sparse_kernel as kernel
-from scarcade.models.products import kind_of
+from scarcade.models.products import kind_of, times
 from scarcade.models.sparse import Sparse
 
 DENSITY = 0.25  # of counts that are there, up to which the sparse product is taken
@@ -73,7 +73,7 @@ class SeenCounts:
         given = cells.indptr, cells.genes, cells.values, cells.n_genes, weight_HI.contiguous().numpy(), out_BH.numpy()
         self._over(len(cells), len(weight_HI), lambda start, stop: kernel.forward(start, stop, *given))
         if self.beside_BC is not None:
-            out_BH.addmm_(self.beside_BC, weight_HI[:, cells.n_genes :].T)
+            times(self.beside_BC, weight_HI[:, cells.n_genes :].T, out_BH, add=True)
         return out_BH
 
     def gradient(self, d_BH: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class SeenCounts:
         given = cells.indptr, cells.genes, cells.values, d_BH.numpy(), d_weight_HI.numpy()
         self._over(cells.n_genes, d_BH.shape[1], lambda start, stop: kernel.backward(start, stop, *given))
         if beside_BC is not None:
-            d_weight_HI[:, cells.n_genes :] = d_BH.T @ beside_BC
+            d_weight_HI[:, cells.n_genes :] = times(d_BH.T, beside_BC)
         return d_weight_HI
 
     def _over(self, n: int, n_units: int, compiled: Callable[[int, int], None]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scarcade.models.likelihood_kernel import wide
-from scarcade.models.products import kind_of, product_of
+from scarcade.models.products import kind_of, product_of, times
 
 
 def mean_squared_error(x_BG: Tensor, h_BH: Tensor, weight_GH: Tensor, bias_G: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class _Error(torch.autograd.Function):
     def forward(ctx: Any, x_BG: Tensor, h_BH: Tensor, weight_GH: Tensor, bias_G: Tensor) -> Tensor:
         kind = kind_of(weight_GH)
         h_BH, weight_GH = h_BH.to(kind), weight_GH.to(kind)
-        rest_BG = torch.mm(h_BH, weight_GH.T).float()
+        rest_BG = times(h_BH, weight_GH.T).float()
         error_B = torch.empty(len(rest_BG))
         _compare(rest_BG.numpy(), bias_G.numpy(), x_BG.numpy(), error_B.numpy())
         ctx.save_for_backward(h_BH, weight_GH)
@@ -47,8 +47,8 @@ class _Error(torch.autograd.Function):
         d_bias_G = torch.zeros(d_BG.shape[1])
         _weigh(ctx.rest_BG.numpy(), weight_B.contiguous().numpy(), d_BG.numpy(), d_bias_G.numpy())
         given_BG = d_BG.to(h_BH.dtype)
-        d_h_BH = torch.mm(given_BG, weight_GH).float() if ctx.needs_input_grad[1] else None
-        d_weight_GH = torch.mm(given_BG.T, h_BH).float() if ctx.needs_input_grad[2] else None
+        d_h_BH = times(given_BG, weight_GH).float() if ctx.needs_input_grad[1] else None
+        d_weight_GH = times(given_BG.T, h_BH).float() if ctx.needs_input_grad[2] else None
         return None, d_h_BH, d_weight_GH, d_bias_G
 
 

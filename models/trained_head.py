@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scarcade.engine.pool import run
+from scarcade.engine.pool import run, threads
 from scarcade.engine.precision import products
 from scarcade.engine.weighing import share_of_a_cell
 from scarcade.models import likelihood_kernel as kernel
@@ -137,7 +137,7 @@ class _Cells:
         the likelihood, with a wait between them.
         """
         n_cells = len(self.x)
-        if n_cells >= ROWS * torch.get_num_threads():
+        if n_cells >= ROWS * threads():
             run(n_cells, self._by_rows, chunk=kernel.CHUNK)
             return
         outs = [product.buffer(n_cells) for product in self.both]

@@ -23,7 +23,7 @@ from scarcade.engine.errors import UsageError
 from scarcade.engine.schema import Schema
 from scarcade.models.distributions import draw
 from scarcade.models.layers import Linear, seeded
-from scarcade.models.likelihood import counts_for, counts_log_likelihood
+from scarcade.models.likelihood import compiles, counts_for, counts_log_likelihood
 from scarcade.models.mmd import mmd
 from scarcade.models.model import AtlasModel, Output, Where
 from scarcade.models.scarches_layers import (
@@ -187,6 +187,11 @@ class Trvae(AtlasModel):
     def counts_seen(self, batch: Batch) -> Tensor | Sparse:
         """Counts (B, G) as the likelihood takes them."""
         return counts_for(batch.counts, self.config.recon_loss, self.scale.weight, self.config.likelihood_path)
+
+    @property
+    def compiled(self) -> bool:
+        """As of `AtlasModel`."""
+        return compiles(self.config.recon_loss, self.scale.weight, self.config.likelihood_path)
 
     def encode(
         self, size_B: Tensor, batch: Batch, noise: Noise | None = None, x: Tensor | Sparse | None = None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,17 @@ def test_a_private_session_keeps_its_token_to_itself(session: Path) -> None:
     assert stat.S_IMODE((session / "token").stat().st_mode) == 0o600
 
 
+def _family() -> list[list[str]]:
+    """The command lines of our processes, but for those that have ended and were not waited for."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found.append(child.cmdline())
+    return found
+
+
 def test_a_private_session_has_the_processes_that_it_uses(session: Path) -> None:
-    running = " ".join(word for child in psutil.Process().children(recursive=True) for word in child.cmdline())
+    running = " ".join(word for words in _family() for word in words)
     assert "gcs_server" in running
     assert not [name for name in ("monitor.py", "dashboard.py", "log_monitor.py") if name in running]
 
@@ -148,8 +158,7 @@ def test_the_wish_to_stop_reaches_the_workers(session: Path, tmp_path: Path) -> 
     actors: set[str] = set()
 
     def tell(message: Mapping[str, Any]) -> None:
-        family = psutil.Process().children(recursive=True)
-        actors.update(word for one in family for word in one.cmdline()[:1] if word.startswith("ray::"))
+        actors.update(word for words in _family() for word in words[:1] if word.startswith("ray::"))
         interrupts.signal = 2
 
     scale = Scale(workers=1, threads=1)
