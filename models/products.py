@@ -7,7 +7,6 @@ which are the dimensions of many a latent: those get columns of zeros (`rows_tim
 Shapes: B cells, I inputs, H outputs.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from scarcade.engine.pool import alone, together
+from scarcade.engine.pool import threads
 from scarcade.engine.precision import products
 
 NARROW = 12  # columns that a product has at least
@@ -26,14 +25,18 @@ WIDE = 1 << 16  # weights from which on a product is a large one: those over all
 
 def times(left_NI: Tensor, right_IM: Tensor, out_NM: Tensor | None = None, *, add: bool = False) -> Tensor:
     """``torch.mm``, or with `add` ``addmm_``; on a CPU a small product on this thread alone (`engine.pool.alone`)."""
-    if left_NI.device.type != "cpu":
-        shared: Any = nullcontext()
-    else:
-        shared = alone() if left_NI.shape[0] * left_NI.shape[1] * right_IM.shape[1] <= ALONE else together()
-    with shared:
+    own = torch.get_num_threads()
+    small = left_NI.shape[0] * left_NI.shape[1] * right_IM.shape[1] <= ALONE
+    wanted = own if left_NI.device.type != "cpu" else 1 if small else threads()
+    if wanted != own:  # without a context manager, which costs a third of a small product
+        torch.set_num_threads(wanted)
+    try:
         if out_NM is None:
             return torch.mm(left_NI, right_IM)
         return out_NM.addmm_(left_NI, right_IM) if add else torch.mm(left_NI, right_IM, out=out_NM)
+    finally:
+        if wanted != own:
+            torch.set_num_threads(own)
 
 
 def kind_of(weight_HI: Tensor) -> torch.dtype:
@@ -52,7 +55,9 @@ def product_of(x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None = None) -> T
     if kind != weight_HI.dtype:
         product_BH = F.linear(x_BI.to(kind), weight_HI.to(kind)).to(weight_HI.dtype)
         return product_BH if plus is None else product_BH + plus
-    if x_BI.dim() == 2 and weight_HI.device.type == "cpu":
+    # by facts of the weights alone: whoever is beside a cell must not choose how its row is computed
+    odd = min(weight_HI.shape) < NARROW or weight_HI.numel() >= WIDE
+    if x_BI.dim() == 2 and odd and weight_HI.device.type == "cpu":
         return _Product.apply(x_BI, weight_HI, plus)  # type: ignore[no-any-return, no-untyped-call]
     return F.linear(x_BI, weight_HI, plus) if plus is None or plus.dim() == 1 else torch.addmm(plus, x_BI, weight_HI.T)
 
@@ -107,7 +112,7 @@ def rows_times_into(out_BH: Tensor, x_BI: Tensor, right_IH: Tensor, *, add: bool
 
 
 class _Product(torch.autograd.Function):
-    """`product_of` on a CPU."""
+    """`product_of` on a CPU, with few inputs or outputs, or with many weights; torch's own is as good between."""
 
     @staticmethod
     def forward(ctx: Any, x_BI: Tensor, weight_HI: Tensor, plus: Tensor | None) -> Tensor:
