@@ -5,7 +5,7 @@ tables. Values that the reference does not know stand behind its own, so that it
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -163,8 +163,10 @@ def aligned(
             labels.append(None)
             known.append(ours)
             continue
-        one, grown = _recoded(store, theirs, ours, add=new_labels == "add")
-        unknown = [value for value, code in zip(theirs.values, one.table, strict=False) if code == UNLABELLED]
+        none = {*reference.unlabelled}.difference(ours.values)
+        one, grown = _recoded(store, theirs, ours, add=new_labels == "add", none=none)
+        coded = zip(theirs.values, one.table, strict=False)
+        unknown = [value for value, code in coded if code == UNLABELLED and value not in none]
         if unknown and new_labels == "refuse":
             raise CategoryError(
                 f"{where}: the labels of '{theirs.name}' are fixed by the model, which does not know "
@@ -203,12 +205,14 @@ def unknown_labels(where: str, column: str, values: Sequence[str]) -> str:
     return f"{where}: labels of '{column}' that the model does not know: {_some(values)}"
 
 
-def _recoded(store: Store, ours: Categories, known: Categories, *, add: bool = True) -> tuple[Recoded, Categories]:
-    """The table of a column, and `known` with the values that occur behind its own."""
+def _recoded(
+    store: Store, ours: Categories, known: Categories, *, add: bool = True, none: Collection[str] = ()
+) -> tuple[Recoded, Categories]:
+    """The table of a column, and `known` with the values that occur behind its own, but for those that mean `none`."""
     grown = known
     if add:
         used = np.unique(store.codes(ours.name))
-        grown = known.extended([ours.values[code] for code in used if code >= 0])
+        grown = known.extended([ours.values[code] for code in used if code >= 0 and ours.values[code] not in none])
     codes = grown.codes()
     table = np.array([*(codes.get(value, UNLABELLED) for value in ours.values), UNLABELLED], np.int64)
     return Recoded(ours.name, table), grown

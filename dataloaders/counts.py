@@ -150,10 +150,11 @@ def check_counts(
             return counts
         with np.errstate(invalid="ignore"):
             bad = np.flatnonzero(~((wide >= 0) & (wide <= MAX_COUNT) & (wide == np.floor(wide))))
-    raise CountsError(
-        f"{place.where}: {len(bad)} values are not counts (whole numbers from 0 on): "
-        + _listed(place, (indptr, indices, data), bad)
-    )
+    wrong = data[bad].astype(np.float64)
+    what = "not counts (whole numbers from 0 on)"
+    if (np.isfinite(wrong) & (wrong > MAX_COUNT) & (wrong == np.floor(wrong))).all():
+        what = f"larger than {MAX_COUNT:,}, the largest count that a store holds"
+    raise CountsError(f"{place.where}: {len(bad)} values are {what}: " + _listed(place, (indptr, indices, data), bad))
 
 
 def checked(

@@ -23,6 +23,7 @@ from scarcade.engine.config import checked
 from scarcade.engine.errors import ClusterError, InputError, ScarcadeError, UsageError
 from scarcade.engine.lock import sole_writer
 from scarcade.engine.published import is_there, published
+from scarcade.engine.replaceable import check_replaceable
 from scarcade.engine.storage import is_url, shown
 
 T = TypeVar("T")
@@ -90,7 +91,9 @@ def ingest(
     with published(out, replace=True) as target, sole_writer(target):
         place = str(out) if is_url(out) else target
         old = None
-        if is_there(place) and not replace:
+        if replace:
+            check_replaceable(place, "store", paths)
+        elif is_there(place):
             paths, done = _left_to_do(paths, place, config, append, tell)
             if done is not None:
                 return done
@@ -119,7 +122,7 @@ def _left_to_do(
         store = open_store(target)
     except InputError as error:
         raise UsageError(
-            f"{where}: exists and is no intact store ({error}); choose another --out or --replace"
+            f"{where}: exists and is no intact store ({error}); choose another --out, or --force"
         ) from error
     held = {(one["name"], one["bytes"], one["xxh3_128"]) for one in store.sources if "xxh3_128" in one}
     sizes = {(name, n_bytes) for name, n_bytes, _ in held}
@@ -135,7 +138,7 @@ def _left_to_do(
         was = ", ".join(f"{key} = {(settings[0] or {}).get(key)!r}" for key in different)
         raise UsageError(f"{where}: was made with {was}; give the same to append to it")
     if not append and (fresh or different or len(held) != len(paths)):
-        raise UsageError(f"{where}: exists already; --append adds cells to it, --replace makes it anew")
+        raise UsageError(f"{where}: exists already; --append adds cells to it, --force makes it anew")
     if len(fresh) < len(paths):
         tell(f"{where}: holds {len(paths) - len(fresh)} of the {len(paths)} files already")
     return fresh, None if fresh else store

@@ -4,6 +4,7 @@ anndata reads whole matrices and trusts them. Here obs and var are read through 
 through, and read by blocks (`matrix`).
 """
 
+import errno
 import fnmatch
 import glob
 import os
@@ -67,6 +68,8 @@ class AnnDataFile:
         try:
             file = h5py.File(self.path, "r", rdcc_nbytes=16 << 20)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise OpenError(f"{self.where}: cannot be read (permission denied)") from error
             if "truncated file" in str(error):
                 raise OpenError(f"{self.where}: the file is truncated; copy or download it again") from error
             raise OpenError(f"{self.where}: is not a readable .h5ad file ({error})") from error

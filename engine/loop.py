@@ -35,7 +35,7 @@ from scarcade.engine.precision import products_in
 from scarcade.engine.profile import LOADING, Stopwatch
 from scarcade.engine.readback import Readback
 from scarcade.engine.recorded import Recorder, can_be_recorded
-from scarcade.engine.state import Checkpointing, FitResult, TrainingState
+from scarcade.engine.state import Checkpointing, FitResult, TrainingState, check_monitor
 from scarcade.engine.together import with_others
 from scarcade.engine.validation import validate
 from scarcade.engine.weighing import a_cell_weighs
@@ -335,6 +335,7 @@ class Run:
         """The losses of a part of a batch, and what it adds to the loss of the step."""
         with products_in(self.products), a_cell_weighs(1 / part.n_global):
             losses: Losses = self.contract.losses(part, where, noise)
+        check_monitor(("loss", *losses.terms, *losses.labelled_terms), self.config)  # so before the first update
         loss = losses.minimise.sum() / part.n_global
         if losses.penalty is not None:
             loss = loss + losses.penalty / (self.world.size * self.config.accumulate)

@@ -1,6 +1,6 @@
 """What a run remembers between two steps, where it is kept, and how a run ends."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -9,6 +9,20 @@ from torch import Tensor
 from scarcade.engine.errors import UsageError
 from scarcade.engine.metrics import Line
 from scarcade.engine.optim import OptimConfig, Patience, lower_on_plateau, stop_early
+
+
+def check_monitor(terms: Iterable[str], config: OptimConfig) -> None:
+    """Refuse a term to be watched that is not among `terms`, whether or not anything watches it.
+
+    Only the default may be missing where nothing does: a model need not have an "elbo".
+
+    Raises:
+        UsageError: the monitored term is not one of the model's.
+    """
+    default = OptimConfig.model_fields["monitor"].default
+    asked_for = config.plateau or config.early_stopping or config.monitor != default
+    if asked_for and config.monitor not in (there := tuple(terms)):
+        raise UsageError(f"--optim.monitor {config.monitor}: the model has no such term; it has {', '.join(there)}")
 
 
 @dataclass
@@ -33,12 +47,8 @@ class TrainingState:
         Raises:
             UsageError: the monitored term is not one of the model's.
         """
-        if not (config.plateau or config.early_stopping):
-            return
+        check_monitor((key.removeprefix("validation/") for key in found), config)
         name = f"validation/{config.monitor}"
-        if name not in found:
-            names = ", ".join(key.removeprefix("validation/") for key in found)
-            raise UsageError(f"--optim.monitor {config.monitor}: the model has no such term; it has {names}")
         if config.plateau:
             self.lr = lower_on_plateau(self.lr, found[name], self.plateau, config)
         if config.early_stopping and stop_early(found[name], self.stopping, config):

@@ -78,10 +78,10 @@ def asked_of(model: AtlasModel, names: Sequence[str], settings: Mapping[str, Any
         found.append(Asked(model.name, name, output, tuple(output.columns(model)), own, label))
     if unknown := sorted(given.keys() - taken):
         takes = sorted({key for one in found for key in settings_of(one.output)})
-        raise UsageError(
-            f"{unknown[0]}: {', '.join(map(repr, names)) or 'the latent'} takes no such setting; "
-            f"{'there are ' + ', '.join(takes) if takes else 'there are none'}"
-        )
+        remedy = f"there are {', '.join(takes)}" if takes else "there are none"
+        if not names and (taking := [name for name, one in model.offered.items() if unknown[0] in settings_of(one)]):
+            remedy = f"ask for an output that does: --output {' or --output '.join(taking)}"
+        raise UsageError(f"{unknown[0]}: {', '.join(map(repr, names)) or 'the latent'} takes no such setting; {remedy}")
     return found
 
 

@@ -29,7 +29,7 @@ from scarcade.dataloaders.schema import (
 from scarcade.dataloaders.store import Store, is_store, open_store
 from scarcade.dataloaders.stratified import DrawnSource
 from scarcade.engine.contracts import Batch, Loader
-from scarcade.engine.errors import CategoryError
+from scarcade.engine.errors import CategoryError, UsageError
 from scarcade.engine.schema import UNLABELLED, Categories, Schema
 from scarcade.models.model import AtlasModel
 
@@ -76,7 +76,7 @@ class MemoryCells:
         return self.loader(batch_size).epoch(0)
 
     def loader(self, batch_size: int) -> Loader:
-        config = LoaderConfig(batch_size=batch_size, validation=0.0)
+        config = LoaderConfig(batch_size=checked_batch_size(batch_size), validation=0.0)
         return in_memory(self.counts, self.columns, self.schema, config, seed=0, lanes=1, shuffle=False)
 
     def take(self, rows: np.ndarray) -> "MemoryCells":
@@ -129,7 +129,7 @@ class StoreCells:
         return self.loader(batch_size).epoch(0)
 
     def loader(self, batch_size: int) -> Loader:
-        config = LoaderConfig(batch_size=batch_size, validation=0.0)
+        config = LoaderConfig(batch_size=checked_batch_size(batch_size), validation=0.0)
         return stream(self.view, "all", config, seed=0, lanes=1, shuffle=False)
 
     def described(self) -> list[tuple[Categories, np.ndarray]]:
@@ -175,6 +175,17 @@ class StoreCells:
 Cells = MemoryCells | StoreCells
 
 
+def checked_batch_size(batch_size: int) -> int:
+    """`batch_size`, if so many cells can be computed at once.
+
+    Raises:
+        UsageError: it is not 1 or more.
+    """
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: wanted are 1 or more cells to compute at once")
+    return batch_size
+
+
 def cells_of(data: Any, model: AtlasModel, *, batch_key: str | None = None, layer: str | None = None) -> Cells:
     """`data` as cells of `model`. What a user should know of them is told by a `DataWarning`.
 
@@ -208,7 +219,7 @@ def _memory_cells(data: Any, model: AtlasModel, batch_key: str | None, layer: st
     known = reference.batch.extended(tuple(map(str, batch)))
     table = known.codes()
     codes = np.array([table[str(value)] for value in batch], np.int64)
-    labels = tuple(_labels(query, one) for one in reference.labels)
+    labels = tuple(_labels(query, one, reference.unlabelled) for one in reference.labels)
     columns = batch_columns(query, codes, reference)
     if labels:
         columns = replace(columns, labels=_known(labels[0][1], reference.labels[0]))
@@ -231,11 +242,11 @@ def _memory_cells(data: Any, model: AtlasModel, batch_key: str | None, layer: st
     )
 
 
-def _labels(query: Query, known: Categories) -> tuple[Categories, np.ndarray]:
+def _labels(query: Query, known: Categories, unlabelled: Sequence[str]) -> tuple[Categories, np.ndarray]:
     """A label column of a query with its own values behind the `known`, and the codes (n,); -1: no label."""
     if known.name not in query.obs.columns:
         return known, np.full(query.n_cells, UNLABELLED, np.int64)
-    text = label_text(column_of(query.obs, known.name, query.where, "a label column of the model"), ())
+    text = label_text(column_of(query.obs, known.name, query.where, "a label column of the model"), unlabelled)
     grown = known.extended([str(value) for value in text if value is not None])
     return grown, code_of(text, grown).astype(np.int64)
 
@@ -286,9 +297,11 @@ def refuse_unknown(cells: Cells, model: AtlasModel, *, decoding: bool) -> bool:
     matters = len(model.schema.batch) > 1 and (decoding or model.encodes_batch)
     if matters and cells.unknown_batches:
         shown = ", ".join(map(repr, cells.unknown_batches[:5])) + (", ..." if len(cells.unknown_batches) > 5 else "")
+        remedy = "learn it by surgery: `scarcade map`, then `scarcade merge`, whose model `scarcade embed` takes"
+        if not model.encodes_batch:  # else no cell gets as far as to be decoded
+            remedy += "; or decode the cells as if of a known one with --transform-batch"
         raise CategoryError(
-            f"{cells.where}: the model does not know the batch {shown} of column '{model.schema.batch.name}'; "
-            "architecture surgery learns new batches (`scarcade map`), or choose a known one with transform_batch"
+            f"{cells.where}: the model does not know the batch {shown} of column '{model.schema.batch.name}'; {remedy}"
         )
     return matters
 

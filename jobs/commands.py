@@ -16,6 +16,7 @@ from cyclopts import App
 from scarcade import __version__
 from scarcade.engine.errors import InputError, UsageError
 from scarcade.engine.published import is_there
+from scarcade.engine.replaceable import check_replaceable
 from scarcade.engine.storage import shown
 from scarcade.jobs.console import Bar, mapping_table, mapping_told, record, training_told
 from scarcade.jobs.options import (
@@ -72,6 +73,7 @@ def simulate(
     from scarcade.dataloaders.synthetic import simulate as run
 
     refuse_to_overwrite(out, force)
+    check_replaceable(out, "store")
     with Bar("simulating") as bar:
         store = run(
             out,
@@ -112,6 +114,8 @@ def ingest(
     common: Common = COMMON,
 ) -> None:
     """Make one checked, shuffled, sharded store of many files."""
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: wanted are 0 (one by one in this process) or more")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's and scipy's, which only look for work here
     from scarcade.dataloaders.ingest import ingest as run
 
@@ -324,6 +328,7 @@ def embed(
     from scarcade.jobs.embed import embed as run
 
     refuse_to_overwrite(out, force)
+    check_replaceable(out, "latent", [model, data])
     with Bar("embedding") as bar:
         path = run(
             model,
@@ -358,6 +363,7 @@ def merge(
     from scarcade.jobs.trained import load
 
     refuse_to_overwrite(out, force)
+    check_replaceable(out, "model", [model, delta, data])
     print(load(model, delta=delta).save(out, data, batch_key=batch_key, layer=layer, replace=force))
 
 
@@ -373,6 +379,7 @@ def import_(
     from scarcade.jobs.exchange import import_model as run
 
     refuse_to_overwrite(out, force)
+    check_replaceable(out, "model", [model])
     print(run(model, out, replace=force))
 
 

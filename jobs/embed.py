@@ -23,7 +23,7 @@ from scarcade.engine.storage import is_url
 from scarcade.engine.world import use_threads
 from scarcade.jobs.asked import Asked, asked_of, matters, noises_of, without_batch
 from scarcade.jobs.cached_model import local_model
-from scarcade.jobs.cells import StoreCells, cells_of
+from scarcade.jobs.cells import StoreCells, cells_of, checked_batch_size
 from scarcade.jobs.fetched import near
 from scarcade.jobs.latent import LatentReader, latent_arrays, latent_writer
 from scarcade.models.model import AtlasModel
@@ -67,10 +67,16 @@ def embed(
 
     Raises:
         GenesError: too few of the model's genes. CategoryError: a batch that is not known.
-        UsageError: an output or setting that the model does not have, or draws without outputs.
+        UsageError: an output or setting that the model does not have, draws without outputs, or a number that is too
+            small.
         NonFiniteError: a cell whose latent is not finite.
     """
+    checked_batch_size(batch_size)
+    if n_samples < 0:
+        raise UsageError(f"--samples {n_samples}: wanted are 0 (the latent's mean) or more draws")
     if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads {threads}: wanted are 1 or more")
         use_threads(threads)
     trained = model if isinstance(model, AtlasModel) else read(local_model(model))
     asked = asked_of(trained, outputs, settings or {})

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from scarcade.engine.errors import OpenError
+from scarcade.engine.published import published
+from scarcade.engine.storage import is_url
 from scarcade.models.interop.scarches import is_scarches, read_scarches
 from scarcade.models.interop.scgen import is_scgen, read_scgen
 from scarcade.models.interop.scvi_tools import read_scvi_tools
@@ -10,8 +12,10 @@ from scarcade.models.model import AtlasModel
 from scarcade.models.saved import save
 
 
-def import_model(path: str | Path, out: str | Path, *, replace: bool = False) -> Path:
-    """Write the model of scvi-tools (``model.pt``, or its folder) or of scArches (its folder) in `path` to `out`.
+def import_model(path: str | Path, out: str | Path, *, replace: bool = False) -> Path | str:
+    """Write the model in `path` to the folder, or URL, `out`.
+
+    It is one of scvi-tools (``model.pt``, or its folder) or of scArches (its folder).
 
     The file is read in a process of its own that runs nothing of it.
 
@@ -31,5 +35,6 @@ def import_model(path: str | Path, out: str | Path, *, replace: bool = False) ->
         model = read_scarches(path)
     else:
         model = read_scvi_tools(path)
-    save(model, Path(out), training=dict(model.record or {}), data_fingerprint=None, replace=replace)
-    return Path(out)
+    with published(out, replace=replace) as target:
+        save(model, target, training=dict(model.record or {}), data_fingerprint=None, replace=replace)
+    return str(out) if is_url(out) else Path(out)

@@ -150,7 +150,7 @@ def _of_store(store: "Store") -> dict[str, Any]:
     return {
         "n_cells": store.n_cells,
         "n_genes": store.n_genes,
-        "n_counts": store.nnz,
+        "stored_values": store.nnz,
         "seed": store.seed,
         "fingerprint": store.fingerprint,
         "genes": list(schema.genes[:5]),
@@ -172,15 +172,19 @@ def _record(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[
     raw = _json(path / f"{kind}.json")
     manifest = read_manifest(path)
     schema = raw.get("schema") or {}
-    batch = schema.get("batch") or {}
+    batch = (schema or raw).get("batch") or {}
+    whole = {  # a delta has those of its reference
+        "n_genes": len(schema.get("genes", ())),
+        "labels": {str(one["name"]): list(one["values"]) for one in schema.get("labels", ())},
+        "proteins": list(schema.get("proteins", ())),
+        "latent": (path / LATENT).is_dir(),
+    }
     out = {
         "model": raw.get("model"),
         "config": raw.get("config"),
-        "n_genes": len(schema.get("genes", ())),
         "batch_key": batch.get("name"),
         "batches": list(batch.get("values", ())),
-        "labels": {str(one["name"]): list(one["values"]) for one in schema.get("labels", ())},
-        "proteins": list(schema.get("proteins", ())),
+        **(whole if kind == "model" else {}),
         "fingerprint": manifest.get("fingerprint"),
         "parent": raw.get("parent"),
         "lineage": raw.get("lineage") or None,
@@ -188,7 +192,6 @@ def _record(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[
         "training": raw.get("training"),
         "scarcade_version": raw.get("scarcade_version"),
         "bytes": sum(int(one["bytes"]) for one in manifest["files"].values()),
-        "latent": (path / LATENT).is_dir(),
     }
     return {key: value for key, value in out.items() if value is not None}
 
@@ -276,7 +279,8 @@ def _cells(path: Path, kind: str, layer: str | None, found: list[str]) -> dict[s
             stored += int((block.data > 0).sum())
             total += int(block.data.sum(dtype="uint64"))
             largest = max(largest, int(block.data.max(initial=0)))
-        out |= {"n_counts": stored, "counts_per_cell": round(total / max(len(obs), 1), 1), "largest_count": largest}
+        out |= {"stored_values": stored, "counts_per_cell": round(total / max(len(obs), 1), 1)}
+        out["largest_count"] = largest
     return out
 
 

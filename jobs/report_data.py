@@ -16,6 +16,7 @@ from scarcade.jobs.results import Record
 
 COLOURS = 12  # of marks in the page; with five shapes sixty labels look different
 EDGE = 10  # bars of the histogram of distances (30, up to 3) that lie within the reference
+_SHOWN = 5  # new values of a column
 Looks = Mapping[str, Sequence[tuple[int, int]]]
 """Label column -> (colour, shape) of each label, by code."""
 
@@ -96,7 +97,7 @@ def details(job: Job, record: Record, looks: Looks) -> dict[str, Any]:
     distances = record.get("distance_histogram") or []
     return {
         "record": record,
-        "new": {name: ", ".join(short(v) for v in values[:5]) for name, values in (record.get("new") or {}).items()},
+        "new": {name: _some(values) for name, values in (record.get("new") or {}).items()},
         "labels": labels,
         "curves": curves(record.get("history") or []),
         "within": histogram(distances, 0, EDGE),
@@ -123,6 +124,12 @@ def drawn(job: Job, record: Record) -> dict[str, Any] | None:
         job.projection,
         job.config.seed,
     )
+
+
+def _some(values: Sequence[str]) -> str:
+    """The first values, and how many more there are."""
+    more = f", ... ({len(values) - _SHOWN} more)" if len(values) > _SHOWN else ""
+    return ", ".join(short(value) for value in values[:_SHOWN]) + more
 
 
 def _for_page(cells: Mapping[str, Any], reference: Reference) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class RunFolder:
         free: tuple[str, ...] = _FREE,
         may_grow: tuple[str, ...] = _MAY_GROW,
     ) -> None:
-        """Write ``config.toml``, or hold a run that is there already to its own.
+        """Write ``config.toml``, or hold a run that is there already, and has kept something, to its own.
 
         Args:
             defaults: of settings that the run's file may lack, because an older version began it without them.
@@ -153,15 +153,26 @@ class RunFolder:
                 before = tomllib.loads(path.read_text())
             except (OSError, ValueError) as error:
                 raise OpenError(f"{path}: cannot be read ({error}); restore it or give another --out") from error
-            _same({**flat(defaults or {}), **flat(before)}, flat(tomllib.loads(config)), self.place, free, may_grow)
+            if self._holds_work():
+                _same({**flat(defaults or {}), **flat(before)}, flat(tomllib.loads(config)), self.place, free, may_grow)
             write_bytes(path, config.encode())
         if self.mirror is not None:
             self.mirror.push_file(path, CONFIG)
 
+    def _holds_work(self) -> bool:
+        """Whether anything is there that was made with its settings: what ended before is begun anew."""
+        begun = {CONFIG, METRICS, "lock"}
+        if self.mirror is not None and {name for name, _ in self.mirror.entries()} - begun:
+            return True
+        others = [path for path in self.local.iterdir() if path.name not in begun]
+        return any(not path.is_dir() or any(path.iterdir()) for path in others)
+
     def lanes(self) -> int | None:
         """The lanes that the run began with, which it keeps on any number of workers; None for a new run."""
         try:
-            return int(tomllib.loads((self.local / CONFIG).read_text())["data"]["lanes"])
+            return (
+                int(tomllib.loads((self.local / CONFIG).read_text())["data"]["lanes"]) if self._holds_work() else None
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -10,12 +10,15 @@ import pandas as pd
 
 from scarcade.dataloaders.schema import column_of, label_text, text_of
 from scarcade.dataloaders.source import AnnDataFile, opened
-from scarcade.engine.errors import OpenError, UsageError
+from scarcade.engine.errors import CorruptError, OpenError, UsageError
+from scarcade.engine.folder import MANIFEST, problems, read_manifest
 from scarcade.engine.schema import Categories
 from scarcade.engine.scores import integration, label_accuracy
 from scarcade.engine.storage import is_url, shown
 from scarcade.jobs.fetched import near
-from scarcade.jobs.latent import VARIANCE, read_latent
+from scarcade.jobs.latent import KIND, LATENT, VARIANCE, read_latent
+
+_WITH_LATENT = ("result", "merged")  # kinds of AnnData that `jobs.written` and `jobs.merged` write
 
 
 def score(
@@ -32,7 +35,8 @@ def score(
     """Integration scores (`engine.scores.integration`), and accuracy of a column of predicted labels.
 
     Args:
-        latent: a ``latent.zarr``, or an .h5ad, .zarr or AnnData with a latent in obsm; or a URL (it is copied here).
+        latent: a ``latent.zarr``, or an .h5ad, .zarr or AnnData with a latent in obsm (as results of a mapping, and
+            what ``map --merge`` wrote, have); or a URL (it is copied here).
         labels, batches: columns of obs; at least one. predicted: column that is compared with `labels`.
         obsm: which entry of obsm; default: the only one that begins with X_ and is neither a PCA nor a UMAP.
         unlabelled: labels that mean no label; such cells are not scored.
@@ -66,7 +70,7 @@ def score(
 
 def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str]:
     """The latent (N, L), obs, and what to call it."""
-    if isinstance(latent, str | Path) and (Path(latent) / "MANIFEST.json").is_file():
+    if isinstance(latent, str | Path) and _kind(Path(latent)) == KIND:
         ours = read_latent(latent)
         if obsm not in (None, ours.obsm_key):
             raise UsageError(f"--obsm {obsm}: {latent} has {ours.obsm_key}")
@@ -86,6 +90,28 @@ def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str
         return values, file.obs(), file.where
 
 
+def _kind(path: Path) -> str | None:
+    """What a folder of ours is; None of anything else.
+
+    Raises:
+        OpenError: one without a latent of cells. CorruptError: an AnnData that is not as it was written.
+    """
+    if not (path / MANIFEST).is_file():
+        return None
+    kind = str(read_manifest(path).get("kind"))
+    if kind == "model":
+        there = f"is {path / LATENT}" if (path / LATENT).is_dir() else "is not here; `scarcade embed` writes one"
+        raise OpenError(f"{path}: is a model; the latent of its cells {there}")
+    if kind not in (KIND, *_WITH_LATENT):
+        raise OpenError(
+            f"{path}: is a {kind}; what can be scored is a {LATENT}, what `scarcade map` wrote (a result, or the cells "
+            "of --merge), or an .h5ad or .zarr with a latent in obsm"
+        )
+    if kind != KIND and (wrong := problems(path)):
+        raise CorruptError(f"{path}: {'; '.join(wrong[:3])}")
+    return kind
+
+
 def _entry(entries: Sequence[str], obsm: str | None, where: str) -> str:
     there = ", ".join(entries) or "none"
     if obsm is not None:
@@ -94,6 +120,8 @@ def _entry(entries: Sequence[str], obsm: str | None, where: str) -> str:
         return obsm
     latents = [name for name in entries if name.startswith("X_") and not name.endswith(VARIANCE)]
     narrower = [name for name in latents if name.lower() not in ("x_pca", "x_umap", "x_tsne")]
+    if not entries:
+        raise OpenError(f"{where}: has no latent to score: its obsm is empty; `scarcade embed` or `map` makes one")
     if len(narrower or latents) != 1:
         raise UsageError(f"{where}: say by --obsm which of its entries is the latent; it has {there}")
     return (narrower or latents)[0]

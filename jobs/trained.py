@@ -17,6 +17,8 @@ from torch import Tensor
 
 from scarcade.engine.contracts import Batch
 from scarcade.engine.errors import GenesError, UsageError
+from scarcade.engine.published import published
+from scarcade.engine.storage import is_url
 from scarcade.jobs.asked import asked_of, batches_of, noise_of, noises_of
 from scarcade.jobs.cells import Cells, MemoryCells, StoreCells, cells_of
 from scarcade.jobs.contrast import contrasted
@@ -184,8 +186,10 @@ class Trained:
         layer: str | None = None,
         batch_size: int = BATCH_SIZE,
         replace: bool = False,
-    ) -> Path:
-        """Write the model to the folder `out`; with a delta it becomes a reference that knows the query's batches.
+    ) -> Path | str:
+        """Write the model to the folder, or URL, `out`.
+
+        With a delta it becomes a reference that knows the query's batches.
 
         Args:
             data: the query's cells; their latent comes behind that of the reference's cells, which surgery left as it
@@ -195,14 +199,16 @@ class Trained:
             UsageError: surgery added latent dimensions, which the reference's cells have no values for.
             StorageError: `out` exists (without `replace`).
         """
-        return save_as(
-            self.model,
-            self.folder,
-            Path(out),
-            None if data is None else cells_of(data, self.model, batch_key=batch_key, layer=layer),
-            batch_size=batch_size,
-            replace=replace,
-        )
+        with published(out, replace=replace) as target:
+            save_as(
+                self.model,
+                self.folder,
+                target,
+                None if data is None else cells_of(data, self.model, batch_key=batch_key, layer=layer),
+                batch_size=batch_size,
+                replace=replace,
+            )
+        return str(out) if is_url(out) else Path(out)
 
     def predict(
         self,

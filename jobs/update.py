@@ -83,6 +83,10 @@ class Update:
             column = self.schema.batch if name == "batch" else self.schema.categorical[int(name.rpartition("_")[2])]
             shown = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
             found.append(f"new in '{column.name}': {shown}")
+        for before, now in zip(self.model.schema.labels, self.schema.labels, strict=True):
+            if values := now.values[len(before) :]:
+                shown = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
+                found.append(f"new in '{now.name}': {shown}")
         grown = self.grown(surgery, 0)
         if not trainable(grown):
             found.append("nothing trains: the reference knows every batch, or has no weights of a batch")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, UnsafeFileError
+from scarcade.engine.errors import CorruptError, ModelFileError, OpenError, StorageError, UnsafeFileError
 from scarcade.engine.folder import MANIFEST, committed, read_manifest, sha256, write_bytes
 
 JSON_LIMIT = 256 << 20  # bytes; the names of a million genes are 20 MB
@@ -48,7 +48,10 @@ def write_weights(
     content = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
     extra: dict[str, Any] = {"kind": kind}
     with committed(folder, extra=extra, replace=replace) as work:
-        save_file(dict(tensors), work / f"{kind}.safetensors")
+        try:
+            save_file(dict(tensors), work / f"{kind}.safetensors")
+        except SafetensorError as error:  # its way of telling that the disk is full
+            raise StorageError(f"{folder}: cannot be written ({error})") from error
         write_bytes(work / f"{kind}.json", content)
         write_bytes(work / "README.md", card.encode())
         if beside is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scarcade.engine.errors import ModelFileError, OpenError
@@ -53,6 +54,13 @@ def read_names(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path}: not text, so not a list of genes") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def reason(error: Exception) -> str:
+    """What is wrong, in one line: of settings that cannot be, each field and why."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False))
 
 
 def load_fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scarcade.engine.errors import ModelFileError, UsageError
 from scarcade.engine.schema import Categories, Schema
 from scarcade.models.expimap import Expimap
-from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files
+from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files, reason
 from scarcade.models.layers import BatchNorm, ConditionRows, Dispersion, Linear
 from scarcade.models.saved import check_schema
 from scarcade.models.scarches_layers import PlainLinear, SplitLinear
@@ -71,7 +71,7 @@ def build(
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scArches ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
-        raise ModelFileError(f"{where}: {error}") from error
+        raise ModelFileError(f"{where}: {reason(error)}") from error
     check_schema(schema, where)
     model.eval()
     model.record = {"imported_from": "scArches", "model": kind.name}

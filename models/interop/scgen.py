@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scarcade.engine.errors import ModelFileError
 from scarcade.engine.schema import Categories, Schema
-from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files
+from scarcade.models.interop.foreign import load_fitting, read_attributes, read_three_files, reason
 from scarcade.models.saved import check_schema
 from scarcade.models.scgen import Scgen
 
@@ -56,7 +56,7 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{where}: not laid out as a scgen model of scArches ({error!r})") from error
     except (ModelFileError, ValidationError, RuntimeError) as error:
-        raise ModelFileError(f"{where}: {error}") from error
+        raise ModelFileError(f"{where}: {reason(error)}") from error
     check_schema(schema, where)
     model.eval()
     model.record = {"imported_from": "scArches", "model": "scgen"}

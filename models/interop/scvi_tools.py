@@ -16,7 +16,7 @@ from torch import Tensor
 from scarcade.engine.errors import ModelFileError, UsageError
 from scarcade.engine.schema import Schema
 from scarcade.models.interop import totalvi
-from scarcade.models.interop.foreign import load_fitting
+from scarcade.models.interop.foreign import load_fitting, reason
 from scarcade.models.interop.scvi_files import init_arguments, old_registry, read_files, schema_of, tensor_of
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
@@ -76,7 +76,8 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
         ModelFileError: as `read_scvi_tools`; its message begins with `where`.
     """
     registry = attributes.get("registry_") or old_registry(attributes.get("scvi_setup_dict_") or {})
-    name = registry.get("model_name", "SCVI")
+    # until 0.15 nothing in the files names the class; only a totalVI has a background of proteins
+    name = registry.get("model_name") or ("TOTALVI" if "background_pro_alpha" in state else "SCVI")
     if name == "TOTALVI":
         return totalvi.build(state, names, attributes, where=where)
     if name not in KINDS:
@@ -91,7 +92,7 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
-        raise ModelFileError(f"{where}: {error}") from error
+        raise ModelFileError(f"{where}: {reason(error)}") from error
     check_schema(schema, where)
     model.eval()
     model.record = {"imported_from": "scvi-tools", "version": registry.get("scvi_version"), "model": name}

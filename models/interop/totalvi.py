@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scarcade.engine.errors import ModelFileError, UsageError
-from scarcade.models.interop.foreign import load_fitting
-from scarcade.models.interop.scvi_files import init_arguments, schema_of, tensor_of
+from scarcade.models.interop.foreign import load_fitting, reason
+from scarcade.models.interop.scvi_files import init_arguments, old_registry, schema_of, tensor_of
 from scarcade.models.layers import BatchNorm, ConditionalLinear, ConditionRows, Dispersion, Linear
 from scarcade.models.library import LibraryPrior
 from scarcade.models.saved import check_schema
@@ -63,11 +63,12 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     Raises:
         ModelFileError: it is of a version that computed something else, or its tensors do not fit.
     """
-    registry = attributes.get("registry_") or {}
+    registry = attributes.get("registry_") or old_registry(attributes.get("scvi_setup_dict_") or {})
     version = str(registry.get("scvi_version"))
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    if numbers < FIRST:
-        raise ModelFileError(f"{where}: was saved by scvi-tools {version}; TOTALVI models can be imported since 0.15")
+    if numbers < FIRST:  # its first versions call themselves 0.0.0
+        by = f"scvi-tools {version}" if any(numbers) else "a scvi-tools before 0.15"
+        raise ModelFileError(f"{where}: is a TOTALVI model of {by}; those since 0.15 can be imported")
     formulation = "1.3.1" if numbers >= (1, 3, 1) else "1.2" if numbers >= (1, 2) else "1.0"
     try:
         columns = registry["field_registries"]["proteins"]["state_registry"]["column_names"]
@@ -79,7 +80,7 @@ def build(state: Mapping[str, np.ndarray], names: list[str], attributes: Mapping
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelFileError(f"{where}: not laid out as a model of scvi-tools ({error!r})") from error
     except (ModelFileError, UsageError, ValidationError, RuntimeError) as error:
-        raise ModelFileError(f"{where}: {error}") from error
+        raise ModelFileError(f"{where}: {reason(error)}") from error
     check_schema(schema, where)
     model.eval()
     model.record = {"imported_from": "scvi-tools", "version": version, "model": "TOTALVI"}

@@ -142,6 +142,15 @@ def test_a_term_that_is_not_there_cannot_be_monitored() -> None:
         fit(ToyModel(), ToyLoader(), ToyLoader(), OptimConfig(epochs=1, plateau=True, monitor="nonsense"))
 
 
+def test_a_monitor_is_checked_before_the_first_update_though_nothing_watches_it() -> None:
+    model, loader = ToyModel(), ToyLoader()
+    before = digest(model)
+    with pytest.raises(UsageError, match=r"--optim\.monitor nonsense.*reconstruction"):
+        fit(model, loader, None, OptimConfig(epochs=1, monitor="nonsense"))
+    assert digest(model) == before
+    fit(ToyModel(), ToyLoader(), ToyLoader(), OptimConfig(epochs=1, plateau=True, monitor="loss"))
+
+
 def test_frozen_parameters_stay_and_only_those_that_train_are_optimised() -> None:
     model = ToyModel()
     model.requires_grad_(False)

@@ -6,8 +6,10 @@ import resource
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
@@ -17,7 +19,7 @@ import pytest
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.schema import read_query
 from scarcade.dataloaders.source import AnnDataFile
-from scarcade.engine.errors import InputError
+from scarcade.engine.errors import InputError, OpenError
 from scarcade.engine.schema import Categories, Schema
 from tests.dataloaders.files import adata, quiet, written
 
@@ -90,6 +92,29 @@ def test_a_broken_h5ad_is_its_own_error_and_leaves_nothing(tmp_path: Path, what:
     with pytest.raises(InputError) as told:
         read_query(broken, schema, layer="X")
     assert told.value.code == code
+
+
+@contextmanager
+def as_anybody() -> Iterator[None]:
+    """For root, which may read every file: as nobody."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_file_that_may_not_be_read_says_so() -> None:
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = written(adata(), Path(folder) / "a.h5ad")
+        AnnDataFile(path).close()  # what looks through files is started, as nobody could not
+        path.chmod(0)
+        with as_anybody(), pytest.raises(OpenError, match=r"a\.h5ad: cannot be read \(permission denied\)$"):
+            AnnDataFile(path)
 
 
 def test_a_query_without_a_gene_in_common(tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_what_a_model_does_not_offer_is_refused(store: Store, models: Callable[[
         trained.output("expression", store, librari=1)
     with pytest.raises(UsageError, match="transform_batch: 'probabilities' takes no such setting"):
         load(models("scanvi")).output("probabilities", store, transform_batch="batch0")
+    with pytest.raises(UsageError, match=r"transform_batch: the latent takes no such setting; .*: --output expression"):
+        trained.write(tmp_path / "o.zarr", store, transform_batch="batch0")
     few = ad.read_h5ad(store.path.with_suffix(".h5ad"))[:20, :50].copy()
     with pytest.raises(GenesError, match="50 genes"):
         trained.annotate(few, ["expression"], batch_key="batch")
@@ -171,5 +173,5 @@ def test_a_mapped_query_becomes_a_part_of_its_reference(
     mapped = ad.read_h5ad(tmp_path / "mapped" / "q.h5ad").obsm[MODELS[name].obsm_key]
     np.testing.assert_allclose(latent.mean[len(before) :], mapped, atol=1e-5)
     np.testing.assert_allclose(whole.get_latent_representation(query), mapped, atol=1e-5)
-    without = load(models(name), delta=tmp_path / "mapped" / "q.delta").save(tmp_path / "without")
+    without = Path(load(models(name), delta=tmp_path / "mapped" / "q.delta").save(tmp_path / "without"))
     assert len(read_latent(without / "latent.zarr")) == len(before)

@@ -87,6 +87,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["score", "l.zarr"], "--labels"),
         (["score", "l.zarr", "--optim.lr", "1"], "--optim.lr"),
         (["simulate", "x.zarr", "--cells", "0"], "--cells 0"),
+        (["ingest", "a.h5ad", "--out", "a.zarr", "--workers", "-1"], "--workers -1: wanted are 0"),
+        (["embed", "m", "a.h5ad", "--out", "l.zarr", "--batch-size", "0"], "--batch-size 0: wanted are 1 or more"),
+        (["embed", "m", "a.h5ad", "--out", "l.zarr", "--batch-size", "-5"], "--batch-size -5: wanted are 1 or more"),
+        (["embed", "m", "a.h5ad", "--out", "l.zarr", "--samples", "-1"], "--samples -1: wanted are 0"),
+        (["embed", "m", "a.h5ad", "--out", "l.zarr", "--threads", "0"], "--threads 0: wanted are 1 or more"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_a_remedy(
@@ -161,6 +166,32 @@ def test_the_commands_in_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     code, out, err = ended(capsys, "inspect", run / "model", "--json")
     assert code == 0, err
     assert json.loads(out)["kind"] == "model"
+
+
+def test_force_takes_away_results_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, atlas: Atlas
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    query = mine / "q.h5ad"
+    query.write_bytes(atlas.query.read_bytes())
+    embed = ("embed", atlas.model, query, "--batch-key", "batch", "--force", "--out")
+    for command in (
+        ("ingest", query, "--batch-key", "batch", "--force", "--out", mine),
+        ("ingest", query, "--batch-key", "batch", "--force", "--out", query),
+        ("simulate", mine, "--cells", 100, "--genes", 20, "--force"),
+        (*embed, mine),
+        (*embed, query),
+        ("embed", atlas.model, atlas.store.path, "--force", "--out", atlas.store.path),
+        ("embed", atlas.model, atlas.store.path, "--out", atlas.store.path / "latent"),
+        ("embed", atlas.model, atlas.store.path, "--force", "--out", atlas.model),
+    ):
+        assert "choose another --out" in refused(capsys, 2, *command)
+    assert sorted(path.name for path in mine.iterdir()) == ["notes.txt", "q.h5ad"]
+    made = ("simulate", tmp_path / "a.zarr", "--cells", 100, "--genes", 20, "--batches", 1)
+    assert ended(capsys, *made)[0] == 0
+    assert ended(capsys, *made, "--force")[0] == 0
 
 
 def test_a_query_that_cannot_be_used_ends_with_4(

@@ -12,7 +12,7 @@ from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.schema import DataWarning
 from scarcade.dataloaders.store import is_store, open_store
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError
+from scarcade.engine.errors import CategoryError, GenesError, NonFiniteError, StorageError, UsageError
 from scarcade.jobs.cells import cells_of
 from scarcade.jobs.cli import main
 from scarcade.jobs.embed import embed, write_latent
@@ -49,11 +49,34 @@ def test_the_latent_beside_a_model_holds_no_names(atlas: Atlas) -> None:
 
 
 def test_a_batch_that_the_encoder_needs_and_does_not_know_is_refused(atlas: Atlas, tmp_path: Path) -> None:
-    with pytest.raises(CategoryError, match="scarcade map"):
-        embed(atlas.model, atlas.query, tmp_path / "l.zarr", batch_key="batch")
+    with pytest.raises(CategoryError, match=r"scarcade map.*scarcade merge.*scarcade embed") as told:
+        embed(
+            atlas.model,
+            atlas.query,
+            tmp_path / "l.zarr",
+            outputs=["expression"],
+            settings={"transform_batch": ["batch1"]},
+            batch_key="batch",
+        )
+    assert "transform" not in str(told.value)
     known = atlas.store.to_anndata(["batch1"])
     embed(atlas.model, known, tmp_path / "l.zarr", batch_key="batch")
     assert len(read_latent(tmp_path / "l.zarr")) == known.n_obs
+
+
+def test_a_batch_that_only_the_decoder_needs_can_be_replaced(atlas: Atlas, blind: Path, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.query)
+    cells.obs["batch"] = "another"
+    with pytest.raises(CategoryError, match=r"scarcade merge.*--transform-batch"):
+        embed(blind, cells, tmp_path / "l.zarr", outputs=["expression"], batch_key="batch")
+    settings = {"transform_batch": ["batch1"]}
+    embed(blind, cells, tmp_path / "l.zarr", outputs=["expression"], settings=settings, batch_key="batch")
+
+
+def test_no_more_cells_than_some_are_computed_at_once(atlas: Atlas) -> None:
+    for cells in (atlas.store.path, atlas.store.to_anndata(["batch1"])):
+        with pytest.raises(UsageError, match="--batch-size 0"):
+            cells_of(cells, read(atlas.model), batch_key=None if cells is atlas.store.path else "batch").loader(0)
 
 
 def test_a_store_is_seen_with_the_codes_and_genes_of_the_model(atlas: Atlas, tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ def test_a_file_of_cells(tmp_path: Path, name: str) -> None:
     info = inspect(written(data, tmp_path / name))
     assert (info["kind"], info["intact"], info["problems"]) == (name.split(".")[1], True, [])
     assert (info["n_cells"], info["n_genes"], info["counts_from"]) == (60, 20, "X")
-    assert info["n_counts"] == data.X.nnz
+    assert info["stored_values"] == data.X.nnz
     assert json.loads(json.dumps(info)) == info
     assert "cell_type: 4 values" in render(info)
+    assert f"stored values: {data.X.nnz}" in render(info)
 
 
 def test_a_file_with_a_bad_value_is_not_intact_and_one_without_counts_is(tmp_path: Path) -> None:
@@ -119,6 +120,16 @@ def test_a_model_a_run_and_a_query_against_them(tmp_path: Path) -> None:
     assert "can be mapped: no" in render(info)
     (run / "model" / "model.safetensors").write_bytes(b"\1" * 100)
     assert inspect(run)["problems"] == ["model/model.safetensors: its content is not what was written"]
+
+
+def test_a_delta_shows_what_it_has(tmp_path: Path) -> None:
+    record = {"model": "scvi", "parent": "f" * 64, "batch": {"name": "batch", "values": ["b0", "new"]}}
+    with committed(tmp_path / "q.delta", extra={"kind": "delta", "fingerprint": "e" * 64}) as work:
+        write_json(work / "delta.json", record)
+    info = inspect(tmp_path / "q.delta")
+    assert (info["kind"], info["batch_key"], info["batches"]) == ("delta", "batch", ["b0", "new"])
+    assert not {"n_genes", "labels", "proteins", "latent"} & info.keys()
+    assert not [line for line in render(info).splitlines() if line.endswith((":", ": 0"))]
 
 
 def test_what_is_nothing_of_ours(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from scarcade.engine.errors import UsageError
 from scarcade.jobs.latent import read_latent
 from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.merged import REFERENCE
+from scarcade.jobs.score import score
 from tests.jobs.conftest import Atlas
 
 QUICK: dict[str, Any] = {"epochs": 2, "optim": {"lr": 0.01}}
@@ -42,6 +43,7 @@ def test_reference_and_queries_stand_side_by_side(results: str, atlas: Atlas, tm
     assert dict(counted) == {REFERENCE: n, "one": cells.n_obs, "two": 30, "none": 0}
     np.testing.assert_array_equal(found.obsm["X_scVI"][:n], latent.mean)
     np.testing.assert_array_equal(found.obsm["X_scVI_variance"][:n], latent.variance)
+    assert score(merged, labels="label", batches="query")["n_cells"] > 0
     known, codes = latent.column("label") or (None, None)
     assert known is not None
     assert codes is not None

@@ -21,7 +21,7 @@ from scarcade.jobs.projection import project
 from scarcade.jobs.queries import Task
 from scarcade.jobs.query_task import Job, failed, skipped
 from scarcade.jobs.report import write_report
-from scarcade.jobs.report_data import drawn, looks_of
+from scarcade.jobs.report_data import details, drawn, looks_of
 from scarcade.jobs.report_words import short
 from scarcade.jobs.results import Record, Results
 from tests.jobs.conftest import Atlas
@@ -111,6 +111,13 @@ def test_the_table_tells_states_reasons_and_what_was_mapped_onto_what(mapped: tu
     assert f"accuracy {100 * record['labels']['label']['accuracy']:.0f} %" in text
     for label in record["labels"]["label"]["composition"]:
         assert label in text
+
+
+def test_new_values_that_are_not_shown_are_counted(mapped: tuple[Job, Record]) -> None:
+    job, record = mapped
+    looks = looks_of(job.reference)
+    told = details(job, {**record, "new": {"batch": [f"b{i}" for i in range(7)], "plate": ["p0"]}}, looks)["new"]
+    assert told == {"batch": "b0, b1, b2, b3, b4, ... (2 more)", "plate": "p0"}
 
 
 def test_far_queries_come_first_in_words(mapped: tuple[Job, Record]) -> None:

@@ -6,8 +6,10 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scarcade.engine.errors import CategoryError, OpenError, UsageError
+from scarcade.engine.errors import CategoryError, CorruptError, OpenError, UsageError
+from scarcade.engine.folder import committed
 from scarcade.engine.scores import integration
+from scarcade.jobs import merged, written
 from scarcade.jobs.score import score
 from tests.jobs.conftest import Atlas
 
@@ -48,6 +50,33 @@ def test_the_latent_of_a_model_scores(atlas: Atlas) -> None:
     scores = score(atlas.model / "latent.zarr", labels="label", batches="batch")
     assert scores["n_cells"] == 2_000 - ad.read_h5ad(atlas.query).n_obs
     assert scores["label_score"] > 0.3
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part:UserWarning")
+@pytest.mark.parametrize("kind", [merged.KIND, written.KIND])
+def test_what_a_mapping_wrote_as_zarr_scores_if_it_is_whole(kind: str, tmp_path: Path) -> None:
+    made = cells()
+    version_3 = ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False)
+    with version_3, committed(tmp_path / "a.zarr", extra={"kind": kind}) as work:
+        made.write_zarr(work)
+    assert score(tmp_path / "a.zarr", labels="label") == score(made, labels="label")
+    next(path for path in (tmp_path / "a.zarr" / "obsm").glob("X_scVI/c/*/*")).write_bytes(b"")
+    with pytest.raises(CorruptError, match=r"a\.zarr: obsm/.*0 bytes where"):
+        score(tmp_path / "a.zarr", labels="label")
+
+
+def test_folders_of_ours_without_a_latent_say_what_can_be_scored(atlas: Atlas) -> None:
+    with pytest.raises(OpenError, match=r"is a model; .* is .*model.latent\.zarr$"):
+        score(atlas.model, labels="label")
+    with pytest.raises(OpenError, match="is a store; what can be scored"):
+        score(atlas.store.path, labels="label")
+
+
+def test_cells_without_a_latent_say_so() -> None:
+    made = cells()
+    del made.obsm
+    with pytest.raises(OpenError, match="no latent to score"):
+        score(made, labels="label")
 
 
 def test_what_cannot_be_scored_is_told(tmp_path: Path) -> None:

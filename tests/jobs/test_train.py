@@ -12,7 +12,7 @@ import pytest
 
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.synthetic import simulate
-from scarcade.engine.errors import BusyError, DataChangedError, UsageError
+from scarcade.engine.errors import BusyError, DataChangedError, NonFiniteError, UsageError
 from scarcade.engine.folder import problems
 from scarcade.jobs.run_folder import RunFolder
 from scarcade.jobs.train import TrainedRun, train
@@ -92,6 +92,15 @@ def test_other_settings_are_refused_and_named(store: Store, tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"--seed was 0, now 3"):
         trained(store, tmp_path / "run", seed=3)
     trained(store, tmp_path / "run", settings={**SMALL, "scale": {"threads": 2}})  # how fast is free
+
+
+def test_what_the_error_of_a_loss_advises_can_be_done_in_the_same_folder(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"lower --optim\.lr"):
+        trained(store, tmp_path / "run", settings={**SMALL, "optim": {"lr": 1e30}})
+    trained(store, tmp_path / "run")
+    trained(store, tmp_path / "whole")
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("slow", [False, True])

@@ -13,6 +13,7 @@ from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.engine.errors import CategoryError, DataChangedError, GenesError, UsageError
 from scarcade.engine.folder import problems
+from scarcade.jobs.cells import cells_of
 from scarcade.jobs.cli import main
 from scarcade.jobs.inspect import inspect
 from scarcade.jobs.latent import read_latent
@@ -202,6 +203,36 @@ def test_new_labels_are_added_but_where_weights_belong_to_them(
     with pytest.raises(CategoryError, match=r"'newcomer'.*--unlabelled"):
         updated(data, references("scanvi"), tmp_path / "scanvi")
     assert not (tmp_path / "scanvi" / "model").exists()
+
+
+def test_what_meant_no_label_to_the_reference_means_none_in_new_data(store: Store, tmp_path: Path) -> None:
+    cells = new_cells(store, "old")
+    cells.obs.loc[cells.obs_names[:20], "label"] = "unlabelled"
+    none = [int((cells.obs["label"].isna() | (cells.obs["label"] == "unlabelled")).sum())]
+    cells.write_h5ad(tmp_path / "old.h5ad")
+    told: list[str] = []
+    old = ingest(
+        tmp_path / "old.h5ad", tmp_path / "old.zarr", batch_key="batch", label_keys=["label"],
+        unlabelled=["unlabelled"], report=told.append,
+    )  # fmt: skip
+    train(old, out=tmp_path / "reference", settings=QUICK, epochs=1, progress=lambda _: None)
+    cells.obs["batch"] = "new"
+    cells.obs["label"] = cells.obs["label"].astype(object)  # writing made categories of it
+    cells.obs.loc[cells.obs_names[20:30], "label"] = "newcomer"
+    none.append(int((cells.obs["label"].isna() | (cells.obs["label"] == "unlabelled")).sum()))
+    data = new_store(cells, tmp_path / "new.zarr")
+    assert "unlabelled" in data.schema.labels[0].values  # it was not told
+    said: list[str] = []
+    out = updated(data, tmp_path / "reference" / "model", tmp_path / "updated", said)
+    labels = read(out).schema.labels[0].values
+    assert labels[-1] == "newcomer"
+    assert "unlabelled" not in labels
+    column = read_latent(out / "latent.zarr").column("label")
+    assert column is not None
+    assert (column[1] < 0).sum() == sum(none)
+    assert "new in 'label': 'newcomer'" in said
+    assert not [line for line in said if "does not know" in line]
+    assert not cells_of(tmp_path / "old.h5ad", read(out)).notes
 
 
 def test_what_cannot_be_updated_is_refused(store: Store, references: Callable[[str], Path], tmp_path: Path) -> None:

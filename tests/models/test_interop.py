@@ -209,6 +209,25 @@ def test_totalvi_models_of_other_people(folder: str, formulation: str) -> None:
     assert len(model.schema.proteins) == model.background.mean.rows.shape[1]
 
 
+def test_a_totalvi_of_before_its_name_was_saved_is_known_by_its_tensors() -> None:
+    folder = shared("data/checkpoints/testing_models/080_totalvi")
+    with pytest.raises(ModelFileError, match=r"TOTALVI model of a scvi-tools before 0\.15; those since") as told:
+        read_scvi_tools(folder)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ModelFileError, match=r"TOTALVI model of scvi-tools 0\.14\.2"):
+        build({"background_pro_alpha": np.zeros(1)}, ["g"], {"scvi_setup_dict_": {"scvi_version": "0.14.2"}}, where="x")
+
+
+def test_settings_that_cannot_be_are_told_in_one_line() -> None:
+    mapping = {"state_registry": {"categorical_mapping": ["a"], "original_key": "batch"}}
+    attributes = {
+        "registry_": {"model_name": "SCVI", "field_registries": {"batch": mapping}},
+        "init_params_": {"n_hidden": "many", "foo": 1},
+    }
+    with pytest.raises(ModelFileError, match=r"^there: n_hidden: [^\n]*; foo: [^\n]*$"):
+        build({}, ["g0"], attributes, where="there")
+
+
 def test_other_classes_say_what_they_are() -> None:
     with pytest.raises(ModelFileError, match="PEAKVI"):
         build({}, ["g0"], {"registry_": {"model_name": "PEAKVI"}}, where="there")

@@ -21,6 +21,7 @@ from scarcade.models import RECIPES, Scvi
 from scarcade.models.saved import lineage_after, read, read_delta, save, save_delta
 from scarcade.models.surgery import grow
 from scarcade.models.weights import content_fingerprint, fingerprint, kind_of
+from tests.engine.test_checkpoint import no_file_larger_than
 from tests.models.cells import made_batch, made_schema
 from tests.models.test_surgery import train, with_batches
 
@@ -90,6 +91,13 @@ def test_files_beside_the_model_stand_in_its_manifest(tmp_path: Path) -> None:
     assert "latent.txt" in json.loads((tmp_path / "m" / "MANIFEST.json").read_text())["files"]
     (tmp_path / "m" / "latent.txt").write_text("2")  # not ours to judge here
     read(tmp_path / "m")
+
+
+def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
+    model = model_of()
+    with no_file_larger_than(100), pytest.raises(StorageError, match="model: cannot be written"):
+        saved(tmp_path, model)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_kept(tmp_path: Path) -> None:

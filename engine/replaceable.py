@@ -1,0 +1,75 @@
+"""What a command may take the place of: a folder of ours of the same kind, and none of its inputs.
+
+`--force` says that an older result is not wanted any more. It does not say so of a folder with files of a user in it,
+nor of the data that the command is to read.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scarcade.engine.errors import UsageError
+from scarcade.engine.folder import MANIFEST, MANIFEST_LIMIT
+from scarcade.engine.published import is_there
+from scarcade.engine.storage import Mirror, is_url, parted, shown
+
+_DAMAGED = "damaged"
+FOLDER_OF = {"store": "a store", "latent": "a latent", "model": "a model"}
+
+
+def check_replaceable(out: str | Path, kind: str, inputs: Iterable[Any] = ()) -> None:
+    """Pass if nothing is lost by writing a folder of this kind to `out`, whatever is there.
+
+    Args:
+        kind: as its manifest names it, of `FOLDER_OF`.
+        inputs: files and folders, or URLs, that are read; what is neither is passed over.
+
+    Raises:
+        UsageError: `out` is, holds or lies in an input; or what is there is not a folder of ours of this kind.
+    """
+    for one in inputs:
+        if isinstance(one, str | Path) and _meet(out, one):
+            raise UsageError(f"{_named(out)}: is, holds or lies in {_named(one)}, which is read; choose another --out")
+    if not is_there(out):
+        return
+    found = _kind_of(out)
+    if found not in (kind, _DAMAGED):
+        what = f"is {FOLDER_OF.get(found, f'of another kind ({found})')}" if found else "was not made by scarcade"
+        raise UsageError(
+            f"{_named(out)}: {what}, and --force puts {FOLDER_OF[kind]} in the place of such a one alone; choose "
+            "another --out, or remove it yourself"
+        )
+
+
+def _meet(out: str | Path, other: str | Path) -> bool:
+    if is_url(out) or is_url(other):
+        a, b = str(out).rstrip("/"), str(other).rstrip("/")
+        return a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/")
+    mine, its = Path(out).resolve(), Path(other).resolve()
+    return mine == its or mine in its.parents or its in mine.parents
+
+
+def _kind_of(out: str | Path) -> str | None:
+    """What the manifest of a folder says; "damaged" if it says nothing; None without one."""
+    if is_url(out):
+        folder, name = parted(str(out))
+        return _DAMAGED if Mirror(folder).exists(f"{name}/{MANIFEST}") else None  # of ours, whatever kind
+    path = Path(out)
+    if path.is_dir() and not any(path.iterdir()):
+        return _DAMAGED  # nothing is lost
+    manifest = path / MANIFEST
+    try:
+        if manifest.stat().st_size > MANIFEST_LIMIT:
+            return _DAMAGED
+        found = json.loads(manifest.read_bytes())
+    except OSError:
+        return None
+    except ValueError:
+        return _DAMAGED
+    kind = found.get("kind") if isinstance(found, dict) else None
+    return kind if isinstance(kind, str) else _DAMAGED
+
+
+def _named(place: str | Path) -> str:
+    return shown(str(place))
