@@ -95,17 +95,21 @@ def run(
     cuts = [min(n_rows, chunk * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
     left = iter(list(pairwise(cuts)))  # a list's iterator gives each of its items to one thread
     failures: list[BaseException] = []
+    ended: list[int] = []
 
     def body() -> None:
         try:
             for start, stop in left:
                 work(start, stop)
+            ended.append(threading.get_ident())
         except BaseException as failure:  # noqa: BLE001 - raised below: it cannot cross the frames of C
             failures.append(failure)
 
     (on or (team if spins and _of_torch() is not None else pool))(body, n_threads)
     if failures:
         raise failures[0]
+    if threading.get_ident() not in ended:  # Ctrl-C fell between C and `body`, where Python only prints it
+        raise KeyboardInterrupt
 
 
 def pool(body: Body, n_threads: int) -> None:

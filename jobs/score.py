@@ -1,5 +1,6 @@
 """Scores of a latent on disk or in memory: how well it keeps labels apart, mixes batches, and was labelled."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders.schema import column_of, label_text, text_of
+from scarcade.dataloaders.schema import DataWarning, column_of, label_text, look_alikes, text_of
 from scarcade.dataloaders.source import AnnDataFile, opened
 from scarcade.engine.errors import CorruptError, OpenError, UsageError
 from scarcade.engine.folder import MANIFEST, problems, read_manifest
@@ -56,6 +57,15 @@ def score(
         cells, obs, where = _cells(here, obsm)
     where = shown(latent) if far else where
     label_codes = _codes(obs, labels, where, "--labels", unlabelled)
+    if labels is not None:
+        text = label_text(column_of(obs, labels, where, "--labels"), unlabelled)
+        for value in look_alikes([one for one in pd.unique(text) if one is not None]):
+            warnings.warn(
+                f"{where}: {(text == value).sum()} cells are scored as cells of {labels} {value!r}; if that means that "
+                f"they have none: --unlabelled {value!r}",
+                DataWarning,
+                stacklevel=2,
+            )
     scores = integration(
         cells, label_codes, _codes(obs, batches, where, "--batches", ()), max_cells=max_cells, seed=seed
     )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -45,6 +46,24 @@ def test_torch_computes_on_one_thread_there_and_on_all_again_after_it(on: On) ->
         if on is pool:  # within OpenMP's team torch tells the number that is outside of it
             assert [n for _, n in found] == [1, 1]
         assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_interrupt_that_python_ignored_is_raised() -> None:
+    """Between C and a function of Python an exception is printed, and lost: as if this thread had not taken part."""
+
+    def on(body: Body, n_threads: int) -> None:
+        for other in [threading.Thread(target=body) for _ in range(n_threads - 1)]:
+            other.start()
+            other.join()
+
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(100, lambda start, stop: seen.append((start, stop)), on=on)
+        assert len(seen) == 2
     finally:
         torch.set_num_threads(before)
 

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from scarcade.dataloaders.schema import DataWarning
 from scarcade.engine.errors import CategoryError, CorruptError, OpenError, UsageError
 from scarcade.engine.folder import committed
 from scarcade.engine.scores import integration
@@ -44,6 +45,14 @@ def test_predictions_are_compared() -> None:
     assert scores["accuracy"] == pytest.approx((made.obs["label"] == made.obs["guess"]).mean())
     unlabelled = score(made, labels="label", predicted="guess", unlabelled=["type 1", "type 2"], obsm="X_pca")
     assert unlabelled["accuracy"] == 1.0
+
+
+def test_what_reads_like_no_label_is_pointed_out() -> None:
+    made = cells()
+    made.obs.loc[made.obs_names[:50], "label"] = "Unknown"
+    with pytest.warns(DataWarning, match=r"50 cells are scored as cells of label 'Unknown'.*--unlabelled 'Unknown'"):
+        score(made, labels="label")
+    score(made, labels="label", unlabelled=["Unknown"])  # warnings are errors
 
 
 def test_the_latent_of_a_model_scores(atlas: Atlas) -> None:
