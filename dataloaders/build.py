@@ -55,7 +55,8 @@ def deal(
     codes = np.load(found.folder / f"column-{batch.place}.npy", mmap_mode="r")
     counts = counts_of(found, path, integer=not config.allow_noninteger, workspace=found.folder)
     # what comes next is read and checked while this is dealt
-    with closing(counts), Dealer(found.folder, bits) as dealer, closing(Prefetch(counts)) as blocks:
+    # (a task of Ray is a process of its own, and has to say for itself that it uses memory again)
+    with reusing(), closing(counts), Dealer(found.folder, bits) as dealer, closing(Prefetch(counts)) as blocks:
         for first, csr in blocks:
             here = slice(first, first + csr.n_cells)
             dealt, order = dealer.deal(csr, np.asarray(keys[here]), columns, n_genes, first)

@@ -116,6 +116,7 @@ def ingest(
     """Make one checked, shuffled, sharded store of many files."""
     if workers < 0:
         raise UsageError(f"--workers {workers}: wanted are 0 (one by one in this process) or more")
+    refuse_name_of_a_file(out)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's and scipy's, which only look for work here
     from scarcade.dataloaders.ingest import ingest as run
 
@@ -459,5 +460,16 @@ def refuse_to_overwrite(out: str, force: bool) -> None:
     Raises:
         UsageError: `out` is there, and `force` was not given.
     """
+    refuse_name_of_a_file(out)
     if not force and is_there(out):
         raise UsageError(f"{shown(out)}: exists already; --force replaces it")
+
+
+def refuse_name_of_a_file(out: str) -> None:
+    """A folder of such a name would look like a file that no reader can open.
+
+    Raises:
+        UsageError: `out` ends as the name of a file.
+    """
+    if out.endswith((".h5ad", ".h5")):
+        raise UsageError(f"--out {shown(out)}: a folder is written; give it a name that ends in .zarr, or in nothing")

@@ -179,16 +179,16 @@ def test_force_takes_away_results_and_nothing_else(
     embed = ("embed", atlas.model, query, "--batch-key", "batch", "--force", "--out")
     for command in (
         ("ingest", query, "--batch-key", "batch", "--force", "--out", mine),
-        ("ingest", query, "--batch-key", "batch", "--force", "--out", query),
         ("simulate", mine, "--cells", 100, "--genes", 20, "--force"),
         (*embed, mine),
-        (*embed, query),
         ("embed", atlas.model, atlas.store.path, "--force", "--out", atlas.store.path),
         ("embed", atlas.model, atlas.store.path, "--out", atlas.store.path / "latent"),
         ("embed", atlas.model, atlas.store.path, "--force", "--out", atlas.model),
     ):
         assert "choose another --out" in refused(capsys, 2, *command)
     assert sorted(path.name for path in mine.iterdir()) == ["notes.txt", "q.h5ad"]
+    for start in (("simulate",), ("ingest", query, "--out")):
+        assert "ends in .zarr" in refused(capsys, 2, *start, tmp_path / "new.h5ad")
     made = ("simulate", tmp_path / "a.zarr", "--cells", 100, "--genes", 20, "--batches", 1)
     assert ended(capsys, *made)[0] == 0
     assert ended(capsys, *made, "--force")[0] == 0
