@@ -32,7 +32,7 @@ BATCH = {"scvi": 128, "scanvi": 128, "totalvi": 256, "scgen": 32}
 CHANGES: dict[str, tuple[Any, str, Any]] = {
     "latent": (normal, "_is_compiled", lambda weight_LH: False),
     "finite": (loop, "finite_where", get_total_norm),
-    "alone": (loop, "alone", nullcontext),
+    "alone": (loop, "as_shared_by", nullcontext),
 }
 
 

@@ -30,7 +30,7 @@ from scarcade.engine.optim import (
     restore_moments,
 )
 from scarcade.engine.parts import parts_of
-from scarcade.engine.pool import alone, shares_its_work
+from scarcade.engine.pool import as_shared_by
 from scarcade.engine.precision import products_in
 from scarcade.engine.profile import LOADING, Stopwatch
 from scarcade.engine.readback import Readback
@@ -242,7 +242,7 @@ class Run:
         batch = batch.to(world.device)
         numbers = None if self.recorder is None else self.recorder.step(batch, where, self.seed, asked)
         if numbers is None:
-            with alone() if shares_its_work(self.model) else nullcontext():
+            with as_shared_by(self.model):
                 asked_of = self._asked_for(batch, where, asked)
         else:
             asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
@@ -335,7 +335,8 @@ class Run:
         """The losses of a part of a batch, and what it adds to the loss of the step."""
         with products_in(self.products), a_cell_weighs(1 / part.n_global):
             losses: Losses = self.contract.losses(part, where, noise)
-        check_monitor(("loss", *losses.terms, *losses.labelled_terms), self.config)  # so before the first update
+        if self.state.step == 0:
+            check_monitor(("loss", *losses.terms, *losses.labelled_terms), self.config)
         loss = losses.minimise.sum() / part.n_global
         if losses.penalty is not None:
             loss = loss + losses.penalty / (self.world.size * self.config.accumulate)

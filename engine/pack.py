@@ -12,7 +12,6 @@ Only what belongs to one query may train: `Host` knows which rows of the model a
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from scarcade.engine.errors import NonFiniteError, UsageError
 from scarcade.engine.joined import DenseBuffer, joined
 from scarcade.engine.metrics import Clock, Report, means
 from scarcade.engine.optim import OptimConfig, default_epochs, kl_weight
-from scarcade.engine.pool import alone, shares_its_work
+from scarcade.engine.pool import as_shared_by
 from scarcade.engine.row_adam import Moments, update_
 from scarcade.engine.state import TrainingState
 from scarcade.engine.validation import validate
@@ -166,7 +165,7 @@ class Pack:
         """One batch of every member; those that are over, and have left."""
         if not self.members:
             return []
-        with alone() if shares_its_work(self.host.model) else nullcontext():
+        with as_shared_by(self.host.model):
             return self._stepped()
 
     def _stepped(self) -> list[Member]:

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -54,9 +54,9 @@ def alone() -> Iterator[None]:
         _allowed.n = before
 
 
-def shares_its_work(model: nn.Module) -> bool:
-    """Whether what is large in its steps goes through `run` or `together` by itself."""
-    return bool(getattr(model, "compiled", False))
+def as_shared_by(model: nn.Module) -> AbstractContextManager[None]:
+    """`alone`, if what is large in the model's steps goes through `run` or `together` by itself."""
+    return alone() if getattr(model, "compiled", False) else nullcontext()
 
 
 @contextmanager

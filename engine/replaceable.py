@@ -4,17 +4,15 @@
 nor of the data that the command is to read.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scarcade.engine.errors import UsageError
-from scarcade.engine.folder import MANIFEST, MANIFEST_LIMIT
+from scarcade.engine.errors import CorruptError, OpenError, UsageError
+from scarcade.engine.folder import MANIFEST, read_manifest
 from scarcade.engine.published import is_there
 from scarcade.engine.storage import Mirror, is_url, parted, shown
 
-_DAMAGED = "damaged"
 FOLDER_OF = {"store": "a store", "latent": "a latent", "model": "a model"}
 
 
@@ -31,13 +29,9 @@ def check_replaceable(out: str | Path, kind: str, inputs: Iterable[Any] = ()) ->
     for one in inputs:
         if isinstance(one, str | Path) and _meet(out, one):
             raise UsageError(f"{_named(out)}: is, holds or lies in {_named(one)}, which is read; choose another --out")
-    if not is_there(out):
-        return
-    found = _kind_of(out)
-    if found not in (kind, _DAMAGED):
-        what = f"is {FOLDER_OF.get(found, f'of another kind ({found})')}" if found else "was not made by scarcade"
+    if is_there(out) and (there := _lost(out, kind)):
         raise UsageError(
-            f"{_named(out)}: {what}, and --force puts {FOLDER_OF[kind]} in the place of such a one alone; choose "
+            f"{_named(out)}: {there}, and --force puts {FOLDER_OF[kind]} in the place of such a one alone; choose "
             "another --out, or remove it yourself"
         )
 
@@ -50,25 +44,22 @@ def _meet(out: str | Path, other: str | Path) -> bool:
     return mine == its or mine in its.parents or its in mine.parents
 
 
-def _kind_of(out: str | Path) -> str | None:
-    """What the manifest of a folder says; "damaged" if it says nothing; None without one."""
+def _lost(out: str | Path, kind: str) -> str | None:
+    """What would be lost; None of a folder of ours of this kind, of a damaged one, and of one that is empty."""
+    foreign = "was not made by scarcade"
     if is_url(out):
         folder, name = parted(str(out))
-        return _DAMAGED if Mirror(folder).exists(f"{name}/{MANIFEST}") else None  # of ours, whatever kind
+        return None if Mirror(folder).exists(f"{name}/{MANIFEST}") else foreign  # of ours, whatever kind
     path = Path(out)
     if path.is_dir() and not any(path.iterdir()):
-        return _DAMAGED  # nothing is lost
-    manifest = path / MANIFEST
-    try:
-        if manifest.stat().st_size > MANIFEST_LIMIT:
-            return _DAMAGED
-        found = json.loads(manifest.read_bytes())
-    except OSError:
         return None
-    except ValueError:
-        return _DAMAGED
-    kind = found.get("kind") if isinstance(found, dict) else None
-    return kind if isinstance(kind, str) else _DAMAGED
+    try:
+        found = read_manifest(path).get("kind", kind)
+    except CorruptError:
+        return None
+    except OpenError:
+        return foreign
+    return None if found == kind else f"is {FOLDER_OF.get(found, f'of another kind ({found})')}"
 
 
 def _named(place: str | Path) -> str:

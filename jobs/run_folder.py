@@ -170,9 +170,7 @@ class RunFolder:
     def lanes(self) -> int | None:
         """The lanes that the run began with, which it keeps on any number of workers; None for a new run."""
         try:
-            return (
-                int(tomllib.loads((self.local / CONFIG).read_text())["data"]["lanes"]) if self._holds_work() else None
-            )
+            return int(tomllib.loads((self.local / CONFIG).read_text())["data"]["lanes"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -56,21 +56,17 @@ def score(
     with near(latent) if far else nullcontext(latent) as here:
         cells, obs, where = _cells(here, obsm)
     where = shown(latent) if far else where
-    label_codes = _codes(obs, labels, where, "--labels", unlabelled)
-    if labels is not None:
-        text = label_text(column_of(obs, labels, where, "--labels"), unlabelled)
-        for value in look_alikes([one for one in pd.unique(text) if one is not None]):
-            warnings.warn(
-                f"{where}: {(text == value).sum()} cells are scored as cells of {labels} {value!r}; if that means that "
-                f"they have none: --unlabelled {value!r}",
-                DataWarning,
-                stacklevel=2,
-            )
-    scores = integration(
-        cells, label_codes, _codes(obs, batches, where, "--batches", ()), max_cells=max_cells, seed=seed
-    )
-    if predicted is not None and labels is not None:
-        truth = label_text(column_of(obs, labels, where, "--labels"), unlabelled)
+    truth = _text(obs, labels, where, "--labels", unlabelled)
+    for value in look_alikes([] if truth is None else [one for one in pd.unique(truth) if one is not None]):
+        warnings.warn(
+            f"{where}: {np.count_nonzero(truth == value)} cells are scored as cells of {labels} {value!r}; if that is "
+            f"to say that they have none: --unlabelled {value!r}",
+            DataWarning,
+            stacklevel=2,
+        )
+    of_batch = _codes(_text(obs, batches, where, "--batches"))
+    scores = integration(cells, _codes(truth), of_batch, max_cells=max_cells, seed=seed)
+    if predicted is not None and labels is not None and truth is not None:
         given = text_of(column_of(obs, predicted, where, "--predicted"))
         values = Categories(labels, tuple(sorted({str(v) for v in (*truth, *given) if v is not None}))).codes()
         both = (np.array([values.get(value, -1) for value in column], np.int64) for column in (truth, given))
@@ -137,10 +133,11 @@ def _entry(entries: Sequence[str], obsm: str | None, where: str) -> str:
     return (narrower or latents)[0]
 
 
-def _codes(
-    obs: pd.DataFrame, column: str | None, where: str, option: str, unlabelled: Sequence[str]
+def _text(
+    obs: pd.DataFrame, column: str | None, where: str, option: str, unlabelled: Sequence[str] = ()
 ) -> np.ndarray | None:
-    if column is None:
-        return None
-    text = label_text(column_of(obs, column, where, option), unlabelled)
-    return np.asarray(pd.Categorical(text).codes, np.int64)
+    return None if column is None else label_text(column_of(obs, column, where, option), unlabelled)
+
+
+def _codes(text: np.ndarray | None) -> np.ndarray | None:
+    return None if text is None else np.asarray(pd.Categorical(text).codes, np.int64)
