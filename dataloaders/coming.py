@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-_KEPT_TURNS = 2  # windows for which a range that nobody reads is kept
+_KEPT_TURNS = 3  # windows for which a range that nobody reads is kept: two may be in the making beside one that is told
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Coming:
         return sum(map(len, self._ranges.values()))
 
     def next_turn(self) -> None:
-        """What is told from now on belongs to the next window; what nobody read for two of them is forgotten."""
+        """What is told from now on belongs to the next window; what nobody read for three of them is forgotten."""
         with self._lock:
             self._turn += 1
             for name, ranges in list(self._ranges.items()):

@@ -7,7 +7,8 @@ one window are decoded once (`held`).
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate, islice
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from scarcade.dataloaders.held import HeldSource
 from scarcade.dataloaders.on_gpu import columns_on
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
-from scarcade.dataloaders.prefetch import Prefetch
+from scarcade.dataloaders.prefetch import Prefetch, SideBySide
 from scarcade.dataloaders.sources import Columns, MemorySource, Reading, Source, StoreSource
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.stored_counts import StoredSource
@@ -36,9 +37,10 @@ __all__ = ["CellLoader", "Columns", "LoaderConfig", "in_memory", "lanes_for", "o
 Split = Literal["train", "validation", "all"]
 Window = tuple[WindowPlan, Superbatch, dict[str, Tensor]]
 _COUNT_BYTES = 4  # of a decoded count, at least: of 65,535 genes and counts, as nearly all data have
-_WINDOWS_HELD = 2  # one is consumed, the next is filled
+_WINDOWS_HELD = 2  # one is consumed, the next is filled; for a GPU, which has those that are consumed, two are filled
 _CPU = torch.device("cpu")
 _MOST_DECODERS = 8  # ranges of a window, one of each lane, are decoded side by side
+_MAKERS = 2  # windows for a GPU that are made at a time: one is copied, or waits for its threads, beside the other
 
 
 class LoaderConfig(Section):
@@ -211,6 +213,7 @@ class CellLoader:
         self.read_ahead = read_ahead
         self.device = device
         self._waited = 0.0
+        self._making: SideBySide[Window] = SideBySide(_MAKERS if read_ahead and device.type != "cpu" else 1)
         self._rings: list[DenseRing] = []
         self._last = -2  # the epoch that was asked for last: none
         self._next: tuple[int, Iterator[Window], Prefetch[Window]] | None = None  # an epoch whose first window is begun
@@ -300,7 +303,11 @@ class CellLoader:
         return self._windows(epoch, start), None
 
     def _windows(self, epoch: int, start: int, *, early: bool = False) -> Iterator[Window]:
-        """`early`: the second window is told ahead when it is asked for; much else may be read before."""
+        """`early`: much else may be read before the second of them is asked for."""
+        return self._making.results(self._to_make(epoch, start, self._making.n if early else 0))
+
+    def _to_make(self, epoch: int, start: int, early: int) -> Iterator[Callable[[], Window]]:
+        """What makes the windows, one after the other; nothing is told ahead of the first `early` ones."""
         blocks = self.plan.blocks(epoch)
         planned = (
             self.plan.window_plan(epoch, number, self.shard, blocks)
@@ -308,22 +315,25 @@ class CellLoader:
         )
         after = self._told_ahead(next(planned, None))
         while after is not None:
-            window, runs = after
+            now = after
             if not early:
                 after = self._told_ahead(next(planned, None))  # comes while this one is decoded and consumed
-            loaded = self.source.load(runs, window.order)
-            proteins = self.source.proteins(loaded, runs)
-            small = self._columns(loaded.rows)
-            if proteins is not None:
-                small["proteins"] = torch.from_numpy(proteins[0][window.order].astype(np.float32))
-                small["proteins_measured"] = torch.from_numpy(proteins[1][window.order].astype(bool))
-            if self.device.type != "cpu":  # in this thread, while the window before is consumed
-                loaded.on(self.device)
-                small = columns_on(small, self.device)
-            yield window, loaded, small
-            del loaded, small, proteins  # the consumer alone decides how long they live
+            yield partial(self._made, *now)
             if early:
-                after, early = self._told_ahead(next(planned, None)), False
+                after, early = self._told_ahead(next(planned, None)), early - 1
+
+    def _made(self, window: WindowPlan, runs: list[tuple[int, int]]) -> Window:
+        """The cells of a window, on the device if it is a GPU."""
+        loaded = self.source.load(runs, window.order)
+        proteins = self.source.proteins(loaded, runs)
+        small = self._columns(loaded.rows)
+        if proteins is not None:
+            small["proteins"] = torch.from_numpy(proteins[0][window.order].astype(np.float32))
+            small["proteins_measured"] = torch.from_numpy(proteins[1][window.order].astype(bool))
+        if self.device.type != "cpu":  # in this thread, while the window before is consumed
+            loaded.give_to(self.device)
+            small = columns_on(small, self.device)
+        return window, loaded, small
 
     def _told_ahead(self, window: WindowPlan | None) -> tuple[WindowPlan, list[tuple[int, int]]] | None:
         """The window with its ranges of rows in the source, which is told that they will be wanted."""

@@ -41,6 +41,13 @@ class OnGpu:
         out.zero_()
         (_by_triton if compiles_for(out.device) else _by_torch)(self, start, out)
 
+    def fetched(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The counts of some cells, which stand one behind the other here, in the memory of this machine."""
+        if start == stop:
+            return self.indices[:0].cpu().numpy(), self.data[:0].cpu().numpy()
+        first, last = int(self.starts[start]), int(self.starts[stop - 1]) + int(self.lengths[stop - 1])
+        return self.indices[first:last].cpu().numpy(), self.data[first:last].cpu().numpy()
+
 
 def _by_triton(counts: OnGpu, first: int, out: Tensor) -> None:
     """Put the counts of the cells from `first` on into rows of zeros."""

@@ -4,13 +4,19 @@ How far it runs ahead is bounded: an item is begun only when the consumer has ta
 (or, with ``manual``, when the consumer has said `proceed` once for each it took, which it does when it has let
 go of the item before; so that never more than `ahead` + 1 items are alive).
 Errors of the thread are raised where the item was wanted. Closing stops the thread and waits for it.
+
+`SideBySide` makes several items at a time, each in a thread of its own.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
+
+from scarcade.dataloaders.fetchers import Fetchers
 
 T = TypeVar("T")
 
@@ -83,3 +89,28 @@ def _produce(
             del item  # the consumer alone decides how long it lives
     except BaseException as error:  # noqa: BLE001 - raised in the consumer
         items.put((False, error))
+
+
+class SideBySide(Generic[T]):
+    """What some calls return, in their order, `n` of them being made at a time; 1: by whoever asks for the results."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._threads: Fetchers[T] = Fetchers(n)
+
+    def results(self, calls: Iterator[Callable[[], T]]) -> Iterator[T]:
+        """The calls must not mind each other. What one raises is raised where its result is wanted."""
+        if self.n == 1:
+            for call in calls:
+                yield call()
+            return
+        making: deque[Future[T]] = deque()
+        try:
+            while True:
+                while len(making) < self.n and (coming := next(calls, None)) is not None:
+                    making.append(self._threads.submit(coming))
+                if not making:
+                    return
+                yield making.popleft().result()
+        finally:
+            wait([one for one in making if not one.cancel()])

@@ -97,6 +97,7 @@ class Superbatch:
         self.in_order = in_order
         self._kept = kept
         self._there: OnGpu | None = None
+        self._given = False
 
     def of_cells(self, places: np.ndarray, kept: Kept | None = None) -> "Superbatch":
         """The cells at some places, as views."""
@@ -117,11 +118,19 @@ class Superbatch:
         self._there = OnGpu(*moved([indices, data, indptr[:-1], self.lengths], device))
         return self._there
 
+    def give_to(self, device: "torch.device") -> None:
+        """Have them in the memory of a GPU alone; buffers that were lent go back at once, for the next window."""
+        self.on(device)
+        if self._kept is None:
+            self.indices, self.data, self._given = self.indices[:0].copy(), self.data[:0].copy(), True
+
     def csr(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (n + 1,), gene index, value) of some cells: views where the cells stand in order."""
         starts, lengths = self.starts[start:stop], self.lengths[start:stop]
         indptr = np.zeros(len(starts) + 1, np.int64)
         np.cumsum(lengths, out=indptr[1:])
+        if self._given and self._there is not None:
+            return indptr, *self._there.fetched(start, stop)
         if self.in_order and len(starts):
             first = int(starts[0])
             end = first + int(indptr[-1])

@@ -10,6 +10,7 @@ import torch
 
 from scarcade.dataloaders.ingest import ingest
 from scarcade.dataloaders.loader import CellLoader, Columns, LoaderConfig, in_memory, stream
+from scarcade.dataloaders.prefetch import SideBySide
 from scarcade.engine.contracts import Batch, Loader, Noise
 from scarcade.engine.errors import CorruptError, MissingChunkError, UsageError
 from scarcade.engine.schema import Position, Shard
@@ -129,6 +130,23 @@ def test_reading_ahead_changes_nothing(made: Made) -> None:
         strict=True,
     ):
         assert np.array_equal(a.rows, b.rows)
+
+
+def test_windows_made_side_by_side_are_those_made_one_by_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a GPU, through the ends of epochs, and after one that was not read to its end."""
+    loader, told = stream(made.store, "all", CONFIG, seed=1), []
+    loader._making = SideBySide(2)
+    monkeypatch.setattr(loader.source, "ahead", lambda runs: told.append(tuple(runs)))
+    for epoch, start in ((0, 0), (1, 0), (2, 0), (3, 20), (4, 0), (0, 0)):
+        alone = stream(made.store, "all", CONFIG, seed=1).epoch(epoch, start)
+        told.clear()
+        for one, other in zip(loader.epoch(epoch, start), alone, strict=True):
+            assert np.array_equal(one.rows, other.rows)
+            check(made, one)
+        assert len(set(told)) >= loader.plan.n_windows - loader.plan.window_of(start) - 1
+        assert len(set(told)) == len(told)  # none of them twice
+    next(loader.epoch(1))
+    assert sum(len(batch) for batch in loader.epoch(2)) == loader.n_cells
 
 
 def test_batches_that_are_kept_stay_right(made: Made) -> None:

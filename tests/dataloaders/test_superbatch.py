@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from scarcade.dataloaders.on_gpu import OnGpu
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
-from scarcade.dataloaders.superbatch import BufferPool, Superbatch, renamed
+from scarcade.dataloaders.superbatch import BufferPool, Kept, Superbatch, renamed
 
 CPU = torch.device("cpu")
 
@@ -31,6 +32,25 @@ def test_dense_and_csr_say_the_same() -> None:
     indptr, indices, data = counts.csr()
     assert (indptr.tolist(), indices.tolist(), data.tolist()) == ([0, 2, 3, 6], [0, 2, 1, 0, 1, 2], [1, 2, 3, 4, 5, 6])
     assert indptr.dtype == np.int64
+
+
+def test_what_is_given_to_a_device_is_there_alone() -> None:
+    pool = BufferPool(np.dtype(np.uint16), np.dtype(np.uint16))
+    given, first = superbatch(), superbatch().csr(0, 3)
+    given.indices, given.data = pool.lend(6)
+    given.indices[:6], given.data[:6] = superbatch().indices, superbatch().data
+    there = given.on(CPU)
+    there = given._there = OnGpu(there.indices.clone(), there.data.clone(), there.starts, there.lengths)
+    given.give_to(CPU)
+    assert len(pool._free) == 1
+    assert given.on(CPU) is there
+    for mine, theirs in zip(given.csr(0, 3), first, strict=True):
+        assert np.array_equal(mine, theirs)
+    assert [part.tolist() for part in given.csr(1, 3)] == [[0, 1, 4], [1, 0, 1, 2], [3, 4, 5, 6]]
+    assert [part.tolist() for part in given.csr(2, 2)] == [[0], [], []]
+    kept = superbatch().of_cells(np.array([2, 0]), Kept())
+    kept.give_to(CPU)
+    assert kept.csr(0, 1)[2].tolist() == [4, 5, 6]
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
