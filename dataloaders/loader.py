@@ -23,6 +23,7 @@ from scarcade.dataloaders.on_gpu import columns_on
 from scarcade.dataloaders.packed import DenseRing, PackedCounts
 from scarcade.dataloaders.plan import Plan, WindowPlan, lanes_for
 from scarcade.dataloaders.prefetch import Prefetch, SideBySide
+from scarcade.dataloaders.resident import Resident, room_on
 from scarcade.dataloaders.sources import Columns, MemorySource, Reading, Source, StoreSource
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.stored_counts import StoredSource
@@ -51,6 +52,12 @@ class LoaderConfig(Section):
     window: int = Field(32768, ge=1, description="cells that are shuffled among each other, over all workers")
     lanes: int | None = Field(None, ge=1, description="stretches read in turn; fixed for a run (8, or more workers)")
     memory: int = Field(1 << 30, ge=1 << 20, description="bytes of decoded cells; the window shrinks to fit them")
+    gpu_memory: int | None = Field(
+        None,
+        ge=0,
+        description="bytes of a GPU for counts that stay there from one epoch to the next, if all do: larger data come "
+        "anew in each (default: a quarter of what is free; 0: never)",
+    )
     read_ahead: bool = Field(True, description="decode the next window in a thread of its own")
     cache: str | None = Field(
         None,
@@ -88,8 +95,8 @@ def stream(
     """Batches of a split of `store` (aligned: as a model sees it). Validation is the prefix of rows with small keys.
 
     ``shuffle=False`` with ``lanes=1`` gives the rows as they lie on disk. With a GPU as `device` windows are copied
-    there ahead, and several threads decode them: the processor has nothing else to do. Without `proteins` those of the
-    store are not read.
+    there ahead, and several threads decode them: the processor has nothing else to do. What fits into its memory stays
+    there (`resident`). Without `proteins` those of the store are not read.
 
     Raises:
         UsageError: a split without cells, or fewer lanes than workers.
@@ -98,8 +105,13 @@ def stream(
     reading = Reading(proteins=proteins)
     if device.type != "cpu":
         reading = Reading(_decoders(), device.type == "cuda", proteins)
-    source = store.source(reading) if isinstance(store, AlignedStore) else StoreSource(store, reading)
-    return _loader(source, split, held_out, config, seed=seed, shard=shard, lanes=lanes, shuffle=shuffle, device=device)
+    source: Source
+    if isinstance(store, AlignedStore):
+        source, counts = store.source(reading), store.store
+    else:
+        source, counts = StoreSource(store, reading), store
+    how: dict[str, Any] = {"seed": seed, "shard": shard, "lanes": lanes, "shuffle": shuffle, "device": device}
+    return _loader(source, split, held_out, config, **how, counts=counts)
 
 
 def _decoders() -> int:
@@ -166,7 +178,9 @@ def _loader(
     lanes: int | None,
     shuffle: bool,
     device: torch.device = _CPU,
+    counts: Store | None = None,
 ) -> "CellLoader":
+    """`counts`: the store in whose rows `source` has its cells."""
     ranges = {"train": (n_validation, source.n_cells), "validation": (0, n_validation), "all": (0, source.n_cells)}
     if split not in ranges:
         raise UsageError(f"no split '{split}'; there are train, validation and all")
@@ -183,6 +197,11 @@ def _loader(
     plan = Plan(last - first, config.batch_size, lanes=lanes, window=window, seed=seed, shuffle=shuffle)
     if not 0 <= shard.rank < shard.size <= lanes:
         raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
+    if counts is not None and config.read_ahead and device.type != "cpu":
+        wanted = Resident.bytes_for(counts, first, last, source.count_bytes)
+        if wanted <= room_on(device, config.gpu_memory):
+            resident = Resident(source, counts, first, last, device)
+            return CellLoader(source, plan, first, shard, device=device, resident=resident)
     fits = shard.size * per_cell * (last - first) <= config.memory // _WINDOWS_HELD  # on each worker
     if source.least and shuffle and plan.n_windows == 1 and fits:
         return CellLoader(HeldSource(source, first, last - first), plan, first, shard, read_ahead=False, device=device)
@@ -204,6 +223,7 @@ class CellLoader:
         *,
         read_ahead: bool = True,
         device: torch.device = _CPU,
+        resident: Resident | None = None,
     ) -> None:
         self.schema = source.schema
         self.plan = plan
@@ -212,6 +232,7 @@ class CellLoader:
         self.first = first
         self.read_ahead = read_ahead
         self.device = device
+        self._resident = resident
         self._waited = 0.0
         self._making: SideBySide[Window] = SideBySide(_MAKERS if read_ahead and device.type != "cpu" else 1)
         self._rings: list[DenseRing] = []
@@ -288,7 +309,7 @@ class CellLoader:
             if prefetch is None:
                 return Prefetch(windows, manual=True)
             prefetch.proceed()
-        elif after is not None and number:
+        elif after is not None and (number or self._resident is not None):
             coming = self._windows(after, 0, early=True)
             self._next = after, coming, Prefetch(islice(coming, 1), ahead=2)
         return prefetch
@@ -324,7 +345,7 @@ class CellLoader:
 
     def _made(self, window: WindowPlan, runs: list[tuple[int, int]]) -> Window:
         """The cells of a window, on the device if it is a GPU."""
-        loaded = self.source.load(runs, window.order)
+        loaded = (self._resident or self.source).load(runs, window.order)
         proteins = self.source.proteins(loaded, runs)
         small = self._columns(loaded.rows)
         if proteins is not None:
@@ -340,7 +361,7 @@ class CellLoader:
         if window is None:
             return None
         runs = [(self.first + a, self.first + b) for a, b in window.runs]
-        self.source.ahead(runs)
+        (self._resident or self.source).ahead(runs)
         return window, runs
 
     def _columns(self, rows: np.ndarray) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from scarcade.engine.gpu import compiles_for
 
 _ALIGNED = 16  # bytes between which arrays begin
+_UNSIGNED = {torch.uint16: (torch.int16, 0xFFFF), torch.uint32: (torch.int32, 0xFFFFFFFF)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,26 @@ class OnGpu:
         out.zero_()
         (_by_triton if compiles_for(out.device) else _by_torch)(self, start, out)
 
-    def fetched(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The counts of some cells, which stand one behind the other here, in the memory of this machine."""
-        if start == stop:
-            return self.indices[:0].cpu().numpy(), self.data[:0].cpu().numpy()
-        first, last = int(self.starts[start]), int(self.starts[stop - 1]) + int(self.lengths[stop - 1])
-        return self.indices[first:last].cpu().numpy(), self.data[first:last].cpu().numpy()
+    def of_cells(self, places: np.ndarray) -> "OnGpu":
+        """The cells at some places."""
+        return OnGpu(self.indices, self.data, *chosen((self.starts, self.lengths), places))
+
+    def fetched(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indptr int64 (n + 1,), gene index, value) of some cells, in the memory of this machine."""
+        places, _ = self._places(start, stop)
+        indptr = np.zeros(stop - start + 1, np.int64)
+        np.cumsum(self.lengths[start:stop].cpu().numpy(), out=indptr[1:])
+        genes, values = (
+            _picked(one, places).cpu().numpy().astype(one[:0].cpu().numpy().dtype) for one in (self.indices, self.data)
+        )
+        return indptr, genes, values
+
+    def _places(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Where the counts of some cells stand, and which of these cells each belongs to."""
+        starts, lengths = self.starts[start:stop], self.lengths[start:stop].long()
+        rows = torch.repeat_interleave(torch.arange(stop - start, device=starts.device), lengths)
+        before = lengths.cumsum(0) - lengths
+        return torch.arange(len(rows), device=starts.device) + (starts - before)[rows], rows
 
 
 def _by_triton(counts: OnGpu, first: int, out: Tensor) -> None:
@@ -59,13 +74,17 @@ def _by_triton(counts: OnGpu, first: int, out: Tensor) -> None:
 
 def _by_torch(counts: OnGpu, first: int, out: Tensor) -> None:
     """The same where there is no Triton, in more passes."""
-    cells = slice(first, first + len(out))
-    starts, lengths = counts.starts[cells], counts.lengths[cells].long()
-    rows = torch.repeat_interleave(torch.arange(len(out), device=out.device), lengths)
-    before = lengths.cumsum(0) - lengths
-    places = torch.arange(len(rows), device=out.device) + (starts - before)[rows]
-    genes = counts.indices.to(torch.int64)[places]
-    out.view(-1)[rows * out.shape[1] + genes] = counts.data.to(torch.float32)[places]
+    places, rows = counts._places(first, first + len(out))
+    genes = _picked(counts.indices, places).long()
+    out.view(-1)[rows * out.shape[1] + genes] = _picked(counts.data, places).to(torch.float32)
+
+
+def _picked(values: Tensor, places: Tensor) -> Tensor:
+    """Those at some places; of the unsigned kinds, of which torch picks none out, as int64."""
+    if values.dtype not in _UNSIGNED:
+        return values[places]
+    signed, mask = _UNSIGNED[values.dtype]
+    return values.view(signed)[places].long() & mask
 
 
 def pinned(n: int, kind: np.dtype) -> np.ndarray:
@@ -115,6 +134,37 @@ def _together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 def columns_on(columns: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """The small tensors of a window's cells, on `device`."""
     return dict(zip(columns, moved([column.numpy() for column in columns.values()], device), strict=True))
+
+
+def copied(pairs: Sequence[tuple[np.ndarray, Tensor]], device: torch.device) -> None:
+    """Put arrays into tensors on `device`, which nobody reads meanwhile. That has ended when this returns."""
+    if device.type != "cuda":
+        for array, out in pairs:
+            out.copy_(torch.from_numpy(array))
+        return
+    with torch.cuda.stream(_copies(device)):
+        for array, out in pairs:
+            out.copy_(torch.from_numpy(array), non_blocking=True)
+        done: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+    done.synchronize()
+
+
+def chosen(tensors: Sequence[Tensor], places: np.ndarray) -> list[Tensor]:
+    """The entries of tensors on a GPU at some places, as by `moved`."""
+    device = tensors[0].device
+    (there,) = moved([places], device)
+    if device.type != "cuda":
+        return [one[there] for one in tensors]
+    consumer = torch.cuda.current_stream(device)
+    with torch.cuda.stream(_copies(device)):
+        found = [one[there] for one in tensors]
+        done: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+    done.synchronize()
+    for one in found:
+        one.record_stream(consumer)
+    return found
 
 
 @cache

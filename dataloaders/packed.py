@@ -69,11 +69,10 @@ class PackedCounts:
 
     def _scatter(self, kernel: Any, out: np.ndarray, *table: np.ndarray) -> None:
         """Let `kernel` fill the rows of `out`, on threads if they are many."""
-        one = self._superbatch
-        starts, lengths = one.starts[self._start : self._stop], one.lengths[self._start : self._stop]
+        indices, data, starts, lengths, in_order = self._superbatch.here(self._start, self._stop)
 
         def of(a: int, b: int) -> None:
-            kernel(one.indices, one.data, starts[a:b], lengths[a:b], one.in_order, *table, out[a:b])
+            kernel(indices, data, starts[a:b], lengths[a:b], in_order, *table, out[a:b])
 
         if out.size < _SHARED:
             of(0, len(out))

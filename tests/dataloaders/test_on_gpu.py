@@ -61,10 +61,11 @@ def test_what_is_kept_is_moved_once() -> None:
 
 
 @needs_a_gpu
-def test_batches_on_a_gpu_are_those_of_a_cpu(store: Store) -> None:
-    config = LoaderConfig(batch_size=64, window=256)
+@pytest.mark.parametrize("memory", [None, 0])
+def test_batches_on_a_gpu_are_those_of_a_cpu(store: Store, memory: int | None) -> None:
+    config = LoaderConfig(batch_size=64, window=256, gpu_memory=memory)
     here, there = (stream(store, "train", config, seed=0, device=device) for device in (torch.device("cpu"), DEVICE))
-    for epoch in (0, 1):
+    for epoch in (0, 1, 2):
         for one, other in zip(here.epoch(epoch), there.epoch(epoch), strict=True):
             assert other.batch.device == DEVICE
             assert torch.equal(one.batch, other.batch.cpu())
