@@ -8,9 +8,10 @@ are the pairs that are compared,
 
 so every cell pair has one weight, and there is no loop over conditions. The original makes an (n, m, d, 19)
 tensor for each pair of conditions; here two (B, B) matrices are all there is, and one where a compiled kernel does
-it (float32 on a CPU). Shapes: B cells, D dimensions, C conditions that have cells.
+it (float32). Shapes: B cells, D dimensions, C conditions that have cells.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scarcade.engine.gpu import compiles_for
 from scarcade.engine.pool import run
 from scarcade.models import mmd_kernel as kernel
 from scarcade.models.products import times
@@ -40,8 +42,15 @@ def mmd(z_BD: Tensor, code_B: Tensor, boundary: int | None = None, n_codes: int 
         weight_CC, place_B = weights_of_all(code_B, n_codes, boundary, z_BD.dtype), code_B
     else:
         weight_CC, place_B = pair_weights(code_B, boundary, z_BD.dtype)
-    function = _Fused if z_BD.device.type == "cpu" and z_BD.dtype == torch.float32 else _Plain
-    return function.apply(z_BD, weight_CC, place_B)  # type: ignore[no-any-return, no-untyped-call]
+    return _way(z_BD).apply(z_BD, weight_CC, place_B)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _way(z_BD: Tensor) -> "type[_Plain | _Fused]":
+    if z_BD.dtype != torch.float32:
+        return _Plain
+    if z_BD.device.type == "cpu":
+        return _Fused
+    return _OnGpu if compiles_for(z_BD.device) else _Plain
 
 
 def pair_weights(code_B: Tensor, boundary: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -98,6 +107,30 @@ class _Plain(torch.autograd.Function):
         slope_BB, z = slope_BB.double(), z_BD.double()
         gradient_BD = 4.0 * (slope_BB.sum(1, keepdim=True) * z - slope_BB @ z)
         return (scale * gradient_BD).to(z_BD), None, None
+
+
+class _OnGpu(_Plain):
+    """The same by one kernel of Triton (`mmd_triton`)."""
+
+    @staticmethod
+    def forward(ctx: Any, z_BD: Tensor, weight_CC: Tensor, place_B: Tensor) -> Tensor:
+        from scarcade.models import mmd_triton
+
+        n_cells, n_dims = z_BD.shape
+        tiles = -(-n_cells // mmd_triton.OWN), -(-n_cells // mmd_triton.OTHER)
+        total = torch.empty(tiles, dtype=torch.float64, device=z_BD.device)
+        slope_BB = torch.empty(n_cells, n_cells, device=z_BD.device)
+        given = z_BD.T.contiguous(), weight_CC.contiguous(), place_B, _factors(z_BD.device)
+        sizes = n_cells, n_dims, len(weight_CC), len(WIDTHS)
+        mmd_triton.pairs[tiles](*given, *sizes, total, slope_BB, OWN=mmd_triton.OWN, OTHER=mmd_triton.OTHER)
+        ctx.save_for_backward(z_BD, slope_BB)
+        return total.sum().to(z_BD.dtype)
+
+
+@cache
+def _factors(device: torch.device) -> Tensor:
+    """Of the squared distance in the exponents (W,)."""
+    return torch.tensor([-0.5 / alpha for alpha in WIDTHS], device=device)
 
 
 class _Fused(torch.autograd.Function):

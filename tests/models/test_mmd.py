@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scarcade.models.mmd import WIDTHS, mmd
+from scarcade.models.mmd import WIDTHS, _Fused, _OnGpu, mmd, pair_weights
+from tests.gpu import DEVICE, needs_triton
 
 
 def pair(a: Tensor, b: Tensor) -> Tensor:
@@ -121,3 +122,33 @@ def test_a_latent_that_is_not_finite_gives_no_fine_loss(value: float) -> None:
     z = torch.zeros(6, 2)
     z[3, 1] = value
     assert not torch.isfinite(mmd(z, torch.tensor([0, 0, 0, 1, 1, 1])))
+
+
+@needs_triton
+@pytest.mark.parametrize("boundary", [None, 3])
+@pytest.mark.parametrize(("n_cells", "n_dims", "scale"), [(1, 3, 1.0), (33, 5, 0.01), (64, 130, 1.0), (150, 10, 3.0)])
+def test_the_kernel_for_gpus_gives_the_numbers_of_the_one_for_cpus(
+    n_cells: int, n_dims: int, scale: float, boundary: int | None
+) -> None:
+    """Without a GPU by Triton's interpreter."""
+    generator = torch.Generator().manual_seed(3)
+    z_BD = torch.randn(n_cells, n_dims, generator=generator) * scale
+    z_BD[n_cells // 2] = z_BD[0]  # two cells that lie together
+    weights = pair_weights(torch.randint(0, 6, (n_cells,), generator=generator), boundary, torch.float32)
+    found = []
+    for way, device in ((_Fused, torch.device("cpu")), (_OnGpu, DEVICE)):
+        z = z_BD.to(device).requires_grad_()
+        value = way.apply(z, *(one.to(device) for one in weights))  # type: ignore[no-untyped-call]
+        (gradient,) = torch.autograd.grad(value * 2.0, z)
+        found.append((value.cpu(), gradient.cpu()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5 * float(found[0][1].abs().max()) + 1e-9)
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_what_is_not_finite_is_seen_on_a_gpu() -> None:
+    z = torch.randn(40, 3)
+    z[7, 1] = torch.inf
+    weights = pair_weights(torch.arange(40) % 2, None, torch.float32)
+    assert not _OnGpu.apply(z.to(DEVICE), *(one.to(DEVICE) for one in weights)).isfinite()  # type: ignore[no-untyped-call]
