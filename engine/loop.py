@@ -7,47 +7,30 @@ that is killed anywhere and continued from a checkpoint ends with the same bits.
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scarcade.engine.contracts import Batch, Loader, Losses, Model, Noise, Step
-from scarcade.engine.errors import NonFiniteError
-from scarcade.engine.finite import finite_where
-from scarcade.engine.gradients import GradientSum
-from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, Sums, means
+from scarcade.engine.contracts import Batch, Loader, Model, Step
+from scarcade.engine.metrics import Clock, Line, MetricsFile, Report, means
 from scarcade.engine.optim import (
     OptimConfig,
-    adam,
     default_epochs,
     kl_weight,
     moments,
     restore_moments,
 )
-from scarcade.engine.parts import parts_of
-from scarcade.engine.pool import as_shared_by
-from scarcade.engine.precision import products_in
 from scarcade.engine.profile import LOADING, Stopwatch
-from scarcade.engine.readback import Readback
-from scarcade.engine.recorded import Recorder, can_be_recorded
-from scarcade.engine.state import Checkpointing, FitResult, TrainingState, check_monitor
-from scarcade.engine.together import with_others
+from scarcade.engine.state import Checkpointing, FitResult, TrainingState
+from scarcade.engine.updates import Updates, unwatched
 from scarcade.engine.validation import validate
-from scarcade.engine.weighing import a_cell_weighs
 from scarcade.engine.world import World
 
 FitConfig = OptimConfig
 _OPTIMISER = "optimiser:"
 _WEIGHTS = "model:"
-
-
-def _unwatched(part: str) -> None:
-    """Where no stopwatch runs."""
 
 
 def fit(
@@ -85,7 +68,8 @@ def fit(
     run = Run(model.to(world.device), train, validation, config, world=world, seed=seed)
     run.checkpoints, run.metrics, run.progress, run.stop = checkpoints, metrics, progress, stop
     if watch is not None:
-        run.turn_to, run.recorder = watch.to, None  # of a step that is replayed nobody can tell the parts
+        run.turn_to = watch.to
+        run.updates.watched_by(watch.to)
     try:
         run.begin()
         began_at = run.state.step
@@ -126,21 +110,11 @@ class Run:
         self.contract = cast(Model, model)
         self.n_cells = train.n_cells + (validation.n_cells if validation else 0)
         self.epochs = config.epochs or default_epochs(self.n_cells)
-        self.products = getattr(torch, config.products)
-        self.optimiser, self.names = adam(model, config)
-        self.parameters: list[nn.Parameter] = self.optimiser.parameters
-        self.gradients = GradientSum(model, world, signals=3)
-        self.readback: Readback[tuple[int, np.ndarray]] = Readback(world.device)
-        self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
-        self.nothing = torch.zeros(2, device=world.device)
-        self.lr_there: tuple[float, Tensor] | None = None
-        self.recorder: Recorder | None = None
-        if config.record and can_be_recorded(model, world.device, world.size, config.accumulate):
-            self.recorder = Recorder(self._to_record)
-        self.sums = Sums()
+        self.updates = Updates(model, config, world, seed)
+        self.optimiser, self.names = self.updates.optimiser, self.updates.names
         self.state = TrainingState(lr=config.lr)
         self.clock = Clock(train.waited, 0)
-        self.turn_to: Callable[[str], None] = _unwatched
+        self.turn_to: Callable[[str], None] = unwatched
 
     # beginning
 
@@ -174,7 +148,7 @@ class Run:
             restore_moments(self.optimiser, self.names, saved)
         elif shared["moments"]:
             blank: dict[str, Tensor] = {}
-            for name, p in zip(self.names, self.parameters, strict=True):
+            for name, p in zip(self.names, self.updates.parameters, strict=True):
                 blank |= {f"{name}/exp_avg": torch.zeros_like(p), f"{name}/exp_avg_sq": torch.zeros_like(p)}
                 blank[f"{name}/step"] = torch.zeros(())
             restore_moments(self.optimiser, self.names, blank)
@@ -203,7 +177,7 @@ class Run:
                 if save and not at_end:
                     self.save()
                 self.turn_to(LOADING)
-        self._check(self.readback.drain())
+        self.updates.drain()
         if state.in_epoch == steps:
             self._end_of_epoch()
         if self._at_last_step():
@@ -214,8 +188,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of what would keep it in memory: hooks of the parameters, records of its steps."""
-        self.gradients.close()
-        self.recorder = None
+        self.updates.close()
 
     def is_over(self) -> bool:
         """Whether there is nothing left to train."""
@@ -238,133 +211,18 @@ class Run:
             float(world.first and self.checkpoints is not None and self.checkpoints.due(state.step + 1)),
             float(self.stop is not None and self.stop()),
         )
-        self.turn_to("copying")
-        batch = batch.to(world.device)
-        numbers = None if self.recorder is None else self.recorder.step(batch, where, self.seed, asked)
-        if numbers is None:
-            with as_shared_by(self.model):
-                asked_of = self._asked_for(batch, where, asked)
-        else:
-            asked_of = self._check(self.readback.exchange(numbers, (state.step, batch.rows)))
+        asked_of = self.updates.take(batch, where, asked)
         self.contract.after_step(where)
         state.step += 1
         state.in_epoch += 1
         state.cells += batch.n_global
         return asked_of
 
-    def _asked_for(self, batch: Batch, where: Step, asked: tuple[float, float]) -> tuple[bool, bool]:
-        """One update, each operation asked for by itself."""
-        device = self.world.device
-        if self.readback.deferred:  # as a record has it: what is made of it has the same bits
-            where = replace(where, kl_weight=torch.full((), float(where.kl_weight), device=device))
-        self.optimiser.zero_grad()
-        n_parts, found = self.config.accumulate, []
-        loss = torch.zeros((), device=device)
-        for number, part in enumerate(parts_of(batch, n_parts), 1):
-            part = with_others(part, self.world)
-            self.turn_to("forward")
-            losses, of_part = self._losses(part, where, Noise.of_step(self.seed, where.step, part, device))
-            self.turn_to("backward")
-            with self.gradients.held() if number < n_parts else nullcontext():
-                of_part.backward()  # type: ignore[no-untyped-call]
-            loss = of_part.detach() if n_parts == 1 else loss + of_part.detach()
-            found.append(losses if n_parts == 1 else losses.detached())
-        if self.readback.deferred:
-            own = torch.cat([loss.reshape(1), self._there(asked)])
-        else:
-            own = torch.tensor((loss.item(), *asked), device=device)
-        self.turn_to("all-reduce")
-        shared = self.gradients.finish(own, len(batch) / batch.n_global)
-        self.turn_to("optimiser")
-        tag = where.step, batch.rows
-        if self.readback.deferred:
-            number_of_all = self._update_on_gpu(shared[0], self._lr_there(where.lr))
-            read = self.readback.exchange(torch.cat([number_of_all.reshape(1), shared[1:]]), tag)
-            asked_of = self._check(read)
-        else:
-            norm = self._norm()
-            finite, *told = shared.tolist()
-            asked_of = self._check(([finite + norm.item(), *told], tag))
-            self._update(norm)
-        self.turn_to("metrics")
-        for losses in found:
-            self.sums.add(losses)
-        return asked_of
-
-    def _norm(self) -> Tensor:
-        """Finite where all gradients are; their norm if they are clipped by it."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return finite_where(gradients) if self.config.clip is None else torch.nn.utils.get_total_norm(gradients)
-
-    def _update(self, norm: Tensor) -> None:
-        if self.config.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
-        self.optimiser.step()
-
-    def _update_on_gpu(self, loss: Tensor, lr: Tensor) -> Tensor:
-        """Update, unless a number of this step, or of one before it, is not finite; what tells whether one is."""
-        norm = self._norm()
-        number = loss + norm
-        self.bad.copy_(torch.maximum(self.bad, (~number.isfinite()).float()))
-        self.optimiser.found_inf = self.bad
-        self.optimiser.lr = lr
-        self._update(norm)
-        return number
-
-    def _to_record(self, batch: Batch, where: Step, noise: Noise, lr: Tensor) -> tuple[Losses, Tensor]:
-        """What a record is made of (`recorded.Compute`)."""
-        self.optimiser.zero_grad()
-        losses, loss = self._losses(batch, where, noise)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.gradients.finish(loss, 1.0)
-        return losses, self._update_on_gpu(loss.detach(), lr)
-
-    def _lr_there(self, lr: float) -> Tensor:
-        """The learning rate on the GPU."""
-        if self.lr_there is None or self.lr_there[0] != lr:
-            self.lr_there = lr, torch.full((), lr, device=self.world.device)
-        return self.lr_there[1]
-
-    def _there(self, asked: tuple[float, float]) -> Tensor:
-        """What is asked in this step, on the GPU, which is not waited for: hardly ever anything but zeros."""
-        if not any(asked):
-            return self.nothing
-        return torch.tensor(asked, pin_memory=True).to(self.world.device, non_blocking=True)
-
-    def _losses(self, part: Batch, where: Step, noise: Noise) -> tuple[Losses, Tensor]:
-        """The losses of a part of a batch, and what it adds to the loss of the step."""
-        with products_in(self.products), a_cell_weighs(1 / part.n_global):
-            losses: Losses = self.contract.losses(part, where, noise)
-        if self.state.step == 0:
-            check_monitor(("loss", *losses.terms, *losses.labelled_terms), self.config)
-        loss = losses.minimise.sum() / part.n_global
-        if losses.penalty is not None:
-            loss = loss + losses.penalty / (self.world.size * self.config.accumulate)
-        if losses.labelled is not None and part.labelled is not None:
-            loss = loss + losses.labelled.sum() / part.labelled.n_global
-        return losses, loss
-
-    def _check(self, read: tuple[list[float], tuple[int, np.ndarray]] | None) -> tuple[bool, bool]:
-        """Raise if the step that was read was not finite; else (save, stop)."""
-        if read is None:
-            return False, False
-        (finite, save, stop), (step, rows) = read
-        if not np.isfinite(finite):
-            shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-            raise NonFiniteError(
-                f"step {step}: the loss or its gradient is not finite, and the update was not made "
-                f"(epoch {self.state.epoch}, rows {shown} of the store); lower --optim.lr or set --optim.clip, "
-                "and check these cells"
-            )
-        return save > 0, stop > 0
-
     # what is read back now and then
 
     def _gather(self) -> None:
         """Bring the device's sums, over all ranks, into the state."""
-        if self.recorder is not None:
-            self.recorder.hand_over(self.sums)
-        sums, cells = self.sums.merged(self.world)
+        sums, cells = self.updates.summed().merged(self.world)
         state = self.state
         for name in ("since_line", "since_epoch"):
             old, n = getattr(state, name)
@@ -426,7 +284,7 @@ class Run:
         if self.checkpoints is None:
             return
         self.turn_to("checkpoint")
-        self._check(self.readback.drain())
+        self.updates.drain()
         self._gather()
         tensors = {f"{_WEIGHTS}{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"{_OPTIMISER}{k}": v for k, v in moments(self.optimiser, self.names).items()}
