@@ -51,6 +51,7 @@ def answer(models: Mapping[str, Callable[[argparse.Namespace], dict[str, float]]
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--products", default="float32", help="kind of number of large products (ours alone)")
     parser.add_argument("--gpu", action="store_true", help="train on the GPU")
+    parser.add_argument("--streamed", action="store_true", help="read each epoch from the store, also for a GPU (ours)")
     parser.add_argument("--programs", default="", help=".gmt file (expimap)")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)

@@ -30,7 +30,7 @@ def train(name: str, options: argparse.Namespace) -> dict[str, float]:
         settings["recon_loss"] = options.likelihood
     if name == "expimap":
         settings["programs"] = programs(options.programs)
-    config = LoaderConfig(batch_size=options.batch)
+    config = LoaderConfig(batch_size=options.batch, gpu_memory=0 if options.streamed else None)
     defaults = kind.training_defaults(store.n_cells)
     device = torch.device("cuda", 0) if options.gpu else torch.device("cpu")
     cells = stream(store, "train", config, seed=0, device=device, proteins=kind.sees_proteins)
