@@ -167,6 +167,12 @@ def chosen(tensors: Sequence[Tensor], places: np.ndarray) -> list[Tensor]:
     return found
 
 
+def settled(device: torch.device) -> None:
+    """Wait until `device` has done what this thread asked of it, as windows are copied beside that."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 @cache
 def _copies(device: torch.device) -> Any:
     """The stream on which windows are copied."""

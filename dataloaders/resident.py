@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scarcade.dataloaders.on_gpu import OnGpu, chosen, copied
+from scarcade.dataloaders.on_gpu import OnGpu, chosen, copied, settled
 from scarcade.dataloaders.sources import Runs, Source, positions_of
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import Superbatch
@@ -45,6 +45,7 @@ class Resident:
         self._complete = False
         self._lengths = torch.from_numpy(store.lengths[first:stop].astype(np.int32)).to(device)
         self._starts = self._lengths.cumsum(0, dtype=torch.int64) - self._lengths
+        settled(device)
         self._counts: tuple[Tensor, Tensor] | None = None  # made when it is known of which kind they are
         self._lock = threading.Lock()
 
@@ -106,6 +107,5 @@ class Resident:
                 kinds = (torch.from_numpy(one[:0]).dtype for one in (like.indices, like.data))
                 indices, data = (torch.empty(total, dtype=kind, device=self._device) for kind in kinds)
                 self._counts = indices, data
-                if self._device.type == "cuda":  # whoever had this memory before may still write into it
-                    torch.cuda.current_stream(self._device).synchronize()
+                settled(self._device)  # whoever had this memory before may still be at work in it
             return self._counts
