@@ -1,4 +1,4 @@
-"""The kernels for GPUs are compiled for some of them, which needs no GPU: the interpreter takes what a compiler refuses."""
+"""The kernels are compiled for some GPUs, which needs none: the interpreter takes what a compiler refuses."""
 
 import os
 import subprocess
