@@ -85,6 +85,8 @@ def ingest(
             "allow_noninteger": allow_noninteger,
         },
     )
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: wanted are 0 (one by one in this process) or more")
     if hvg is not None and allow_noninteger:
         raise UsageError("--hvg needs counts; it cannot be used with --allow-noninteger")
     paths = expand(files)

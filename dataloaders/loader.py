@@ -197,7 +197,7 @@ def _loader(
     plan = Plan(last - first, config.batch_size, lanes=lanes, window=window, seed=seed, shuffle=shuffle)
     if not 0 <= shard.rank < shard.size <= lanes:
         raise UsageError(f"worker {shard.rank} of {shard.size} with {lanes} lanes; set --data.lanes to {shard.size}")
-    if counts is not None and config.read_ahead and device.type != "cpu":
+    if counts is not None and config.read_ahead and shuffle and device.type != "cpu":  # else they are read once
         wanted = Resident.bytes_for(counts, first, last, source.count_bytes)
         if wanted <= room_on(device, config.gpu_memory):
             resident = Resident(source, counts, first, last, device)

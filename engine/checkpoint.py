@@ -45,6 +45,7 @@ class Checkpoints:
         mirror: copy each committed checkpoint to ``checkpoints/`` there, and resume from there.
         announce: called on every rank after a save, with the folder (on rank 0) or None: the report to Ray.
         warn: takes a sentence for the user.
+        found: is given the state that a run goes on from.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Checkpoints:
         mirror: Mirror | None = None,
         announce: Callable[[Path | None, int], None] | None = None,
         warn: Callable[[str], None] = print,
+        found: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.folder = folder
         self._config = config
@@ -65,6 +67,7 @@ class Checkpoints:
         self._mirror = mirror
         self._announce = announce
         self._warn = warn
+        self._found = found
         self._saved_at = time.monotonic()
         self._failures = 0
 
@@ -158,6 +161,8 @@ class Checkpoints:
                 self._warn(f"warning: {path} is damaged and is passed over ({error})")
                 continue
             self._compare(raw["about"])
+            if self._found is not None:
+                self._found(raw["state"])
             return raw["state"], tensors
         if names:
             raise CheckpointError(

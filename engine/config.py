@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scarcade.engine.errors import UsageError
 from scarcade.engine.tables import merged, nested, read_toml
 
-__all__ = ["Section", "checked", "merged", "nested", "read_toml", "to_toml"]
+__all__ = ["HIDDEN", "Section", "checked", "merged", "nested", "read_toml", "to_toml"]
+
+HIDDEN: dict[str, Any] = {"hidden": True}
+"""As ``json_schema_extra`` of a field: --help does not show it, because its command can do nothing with it."""
 
 
 class Section(BaseModel):
@@ -36,7 +39,9 @@ def checked(kind: type[S], raw: Mapping[str, Any], *, prefix: str = "") -> S:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
-            where = prefix + ".".join(str(part) for part in problem["loc"])
+            # as it is written on the command line; of a list, which is one option, the value tells the place
+            where = prefix + ".".join(part for part in problem["loc"] if isinstance(part, str))
+            where = where.replace("_", "-")
             if problem["type"] == "extra_forbidden":
                 lines.append(f"--{where}: there is no such setting")
             else:

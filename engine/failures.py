@@ -11,7 +11,7 @@ def explained(error: Exception, scale: Scale, cpus: float) -> ScarcadeError:
     """Ray's failure in the words of a user: the last line of each worker's own error."""
     if getattr(error, "worker_failures", {}):
         return ClusterError(
-            f"workers failed more often than --scale.max_failures {scale.max_failures} allows ({reason_of(error)}); "
+            f"workers failed more often than --scale.max-failures {scale.max_failures} allows ({reason_of(error)}); "
             "the same command continues from the last checkpoint"
         )
     if "timed out" in str(error).lower() or "StartupTimeout" in repr(error):
@@ -33,13 +33,13 @@ def not_given(scale: Scale, cpus: float, *, why: str = "") -> str:
     within = f"within {scale.start_seconds:g} s"
     if not why:
         return (
-            f"the cluster did not give {asked} {within}; lower --workers or --scale.cpus_per_worker, or set "
-            "--scale.min_workers"
+            f"the cluster did not give {asked} {within}; lower --workers or --scale.cpus-per-worker, or set "
+            "--scale.min-workers"
         )
     fewer = "lower" if scale.min_workers else "set"
     return (
-        f"{why}, and the cluster did not give {asked} again {within}; {fewer} --scale.min_workers to go on with fewer, "
-        "or raise --scale.start_seconds if nodes are to come back; the same command continues from the last checkpoint"
+        f"{why}, and the cluster did not give {asked} again {within}; {fewer} --scale.min-workers to go on with fewer, "
+        "or raise --scale.start-seconds if nodes are to come back; the same command continues from the last checkpoint"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App
 
 from scarcade import __version__
+from scarcade.engine.compiling import told_of_compiling
 from scarcade.engine.errors import InputError, UsageError
 from scarcade.engine.published import is_there
 from scarcade.engine.replaceable import check_replaceable
@@ -74,7 +75,7 @@ def simulate(
 
     refuse_to_overwrite(out, force)
     check_replaceable(out, "store")
-    with Bar("simulating") as bar:
+    with Bar("simulating") as bar, told_of_compiling(bar.line):
         store = run(
             out,
             cells=cells,
@@ -114,13 +115,11 @@ def ingest(
     common: Common = COMMON,
 ) -> None:
     """Make one checked, shuffled, sharded store of many files."""
-    if workers < 0:
-        raise UsageError(f"--workers {workers}: wanted are 0 (one by one in this process) or more")
     refuse_name_of_a_file(out)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's and scipy's, which only look for work here
     from scarcade.dataloaders.ingest import ingest as run
 
-    with Bar("ingesting") as bar:
+    with Bar("ingesting") as bar, told_of_compiling(bar.line):
         store = run(
             files,
             out,
@@ -287,7 +286,7 @@ def map_(
         settings["protein_key"] = protein_key
     if unlabelled:
         settings["unlabelled"] = unlabelled
-    with Bar("mapping", unit="epochs") as bar:
+    with Bar("mapping", unit="epochs") as bar, told_of_compiling(bar.line):
         result = map_queries(
             model,
             queries,
@@ -330,7 +329,7 @@ def embed(
 
     refuse_to_overwrite(out, force)
     check_replaceable(out, "latent", [model, data])
-    with Bar("embedding") as bar:
+    with Bar("embedding") as bar, told_of_compiling(bar.line):
         path = run(
             model,
             data,

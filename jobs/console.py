@@ -123,13 +123,18 @@ def training_told(bar: Bar) -> Callable[[Mapping[str, Any]], None]:
 
 
 def mapping_told(bar: Bar) -> Callable[[str, Mapping[str, Any]], None]:
-    """Takes what `map_queries` tells of each query; a failure is told at once."""
+    """Takes what `map_queries` tells of each query: a failure at once, and once what is true of many of them."""
+    said: set[str] = set()
 
     def told(name: str, line: Mapping[str, Any]) -> None:
         if line.get("state") == "failed":
             bar.line(f"{name}: failed: {line['reason']}")
         elif line.get("state") == "done":
             bar.line(f"{name}: {line.get('reason') or 'done'}")
+            for sentence in line.get("warnings", ()):
+                if sentence not in said:
+                    said.add(sentence)
+                    bar.line(f"  note: {sentence}")
         elif "epochs" in line:
             bar.stage(int(line["epoch"]) + 1, int(line["epochs"]), name)
         elif "state" in line:

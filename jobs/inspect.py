@@ -52,9 +52,28 @@ def inspect(
     except InputError as error:
         found.append(f"{error.code}: {error}")
     out |= {"intact": not found, "problems": found}
+    if not found and kind in ("h5ad", "zarr"):
+        _check_columns(place, batch_key, label_keys)
     if against is not None:
         out |= _against(place, Path(against), batch_key, label_keys, layer)
     return out
+
+
+def _check_columns(place: Path, batch_key: str | None, label_keys: Sequence[str] | None) -> None:
+    """Refuse columns that a file of cells does not have.
+
+    Raises:
+        CategoryError: naming the option.
+    """
+    asked = [("--batch-key", one) for one in (batch_key,) if one] + [("--label-key", one) for one in label_keys or ()]
+    if asked:
+        from scarcade.dataloaders.schema import column_of
+        from scarcade.dataloaders.source import opened
+
+        with opened(place) as file:
+            obs = file.obs()
+        for option, name in asked:
+            column_of(obs, name, str(place), option)
 
 
 def _at_url(

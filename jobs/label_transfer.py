@@ -100,6 +100,11 @@ class LabelTransfer:
             self._labelled.append((column, shared[key], np.asarray(codes[known], np.int64)))
         self.usual = self.usual or self._own_distance()
 
+    @property
+    def few(self) -> dict[str, int]:
+        """Label columns with fewer labelled cells than `k`, and how many those are."""
+        return {column.name: len(codes) for column, _, codes in self._labelled if len(codes) < self.k}
+
     def _own_distance(self, quantile: float = 0.95) -> float:
         """Distance (mean to k neighbours) that 95 % of the reference's own cells stay within."""
         n = len(self._all)

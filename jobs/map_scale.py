@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from scarcade.dataloaders.matrix import Matrix
 from scarcade.dataloaders.source import opened
+from scarcade.engine.config import HIDDEN
 from scarcade.engine.errors import MemoryLimitError
 from scarcade.engine.memory import bytes_of, size_text
 from scarcade.engine.scale import Scale
@@ -27,6 +28,7 @@ class MapScale(Scale):
     """How many workers map queries, and what each of them is given."""
 
     workers: int = Field(0, ge=0, description="Ray tasks at a time; 0: map in this process, without Ray.")
+    gpus: bool = Field(False, description="Queries are mapped on processors.", json_schema_extra=HIDDEN)
     memory_per_worker: str | None = Field(
         None,
         description="Memory of each worker (4GB, 800MB): reserved in Ray, and a query that needs more fails alone. "

@@ -141,7 +141,8 @@ def _all_mapped(job: Job, tasks: Sequence[Task], say: Told) -> list[Record]:
         valid = _validated(job, tasks, records, say)
         for name, record in _mapped(job, [task for task in tasks if task.name in valid], valid, say):
             records[name] = record
-            say(name, {"state": record["state"], "reason": record.get("reason")})
+            found = {"warnings": record["warnings"]} if record.get("warnings") else {}
+            say(name, {"state": record["state"], "reason": record.get("reason"), **found})
     finally:  # also when it is stopped: what is done is told
         ordered = [records.get(task.name) or skipped(task, job.reference.schema) for task in tasks]
         job.results.write_summary(job.reference.fingerprint, ordered)
@@ -179,8 +180,9 @@ def _check(config: MapConfig, model: AtlasModel) -> None:
         )
     if config.surgery.use_labels and not model.labelled_beside:
         raise UsageError(f"--surgery.use-labels: {model.name} learns nothing from labels; leave it out")
-    if config.scale.gpus:
-        raise UsageError("--scale.gpus: queries are mapped on processors so far; leave it out")
+    if config.scale.gpus or config.data.gpu_memory is not None:
+        given = "--scale.gpus" if config.scale.gpus else "--data.gpu-memory"
+        raise UsageError(f"{given}: queries are mapped on processors so far; leave it out")
     if config.surgery.model:
         grow(model, model.schema, seed=config.seed, config=SurgeryConfig(model=config.surgery.model))
 
@@ -234,12 +236,12 @@ def _sole_user(out: Path) -> Iterator[None]:
     """Nobody else writes to `out` within the block; what a killed mapping left half-written is gone.
 
     Raises:
-        BusyError: another command is writing to it. StorageError: it cannot be written.
+        UsageError: it is a file. BusyError: another command is writing to it. StorageError: it cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise StorageError(f"--out {out}: is a file, and a folder was wanted") from error
+        raise UsageError(f"--out {out}: is a file, and a folder was wanted") from error
     except OSError as error:
         raise StorageError(f"--out {out}: cannot be written ({error.strerror})") from error
     with sole_writer(out / SUMMARY):

@@ -6,6 +6,7 @@ from the reference, and which query it came from. Both are read in runs of cells
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import pandas as pd
 from scarcade.dataloaders.reading import piece
 from scarcade.dataloaders.schema import FILE_COLUMN, code_of, text_of
 from scarcade.dataloaders.source import AnnDataFile
-from scarcade.engine.errors import CorruptError, InputError, UsageError
+from scarcade.engine.errors import CorruptError, InputError, StorageError, UsageError
 from scarcade.engine.folder import read_manifest
 from scarcade.engine.schema import Categories, Schema
 from scarcade.jobs.latent import LATENT, VARIANCE, LatentReader, latent_arrays
@@ -46,7 +47,7 @@ def check_merge(path: Path, reference: Reference, names: Sequence[str], out: Pat
 
     Raises:
         UsageError: the reference has no latent, a query has its name, something else is at `path`, or it would take the
-            place of the results in `out`.
+            place of the results in `out`. StorageError: nothing can be written there.
     """
     place, results = path.resolve(), out.resolve()
     if place == results or place in results.parents or place in {results / f"{name}.zarr" for name in names}:
@@ -64,6 +65,9 @@ def check_merge(path: Path, reference: Reference, names: Sequence[str], out: Pat
         raise UsageError(f"--merge {path}: is written as a folder of zarr; its name has to end with .zarr")
     if path.exists() and _kind(path) != KIND:
         raise UsageError(f"--merge {path}: is there already and was not written by --merge; it is not replaced")
+    there = next(one for one in place.parents if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"--merge {path}: cannot be written, because {there} is no folder that takes new files")
 
 
 def write_merged(path: Path, reference: Reference, results: Results, records: Sequence[Record]) -> Path:

@@ -19,6 +19,7 @@ from scarcade.dataloaders.loader import CellLoader, LoaderConfig, of_source
 from scarcade.dataloaders.query_counts import QuerySource, source_of
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
+from scarcade.engine.config import HIDDEN
 from scarcade.engine.loop import fit
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.pack import Member
@@ -42,7 +43,10 @@ class QueryOptim(OptimConfig):
     """As in training, with the numbers for surgery of scvi-tools' tutorials."""
 
     epochs: int | None = Field(200, ge=1, description="Passes over the query's cells.")
-    products: Literal["float32"] = Field("float32", description="Queries are trained in float32.")
+    products: Literal["float32"] = Field(
+        "float32", description="Queries are trained in float32.", json_schema_extra=HIDDEN
+    )
+    record: bool = Field(True, description="Of a GPU.", json_schema_extra=HIDDEN)
     weight_decay: float = Field(0.0, ge=0, description="L2 term added to the gradient (not decoupled).")
 
 
@@ -51,6 +55,8 @@ class QueryData(LoaderConfig):
 
     validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
     lanes: int | None = Field(1, ge=1, description="Stretches read in turn; one process reads them all.")
+    edit_labels: bool = Field(False, description="Is --transfer.edit here.", json_schema_extra=HIDDEN)
+    gpu_memory: int | None = Field(None, ge=0, description="Of a GPU.", json_schema_extra=HIDDEN)
     stream_above: int = Field(
         1 << 28,
         ge=0,
@@ -346,6 +352,12 @@ def _notes(
     for column, n_cells in reference.contradicted.items():
         if n_cells:
             notes.append(f"{n_cells} cells of the reference did not vote: their neighbours have another {column}")
+    if reference.transfer is not None:
+        for column, n_cells in reference.transfer.few.items():
+            notes.append(
+                f"--transfer.k {reference.transfer.k}: all of the {n_cells} cells of the reference with a label in "
+                f"{column} vote on each cell; a smaller k asks its neighbours"
+            )
     if reference.transfer is not None and reference.transfer.skipped:
         notes.append(f"no cell of the reference has a label in {', '.join(reference.transfer.skipped)}")
     return notes

@@ -61,7 +61,8 @@ class MapConfig(Section):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on."""
-        beside: dict[str, Any] = {"scale": True, "report": True, "results": True, "data": {"stream_above"}}
+        beside: dict[str, Any] = dict.fromkeys(("scale", "report", "results"), True)
+        beside["data"] = {"stream_above", "gpu_memory"}
         return self.model_dump(mode="json", exclude=beside)
 
 

@@ -82,7 +82,11 @@ class Results:
             replace=True,
         )
         path = self.result(task.name)
-        write_result(path, task, query, mapped, provenance)
+        try:
+            write_result(path, task, query, mapped, provenance)
+        except BaseException:  # without the result nobody could tell what this is of
+            remove(self.out / f"{task.name}.delta")
+            raise
         earlier = self.out / f"{task.name}{'.h5ad' if path.suffix == '.zarr' else '.zarr'}"
         if before.get("result") == earlier.name:  # else it is not ours
             remove(earlier)
@@ -110,6 +114,7 @@ def provenance_of(
         "genes_wanted": len(reference.schema.genes),
         "batch_key": query.batch_key,
         "batches": sorted({str(value) for value in query.batch}),
+        "unlabelled": sorted({*reference.schema.unlabelled, *settings.get("unlabelled", ())}),
         "settings": dict(settings),
     }
 

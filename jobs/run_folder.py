@@ -38,6 +38,7 @@ _FREE = (
     "optim.log_every",
     "optim.record",
     "data.read_ahead",
+    "data.gpu_memory",
     "data.path",
     "data.cache",
 )

@@ -1,5 +1,6 @@
 """Scores of a latent on disk or in memory: how well it keeps labels apart, mixes batches, and was labelled."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scarcade.dataloaders.schema import DataWarning, column_of, label_text, look_alikes, text_of
-from scarcade.dataloaders.source import AnnDataFile, opened
+from scarcade.dataloaders.source import AnnDataFile, Source, opened
 from scarcade.engine.errors import CorruptError, OpenError, UsageError
 from scarcade.engine.folder import MANIFEST, problems, read_manifest
 from scarcade.engine.schema import Categories
@@ -40,7 +41,8 @@ def score(
             what ``map --merge`` wrote, have); or a URL (it is copied here).
         labels, batches: columns of obs; at least one. predicted: column that is compared with `labels`.
         obsm: which entry of obsm; default: the only one that begins with X_ and is neither a PCA nor a UMAP.
-        unlabelled: labels that mean no label; such cells are not scored.
+        unlabelled: labels that mean no label; such cells are not scored. Those of the reference and of the mapping
+            are known of what a mapping wrote.
 
     Raises:
         UsageError: no column was given, or obsm has several latents. CategoryError: a column that is not there.
@@ -54,9 +56,9 @@ def score(
         raise UsageError(f"--max-cells {max_cells}: at least 10 cells are needed for a score")
     far = isinstance(latent, str) and is_url(latent)
     with near(latent) if far else nullcontext(latent) as here:
-        cells, obs, where = _cells(here, obsm)
+        cells, obs, where, none = _cells(here, obsm)
     where = shown(latent) if far else where
-    truth = _text(obs, labels, where, "--labels", unlabelled)
+    truth = _text(obs, labels, where, "--labels", (*unlabelled, *none))
     for value in look_alikes([] if truth is None else [one for one in pd.unique(truth) if one is not None]):
         warnings.warn(
             f"{where}: {np.count_nonzero(truth == value)} cells are scored as cells of {labels} {value!r}; if that is "
@@ -74,14 +76,14 @@ def score(
     return scores
 
 
-def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str]:
-    """The latent (N, L), obs, and what to call it."""
+def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str, tuple[str, ...]]:
+    """The latent (N, L), obs, what to call it, and labels that are known to mean none."""
     if isinstance(latent, str | Path) and _kind(Path(latent)) == KIND:
         ours = read_latent(latent)
         if obsm not in (None, ours.obsm_key):
             raise UsageError(f"--obsm {obsm}: {latent} has {ours.obsm_key}")
         frame = {c.name: pd.Categorical.from_codes(codes, categories=pd.Index(c.values)) for c, codes in ours.columns}
-        return ours.mean, pd.DataFrame(frame, index=pd.RangeIndex(len(ours)).astype(str)), str(latent)
+        return ours.mean, pd.DataFrame(frame, index=pd.RangeIndex(len(ours)).astype(str)), str(latent), ()
     with opened(latent) as file:
         entries = list(file.root["obsm"]) if isinstance(file, AnnDataFile) and "obsm" in file.root else []
         if not isinstance(file, AnnDataFile):
@@ -93,7 +95,16 @@ def _cells(latent: Any, obsm: str | None) -> tuple[np.ndarray, pd.DataFrame, str
         values = np.asarray(values)
         if values.ndim != 2 or values.dtype.kind not in "fiu":
             raise OpenError(f"{file.where}: obsm[{key!r}] is not a table of numbers, cells x dimensions")
-        return values, file.obs(), file.where
+        return values, file.obs(), file.where, _unlabelled(file)
+
+
+def _unlabelled(file: Source) -> tuple[str, ...]:
+    """What the mapping that wrote a file took for no label; nothing of another file."""
+    try:
+        mapping = json.loads(str(file.element("uns/scarcade")["mapping"]))
+        return tuple(map(str, mapping["unlabelled"]))
+    except (KeyError, TypeError, ValueError, AttributeError, OpenError):
+        return ()
 
 
 def _kind(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from scarcade.engine.config import Section
+from scarcade.engine.config import HIDDEN, Section
 from scarcade.engine.errors import UsageError
 
 _DOTTED = re.compile(r"--([A-Za-z][\w-]*(?:\.[\w-]+)+)(?:=(.*))?", re.DOTALL)
@@ -31,6 +31,7 @@ class Setting:
     kind: Any
     default: Any
     description: str
+    hidden: bool = False  # nothing to be asked for in this command: it says why when it is
 
     @property
     def is_flag(self) -> bool:
@@ -54,7 +55,8 @@ def settings_of(sections: Mapping[str, type[Section]]) -> dict[str, Setting]:
             if below is not None:
                 found.update(settings_of({name: below}))
             else:
-                found[name] = Setting(name, info.annotation, _default(info), info.description or "")
+                hidden = info.json_schema_extra == HIDDEN
+                found[name] = Setting(name, info.annotation, _default(info), info.description or "", hidden)
     return found
 
 
@@ -149,6 +151,8 @@ def help_text(known: Settings, width: int = 100) -> str:
     lines: list[str] = []
     section = ""
     for setting in known.values():
+        if setting.hidden:
+            continue
         head = setting.name.rpartition(".")[0]
         if head != section:
             section = head

@@ -169,8 +169,8 @@ def _notices(config: TrainConfig, store: Store, change: Update | None = None) ->
     if last < optim.kl_max:
         found.append(
             f"the KL weight reaches {last:.3g} of {optim.kl_max:g} in {optim.epochs} epochs (warm-up over "
-            f"{optim.kl_epochs:g} epochs); for a full warm-up set --optim.kl_epochs {max(1, optim.epochs // 2)} "
-            f"or --optim.kl_steps {max(1, optim.epochs * steps // 2)}"
+            f"{optim.kl_epochs:g} epochs); for a full warm-up set --optim.kl-epochs {max(1, optim.epochs // 2)} "
+            f"or --optim.kl-steps {max(1, optim.epochs * steps // 2)}"
             if optim.kl_epochs is not None and optim.kl_steps is None and optim.kl_cells is None
             else f"the KL weight reaches {last:.3g} of {optim.kl_max:g} before the run ends"
         )

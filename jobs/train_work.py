@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.checkpoint import Checkpoints
+from scarcade.engine.compiling import told_of_compiling
 from scarcade.engine.config import checked
 from scarcade.engine.contracts import Loader
 from scarcade.engine.errors import DataChangedError
@@ -56,7 +58,12 @@ def work(worker: Worker, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if change is not None and not trainable(model):
             result = FitResult(history=[], steps=0, epochs=0, cells=0, stopped="epochs")
         else:
-            with run_curves(config, folder, worker.tell, first=worker.world.first) as curves:
+            with (
+                told_of_compiling(lambda sentence: worker.tell({"note": sentence}))
+                if worker.world.first
+                else nullcontext(),
+                run_curves(config, folder, worker.tell, first=worker.world.first) as curves,
+            ):
                 result = fit(
                     model,
                     loaders[0],
@@ -188,6 +195,9 @@ def checkpoints_in(
         world=worker.world,
         mirror=folder.mirror,
         announce=announce,
+        found=lambda state: worker.tell(
+            {"note": f"continuing from the checkpoint of step {state['step']:,} (epoch {state['epoch'] + 1})"}
+        ),
         warn=lambda sentence: worker.tell({"warning": sentence.removeprefix("warning: ")}),
     )
 

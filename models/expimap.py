@@ -198,10 +198,10 @@ class Expimap(AtlasModel):
         old = self.config
         asked = checked(Expimap.Config, settings, prefix="surgery.model.")
         if twice := sorted(asked.new_programs.keys() & {*old.programs, *old.new_programs}):
-            raise UsageError(f"--surgery.model.new_programs: the reference has {twice[0]!r} already")
+            raise UsageError(f"--surgery.model.new-programs: the reference has {twice[0]!r} already")
         if asked.new_programs and FREE in self.terms:
             raise UsageError(
-                "--surgery.model.new_programs: the reference has unconstrained terms, and constrained ones would stand "
+                "--surgery.model.new-programs: the reference has unconstrained terms, and constrained ones would stand "
                 "before them; give n_ext alone"
             )
         n_ext, programs = old.n_ext + asked.n_ext, {**old.new_programs, **asked.new_programs}

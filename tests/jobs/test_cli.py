@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,69 @@ def test_wrong_usage_ends_with_2_and_a_remedy(
     monkeypatch.chdir(tmp_path)
     assert told in refused(capsys, 2, *argv)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--log", "foo"], "--log.to: Input should be 'tensorboard'"),
+        (["--optim.kl-epochs", "x"], "--optim.kl-epochs: Input should be a valid number"),
+        (["--optim.kl_epochs", "x"], "--optim.kl-epochs: Input should be a valid number"),
+    ],
+)
+def test_options_are_named_as_they_are_written(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, atlas: Atlas
+) -> None:
+    assert told in refused(capsys, 2, "train", "--data", atlas.store.path, "--out", tmp_path / "run", *options)
+
+
+def test_map_helps_with_what_it_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path, atlas: Atlas) -> None:
+    shown = ended(capsys, "map", "--help")[1]
+    for one in ("--scale.gpus", "--data.gpu-memory", "--data.edit-labels", "--optim.products", "--optim.record"):
+        assert one not in shown
+    assert "--data.stream-above" in shown
+    assert "--data.gpu-memory" in ended(capsys, "train", "--help")[1]
+    for option in (["--scale.gpus"], ["--data.gpu-memory", "0"]):
+        told = refused(capsys, 2, "map", atlas.model, atlas.query, "--out", tmp_path / "m", *option)
+        assert f"{option[0]}: queries are mapped on processors so far" in told
+
+
+def test_the_out_of_a_mapping_is_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, atlas: Atlas) -> None:
+    (tmp_path / "m").write_text("mine")
+    told = refused(capsys, 2, "map", atlas.model, atlas.query, "--out", tmp_path / "m")
+    assert "is a file, and a folder was wanted" in told
+    told = refused(
+        capsys, 5, "map", atlas.model, atlas.query, "--out", tmp_path / "o", "--merge", tmp_path / "m/x.zarr"
+    )
+    assert "--merge" in told
+    assert "is no folder that takes new files" in told
+    assert not (tmp_path / "o").exists()
+
+
+def test_columns_that_a_file_does_not_have_are_refused(capsys: pytest.CaptureFixture[str], atlas: Atlas) -> None:
+    for option in ("--batch-key", "--label-key"):
+        told = refused(capsys, 4, "inspect", atlas.query, option, "WRONG")
+        assert f"has no obs column 'WRONG' ({option}); it has" in told
+    assert ended(capsys, "inspect", atlas.query, "--batch-key", "batch")[0] == 0
+
+
+def test_a_run_that_goes_on_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path, atlas: Atlas) -> None:
+    command = ("train", "--data", atlas.store.path, "--out", tmp_path / "run", "--threads", 1, "--epochs")
+    assert "continuing" not in ended(capsys, *command, 1)[2]
+    assert "continuing from the checkpoint of step " in ended(capsys, *command, 2)[2]
+
+
+def test_what_should_be_known_of_queries_is_told_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, atlas: Atlas
+) -> None:
+    for name in ("a", "b"):
+        shutil.copy(atlas.query, tmp_path / f"{name}.h5ad")
+    more = ("--out", tmp_path / "m", "--epochs", 1, "--transfer.k", 100_000)
+    code, _, told = ended(capsys, "map", atlas.model, tmp_path / "a.h5ad", tmp_path / "b.h5ad", *more)
+    assert code == 0
+    assert told.count("note: --transfer.k 100000: all of the ") == 1
+    summary = json.loads((tmp_path / "m" / "summary.json").read_text())
+    assert all("--transfer.k 100000" in str(query["warnings"]) for query in summary["queries"])
 
 
 @pytest.mark.parametrize(

@@ -369,3 +369,19 @@ def test_how_a_mapping_ends_depends_on_what_failed() -> None:
         result(("failed", 4)).raise_if_failed()
     with pytest.raises(SurroundingsError):
         result(("failed", 5), ("failed", 4)).raise_if_failed()
+
+
+def test_a_result_that_could_not_be_written_leaves_nothing(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: Any) -> None:
+        raise StorageError(f"{path}: the disk is full")
+
+    monkeypatch.setattr(results, "write_result", full)
+    found = map_queries(atlas.model, atlas.query, tmp_path / "m", epochs=1)
+    assert [record["state"] for record in found.queries] == ["failed"]
+    assert not list((tmp_path / "m").glob("*.delta"))
+    monkeypatch.undo()
+    again = map_queries(atlas.model, atlas.query, tmp_path / "m", epochs=1)
+    assert [record["state"] for record in again.queries] == ["done"]
+    assert list((tmp_path / "m").glob("*.delta"))

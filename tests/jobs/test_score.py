@@ -1,5 +1,6 @@
 """Scores from files of every kind."""
 
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -11,6 +12,7 @@ from scarcade.engine.errors import CategoryError, CorruptError, OpenError, Usage
 from scarcade.engine.folder import committed
 from scarcade.engine.scores import integration
 from scarcade.jobs import merged, written
+from scarcade.jobs.mapping import map_queries
 from scarcade.jobs.score import score
 from tests.jobs.conftest import Atlas
 
@@ -53,6 +55,22 @@ def test_what_reads_like_no_label_is_pointed_out() -> None:
     with pytest.warns(DataWarning, match=r"50 cells are scored as cells of label 'Unknown'.*--unlabelled 'Unknown'"):
         score(made, labels="label")
     score(made, labels="label", unlabelled=["Unknown"])  # warnings are errors
+
+
+def test_what_a_mapping_took_for_no_label_is_none_here(atlas: Atlas, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.query)
+    labels = cells.obs["label"].astype(str)
+    cells.obs["label"] = labels.where(np.arange(len(labels)) % 3 > 0, "not known")
+    map_queries(atlas.model, {"q": cells}, tmp_path, epochs=1, unlabelled=("not known",))
+    file = tmp_path / "q.h5ad"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score(file, labels="label", predicted="label_pred")
+    told = score(file, labels="label", predicted="label_pred", unlabelled=["not known"])
+    assert found == told
+    plain = ad.read_h5ad(file)
+    del plain.uns["scarcade"]
+    assert score(plain, labels="label", predicted="label_pred")["accuracy"] < found["accuracy"]
 
 
 def test_the_latent_of_a_model_scores(atlas: Atlas) -> None:
