@@ -23,6 +23,7 @@ from scarcade.engine.errors import (
     UsageError,
 )
 from scarcade.engine.lock import sole_writer
+from scarcade.jobs import results
 from scarcade.jobs.mapping import MapResult, map_queries
 from scarcade.models.saved import read, read_delta
 from scarcade.models.surgery import reference_hash
@@ -280,7 +281,7 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
         map_queries(atlas.model, tmp_path / "none.h5ad", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="--out"):
+    with pytest.raises(UsageError, match="--out .*is a file"):
         map_queries(atlas.model, atlas.query, tmp_path / "file")
 
 
