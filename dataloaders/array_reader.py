@@ -6,7 +6,7 @@ into the caller's buffer with the interpreter lock released.
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numcodecs.vlen
@@ -60,6 +60,7 @@ class ArrayReader:
         self.chunk_bytes = rows * self.width * self.dtype.itemsize
         if self.chunk_bytes > LIMIT_CHUNK_BYTES:
             raise LimitError(f"{files.where}: {name} has chunks of {self.chunk_bytes} bytes (> {LIMIT_CHUNK_BYTES})")
+        self.largest = self.chunk_bytes + (self.chunk_bytes >> 6) + 4096  # bytes on disk: blosc never adds more
         self.n_chunks = -(-self.shape[0] // rows)
         n_shards = -(-self.n_chunks // CHUNKS_PER_SHARD)
         listed = manifest["files"]
@@ -69,6 +70,7 @@ class ArrayReader:
                 raise MissingChunkError(f"{files.where}: {self._file(shard)} is not in the manifest")
             self._sizes.append(int(listed[self._file(shard)]["bytes"]))
         self._indices: dict[int, np.ndarray] = {}
+        self._table = np.zeros((2, self.n_chunks), np.int64)
         self._ordered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._scratch = threading.local()
 
@@ -95,8 +97,7 @@ class ArrayReader:
         if (raw[:wanted] == ABSENT).any():
             chunk = shard * CHUNKS_PER_SHARD + int(np.argmax((raw[:wanted] == ABSENT).any(axis=1)))
             raise MissingChunkError(f"{self._files.where}: {self.name}: chunk {chunk} is missing in {name}")
-        largest = self.chunk_bytes + (self.chunk_bytes >> 6) + 4096  # blosc never grows a chunk by more
-        if (raw[:wanted, 1] > largest).any() or (raw[:wanted, 0] > size).any():
+        if (raw[:wanted, 1] > self.largest).any() or (raw[:wanted, 0] > size).any():
             raise CorruptError(f"{where}: offsets or lengths out of range")
         index = raw[:wanted].astype(np.int64)
         if (index.sum(axis=1) > size - n_bytes).any():
@@ -113,6 +114,27 @@ class ArrayReader:
             whole = np.array_equal(np.diff(begins), index[:, 1])
             found = self._ordered[shard] = (begins if whole else begins[:0], np.ascontiguousarray(index[:, 1]))
         return found
+
+    def shards(self, ranges: Sequence[tuple[int, int]]) -> set[int]:
+        """Those that hold some ranges of chunks."""
+        return {s for a, b in ranges if a < b for s in range(a // CHUNKS_PER_SHARD, (b - 1) // CHUNKS_PER_SHARD + 1)}
+
+    def table(self, shards: Iterable[int]) -> np.ndarray:
+        """int64 (2, n_chunks): where each chunk begins in its file, and its bytes; known of these shards, at least.
+
+        Raises:
+            MissingChunkError, CorruptError: an index that is not what was written.
+        """
+        for shard in shards:
+            first = shard * CHUNKS_PER_SHARD
+            if not self._table[1, first]:
+                index = self._index(shard)
+                self._table[:, first : first + len(index)] = index.T
+        return self._table
+
+    def handle(self, shard: int) -> int | None:
+        """The file of a shard, opened to be read; None if it is not on a disk of this machine."""
+        return self._files.handle(self._file(shard))
 
     def _buffer(self, n_bytes: int) -> memoryview:
         """A buffer of this thread for compressed bytes, reused."""
@@ -177,9 +199,8 @@ class ArrayReader:
     def ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
         """These ranges of rows will be read soon: what is far away begins to come."""
         chunks = [(a // self.chunk_rows, -(-b // self.chunk_rows)) for a, b in ranges if a < b]
-        shards = {c for a, b in chunks for c in range(a // CHUNKS_PER_SHARD, (b - 1) // CHUNKS_PER_SHARD + 1)}
         by_ranges = set()
-        for shard in sorted(shards):  # all indices before anything that is found by one
+        for shard in sorted(self.shards(chunks)):  # all indices before anything that is found by one
             n_bytes = 0 if shard in self._indices else INDEX_BYTES
             if not self._files.ahead(self._file(shard), self._sizes[shard] - n_bytes, n_bytes):
                 by_ranges.add(shard)

@@ -34,6 +34,11 @@ class ChunkEnds:
             if len(self._kept) > self._most:
                 self._free.append(self._kept.popitem(last=False)[1])
 
+    def free(self, chunk: Chunk) -> None:
+        """The caller lets go of it, and nobody needs it."""
+        with self._lock:
+            self._free.append(chunk)
+
     def fresh(self) -> Chunk:
         """Room for a chunk, the caller's until it is kept."""
         with self._lock:

@@ -40,7 +40,7 @@ Window = tuple[WindowPlan, Superbatch, dict[str, Tensor]]
 _COUNT_BYTES = 4  # of a decoded count, at least: of 65,535 genes and counts, as nearly all data have
 _WINDOWS_HELD = 2  # one is consumed, the next is filled; for a GPU, which has those that are consumed, two are filled
 _CPU = torch.device("cpu")
-_MOST_DECODERS = 8  # ranges of a window, one of each lane, are decoded side by side
+_MOST_DECODERS = 12  # shares of a window that are decoded side by side
 _MAKERS = 2  # windows for a GPU that are made at a time: one is copied, or waits for its threads, beside the other
 
 

@@ -79,6 +79,10 @@ class RemoteFiles:
                 found.append(f"{name}: its content is not what was written")
         return found
 
+    def handle(self, name: str) -> int | None:
+        """Of a file that is cached, fetched if need be."""
+        return self._cached(name)
+
     def fetch_small(self) -> None:
         """Have the many small files come at once: one after the other they would take longer than the large ones."""
         wanted = [name for name, one in self._listed.items() if one["bytes"] <= _SMALL_BYTES and name in self._whole]

@@ -1,26 +1,21 @@
 """Where a loader's cells come from: a store on disk, or arrays in memory. Both give the same superbatches."""
 
 import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
-from scarcade.dataloaders import kernels
-from scarcade.dataloaders.chunk_ends import ChunkEnds
+from scarcade.dataloaders.decoder import Decoder
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.superbatch import BufferPool, Superbatch
-from scarcade.dataloaders.unpacking import functions, unpack
 from scarcade.engine import csr
-from scarcade.engine.errors import CategoryError, CorruptError, CsrError
+from scarcade.engine.errors import CategoryError, CsrError
 from scarcade.engine.schema import UNLABELLED, Schema
 
 Runs = Sequence[tuple[int, int]]
-_TOGETHER = 8  # chunks of either array that are read and unpacked at once: half a megabyte as they lie on the disk
 
 
 @dataclass(frozen=True)
@@ -100,8 +95,8 @@ class StoreSource:
         )
         check_columns(self.columns, schema, self.n_cells, store.where)
         self._pool = BufferPool(store.x_indices.dtype, store.x_data.dtype, pinned=reading.pinned)
-        self._ends = ChunkEnds(int(store.x_indices.chunk_rows), store.x_indices.dtype, store.x_data.dtype)
-        self.least = int(store.x_indices.chunk_rows)
+        self._decoder = Decoder(store, reading.threads)
+        self.least = self._decoder.step
         self.count_bytes = store.x_indices.dtype.itemsize + store.x_data.dtype.itemsize
 
     def labels(self) -> np.ndarray | None:
@@ -134,67 +129,8 @@ class StoreSource:
         )
         places = np.empty(len(rows), np.int64)
         places[order] = starts
-        begins = np.cumsum([0, *(stop - start for start, stop in runs)]).tolist()
-
-        def take(number: int) -> None:
-            start, stop = runs[number]
-            cells = slice(begins[number], begins[number + 1])
-            self._take(start, stop, lengths[cells], places[cells], indices, data)
-
-        if self.reading.threads == 1 or len(runs) == 1:
-            for number in range(len(runs)):
-                take(number)
-        else:
-            for _ in _decoding(self.reading.threads).map(take, range(len(runs))):
-                pass
+        self._decoder.put(runs, lengths, places, indices, data)
         return loaded
-
-    def _take(
-        self, start: int, stop: int, lengths: np.ndarray, places: np.ndarray, indices: np.ndarray, data: np.ndarray
-    ) -> None:
-        """Put the cells of a range of rows where they belong."""
-        step = self.least
-        begin, end = self.store.start_of(start), self.store.start_of(stop)
-        first, last = begin // step, -(-end // step) if end > begin else begin // step
-        if first == last:
-            return
-        row, where = 0, (np.cumsum(lengths) - lengths + begin, lengths, places, indices, data)
-        chunk = self._ends.taken(first)
-        if chunk is not None:
-            row = kernels.deliver(*chunk, first * step, row, *where)
-            first += 1
-        else:
-            chunk = self._ends.fresh()
-        self._deliver(first, last, chunk, row, where)
-        self._ends.keep(last - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
-
-    def _deliver(
-        self, first: int, last: int, chunk: tuple[np.ndarray, np.ndarray], row: int, where: tuple[np.ndarray, ...]
-    ) -> None:
-        """Put the cells from `row` on that the chunks [first, last) hold where they belong; the last stays in `chunk`.
-
-        Raises:
-            as `ArrayReader.each`.
-        """
-        store, step, compiled = self.store, self.least, functions()
-        if compiled is None:
-            both = zip(
-                store.x_indices.each(first, last, chunk[0], below=store.n_genes),
-                store.x_data.each(first, last, chunk[1]),
-                strict=True,
-            )
-            for number, _ in both:
-                row = kernels.deliver(*chunk, number * step, row, *where)
-            return
-        for begin in range(first, last, _TOGETHER):
-            end = min(begin + _TOGETHER, last)
-            packed = (*store.x_indices.packed(begin, end), *store.x_data.packed(begin, end))
-            row, done = unpack(*compiled, *packed, *chunk, store.n_genes, begin, row, *where)
-            if done < end - begin:
-                bad = begin + done
-                for _ in store.x_indices.each(bad, bad + 1, chunk[0], below=store.n_genes):  # says what is wrong
-                    store.x_data.decode(bad, bad + 1, chunk[1])
-                raise CorruptError(f"{store.where}: X: chunk {bad} cannot be decoded")
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
         if not self.reading.proteins:
@@ -203,14 +139,6 @@ class StoreSource:
         if not parts:
             return None
         return np.concatenate([counts for counts, _ in parts]), np.concatenate([measured for _, measured in parts])
-
-
-@cache
-def _decoding(n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n, thread_name_prefix="decoding")
-
-
-os.register_at_fork(after_in_child=_decoding.cache_clear)  # a forked process has none of these threads
 
 
 class MemorySource:

@@ -25,6 +25,10 @@ class Files(Protocol):
         """Bytes of `name`."""
         ...
 
+    def handle(self, name: str) -> int | None:
+        """`name`, opened to be read; None if it is not on a disk of this machine. The caller closes it."""
+        ...
+
     def ahead(self, name: str, offset: int, n_bytes: int) -> bool:
         """These bytes will be read soon. True: nothing else of the file needs to be asked for."""
         ...
@@ -43,6 +47,9 @@ class LocalFiles:
     def __del__(self) -> None:
         if hasattr(self, "_folder"):
             os.close(self._folder)
+
+    def handle(self, name: str) -> int:
+        return self._open(name)
 
     def _open(self, name: str) -> int:
         try:

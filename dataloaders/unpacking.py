@@ -1,8 +1,9 @@
-"""Chunks of a store checked, decoded and put where their cells belong, several in one compiled call.
+"""Chunks of a store read, checked, decoded and put where their cells belong, many in one compiled call.
 
 Called one by one from Python, the checksum, the decoder and the copying cost something in calls alone, and the
-interpreter's lock is asked for each time. The compiled loop calls the very functions of numcodecs' blosc and of
-google-crc32c by their addresses. Where those are not to be found the reader goes chunk by chunk, to the same bits.
+interpreter's lock is asked for each time. The compiled loops call the very functions of the C library, of numcodecs'
+blosc and of google-crc32c by their addresses. Where those are not to be found the reader goes chunk by chunk, to the
+same bits.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from scarcade.dataloaders.array_layout import BLOSC_HEADER, CRC_BYTES
@@ -20,10 +21,12 @@ from scarcade.dataloaders.kernels import deliver
 
 
 class Functions(NamedTuple):
-    """Addresses of ``uint32 crc32c_value(bytes, n)`` and ``int blosc_decompress_ctx(source, out, n, threads)``."""
+    """Addresses of ``uint32 crc32c_value(bytes, n)``, ``int blosc_decompress_ctx(source, out, n, threads)``, and
+    ``ssize_t pread(file, out, n, offset)``."""
 
     crc: int
     decode: int
+    read: int
 
 
 @cache
@@ -36,9 +39,8 @@ def functions() -> Functions | None:
     try:
         decoder = ctypes.CDLL(blosc.__file__)
         (checksum,) = [ctypes.CDLL(str(one)) for one in (folder.parent / "google_crc32c.libs").glob("libcrc32c*")]
-        found = [
-            ctypes.cast(one, ctypes.c_void_p).value for one in (checksum.crc32c_value, decoder.blosc_decompress_ctx)
-        ]
+        wanted = checksum.crc32c_value, decoder.blosc_decompress_ctx, ctypes.CDLL(None).pread
+        found = [ctypes.cast(one, ctypes.c_void_p).value for one in wanted]
     except (OSError, AttributeError, ValueError):
         return None
     return None if None in found else Functions(*(int(one or 0) for one in found))
@@ -65,10 +67,26 @@ def _decode_code(_typing: Any, address: Any, source: Any, out: Any, n: Any, thre
     return types.int32(types.uintp, *words), _calling(types.int32, words)
 
 
+def _read_code(_typing: Any, address: Any, file: Any, out: Any, n: Any, offset: Any) -> Any:
+    words = (types.int32, types.uintp, types.uintp, types.int64)
+    return types.intp(types.uintp, *words), _calling(types.intp, words)
+
+
+def _pointer_code(_typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.uintp), generate
+
+
 crc: Any = intrinsic(_crc_code)
 """``crc(address, data, n)``, of unsigned words."""
 decode: Any = intrinsic(_decode_code)
 """``decode(address, source, out, n, threads)``, of unsigned words and an int32."""
+_read: Any = intrinsic(_read_code)
+_pointer: Any = intrinsic(_pointer_code)
+
+_TOGETHER = 4  # chunks of either array that are read at once: they should still be in the cache when they are decoded
 
 
 @njit(nogil=True, cache=True)
@@ -93,6 +111,14 @@ def _unpacked(crc_at: int, decode_at: int, packed: np.ndarray, at: int, length: 
         return False
     done = decode(np.uintp(decode_at), np.uintp(start), np.uintp(out.ctypes.data), np.uintp(n_bytes), np.int32(1))
     return bool(done == n_bytes)
+
+
+@njit(nogil=True, cache=True)
+def _largest(values: np.ndarray) -> int:
+    largest = values[0]
+    for i in range(1, len(values)):
+        largest = max(largest, values[np.uintp(i)])
+    return largest  # type: ignore[no-any-return]
 
 
 @njit(nogil=True, cache=True)
@@ -125,12 +151,132 @@ def unpack(
             return row, k
         if not _unpacked(crc_at, decode_at, packed_data, data_at, data_lengths[k], data):
             return row, k
-        largest = indices[0]
-        for i in range(1, len(indices)):
-            largest = max(largest, indices[np.uintp(i)])
-        if largest >= n_genes:
+        if _largest(indices) >= n_genes:
             return row, k
         row = deliver(indices, data, (number + k) * len(indices), row, starts, lengths, places, out_indices, out_data)
         index_at += index_lengths[k]
         data_at += data_lengths[k]
     return row, len(index_lengths)
+
+
+@njit(nogil=True, cache=True)
+def _fetched(read_at: int, file: int, out: np.ndarray, n: int, offset: int) -> bool:
+    """Whether `n` bytes of an open file from `offset` on now stand at the beginning of `out`."""
+    done = 0
+    while done < n:
+        to = np.uintp(out.ctypes.data + done)
+        got = _read(np.uintp(read_at), np.int32(file), to, np.uintp(n - done), np.int64(offset + done))
+        if got <= 0:
+            return False
+        done += got
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _first_row(starts: np.ndarray, lengths: np.ndarray, begin: int) -> int:
+    """The first of some cells, one behind the other in the file, whose counts reach beyond `begin`."""
+    low, high = 0, len(starts)
+    while low < high:
+        middle = (low + high) // 2
+        if starts[middle] + lengths[middle] > begin:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit(nogil=True, cache=True)
+def take(
+    crc_at: int,
+    decode_at: int,
+    read_at: int,
+    begin: int,
+    end: int,
+    before_R: np.ndarray,
+    first_R: np.ndarray,
+    rows_R: np.ndarray,
+    taken_R2: np.ndarray,
+    kept_R2: np.ndarray,
+    scratch_2: np.ndarray,
+    files_S2: np.ndarray,
+    per_shard: int,
+    index_at: np.ndarray,
+    index_bytes: np.ndarray,
+    data_at: np.ndarray,
+    data_bytes: np.ndarray,
+    packed_indices: np.ndarray,
+    packed_data: np.ndarray,
+    size: int,
+    n_genes: int,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    places: np.ndarray,
+    out_indices: np.ndarray,
+    out_data: np.ndarray,
+) -> int:
+    """Deliver (`kernels.deliver`) what some chunks of R runs of cells hold; chunks of all runs are counted as one list.
+
+    Args:
+        begin, end: which chunks. before_R: how many there are before those of each run (R + 1,).
+        first_R: each run's first chunk in the store. rows_R: where its cells begin among all cells (R + 1,).
+        taken_R2: addresses of (indices, data) of a run's first chunk if it is decoded already, else 0.
+        kept_R2: addresses where a run's last chunk is to be left, else 0. scratch_2: of room for a chunk.
+        files_S2: open files of each shard. index_at, index_bytes, data_at, data_bytes: where each chunk lies in them.
+        packed_indices, packed_data: room for chunks as they lie on disk, one of them at the least.
+        size: counts of a chunk. starts: where the counts of each cell stand in the store.
+
+    Returns:
+        -1, or the first chunk (of the list) that could not be read or is damaged.
+    """
+    run, at = 0, begin
+    while at < end:
+        while before_R[run + 1] <= at:
+            run += 1
+        stop, number = min(end, before_R[run + 1]), first_R[run] + at - before_R[run]
+        s, n, p = (
+            starts[rows_R[run] : rows_R[run + 1]],
+            lengths[rows_R[run] : rows_R[run + 1]],
+            places[rows_R[run] : rows_R[run + 1]],
+        )
+        row = _first_row(s, n, number * size)
+        if at == before_R[run] and taken_R2[run, 0] != 0:
+            indices = carray(_pointer(np.uintp(taken_R2[run, 0])), (size,), out_indices.dtype)
+            data = carray(_pointer(np.uintp(taken_R2[run, 1])), (size,), out_data.dtype)
+            row = deliver(indices, data, number * size, row, s, n, p, out_indices, out_data)
+            at, number = at + 1, number + 1
+        while at < stop:
+            shard, count = number // per_shard, 1
+            n_index, n_data = index_bytes[number], data_bytes[number]
+            while (
+                count < _TOGETHER
+                and at + count < stop
+                and (number + count) // per_shard == shard
+                and index_at[number + count] == index_at[number] + n_index
+                and data_at[number + count] == data_at[number] + n_data
+                and n_index + index_bytes[number + count] <= len(packed_indices)
+                and n_data + data_bytes[number + count] <= len(packed_data)
+            ):
+                n_index += index_bytes[number + count]
+                n_data += data_bytes[number + count]
+                count += 1
+            if not _fetched(read_at, files_S2[shard, 0], packed_indices, n_index, index_at[number]):
+                return at
+            if not _fetched(read_at, files_S2[shard, 1], packed_data, n_data, data_at[number]):
+                return at
+            n_index = n_data = 0
+            for _ in range(count):
+                kept = at == before_R[run + 1] - 1 and kept_R2[run, 0] != 0
+                indices = carray(
+                    _pointer(np.uintp(kept_R2[run, 0] if kept else scratch_2[0])), (size,), out_indices.dtype
+                )
+                data = carray(_pointer(np.uintp(kept_R2[run, 1] if kept else scratch_2[1])), (size,), out_data.dtype)
+                if not _unpacked(crc_at, decode_at, packed_indices, n_index, index_bytes[number], indices):
+                    return at
+                if not _unpacked(crc_at, decode_at, packed_data, n_data, data_bytes[number], data):
+                    return at
+                if _largest(indices) >= n_genes:
+                    return at
+                row = deliver(indices, data, number * size, row, s, n, p, out_indices, out_data)
+                n_index, n_data = n_index + index_bytes[number], n_data + data_bytes[number]
+                at, number = at + 1, number + 1
+    return -1

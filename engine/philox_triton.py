@@ -46,15 +46,26 @@ def _place(lanes, n_lanes, width, at):
 
 @triton.jit(do_not_specialize=["draw"])
 def uniform(lanes, n_lanes, width, draw, n, out, BLOCK: tl.constexpr):
-    """Uniform numbers on [0, 1): `width` of each cell."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    k0, k1, place, size = _place(lanes, n_lanes, width, tl.minimum(at, n - 1))
+    """Uniform numbers on [0, 1): `width` of each cell; a counter's four numbers are a quarter of the lane apart."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # counters, lane behind lane
+    lane, counter, begin, size = at * 0, at * 0, at * 0, at * 0
+    before = tl.load(lanes + 2 * n_lanes) * 0
+    for i in range(n_lanes):
+        start = tl.load(lanes + 2 * n_lanes + i) * width
+        numbers = tl.load(lanes + 2 * n_lanes + i + 1) * width - start
+        here = (at >= before) & (at < before + (numbers + 3) // 4)
+        lane, counter = tl.where(here, i, lane), tl.where(here, at - before, counter)
+        begin, size = tl.where(here, start, begin), tl.where(here, numbers, size)
+        before += (numbers + 3) // 4
+    k0, k1 = tl.load(lanes + 2 * lane).to(tl.uint32), tl.load(lanes + 2 * lane + 1).to(tl.uint32)
+    number = counter.to(tl.uint32)
+    zero = number * 0
+    a, b, c, d = _four(number, zero + draw.to(tl.uint32), zero, zero, k0, k1)
     quarter = (size + 3) // 4
-    word, counter = place // quarter, (place % quarter).to(tl.uint32)
-    zero = counter * 0
-    a, b, c, d = _four(counter, zero + draw.to(tl.uint32), zero, zero, k0, k1)
-    found = tl.where(word < 2, tl.where(word == 0, a, b), tl.where(word == 2, c, d))
-    tl.store(out + at, _unit(found), mask=at < n)
+    tl.store(out + begin + counter, _unit(a), mask=counter < size)  # of no lane: a size of 0
+    tl.store(out + begin + counter + quarter, _unit(b), mask=counter + quarter < size)
+    tl.store(out + begin + counter + 2 * quarter, _unit(c), mask=counter + 2 * quarter < size)
+    tl.store(out + begin + counter + 3 * quarter, _unit(d), mask=counter + 3 * quarter < size)
 
 
 @triton.jit(do_not_specialize=["draw"])

@@ -65,10 +65,13 @@ class GpuStreams:
 
     def fill(self, kind: Kind, out: Tensor) -> Tensor:
         """The next draw of each stream, into the rows of its own."""
-        n, block = out.numel(), self._kernels.BLOCK
+        n = out.numel()
         if n:
             given = self._lanes, self._n_lanes, math.prod(out.shape[1:]), self._drawn, n, out
-            getattr(self._kernels, kind)[(-(-n // block),)](*given, BLOCK=block)
+            computed, block = n, self._kernels.BLOCK
+            if kind == "uniform":  # four at a time, and one time more at the end of each lane
+                computed, block = n // 4 + self._n_lanes, block // 4
+            getattr(self._kernels, kind)[(-(-computed // block),)](*given, BLOCK=block)
         self._drawn += 1
         return out
 

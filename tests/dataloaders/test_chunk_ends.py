@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcade.dataloaders import sources
+from scarcade.dataloaders import decoder, unpacking
 from scarcade.dataloaders.array_reader import ArrayReader
 from scarcade.dataloaders.chunk_ends import ChunkEnds
 from scarcade.dataloaders.loader import LoaderConfig, stream
@@ -60,10 +60,19 @@ def test_the_chunk_at_which_windows_meet_is_decoded_once(
     simulate(tmp_path / "s.zarr", cells=6000, genes=300, library=400.0, seed=0)
     store = open_store(tmp_path / "s.zarr")
     if not compiled:
-        monkeypatch.setattr(sources, "functions", lambda: None)
+        monkeypatch.setattr(decoder, "functions", lambda: None)
     unpacked: list[int] = []
     for name in ("packed", "each"):
         monkeypatch.setattr(ArrayReader, name, counted(getattr(ArrayReader, name), unpacked))
+    take = unpacking.take
+
+    def taking(crc: int, decode: int, read: int, begin: int, end: int, before: Any, first: Any, *rest: Any) -> int:
+        assert (begin, end) == (0, before[-1])  # there is one thread
+        for run, taken in enumerate(rest[1]):
+            unpacked.extend(first[run] + np.arange(int(taken[0] > 0), before[run + 1] - before[run]))
+        return take(crc, decode, read, begin, end, before, first, *rest)
+
+    monkeypatch.setattr(decoder, "take", taking)
     config = LoaderConfig(batch_size=500, window=1000, validation=0)
     loader = stream(store, "all", config, seed=0, lanes=1, shuffle=False)
     found = [batch.counts.csr() for batch in loader.epoch(0)]

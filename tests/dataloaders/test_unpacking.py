@@ -1,15 +1,17 @@
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scarcade.dataloaders import sources
+from scarcade.dataloaders import decoder
 from scarcade.dataloaders.loader import LoaderConfig, stream
+from scarcade.dataloaders.sources import Reading, StoreSource
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.dataloaders.unpacking import functions
-from scarcade.engine.errors import CorruptError, CsrError, InputError
+from scarcade.engine.errors import CorruptError, CsrError, InputError, MissingChunkError
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,44 @@ def test_the_compiled_way_is_there_and_gives_the_cells_of_the_other(
 ) -> None:
     assert functions() is not None
     compiled = everything(open_store(made))
-    monkeypatch.setattr(sources, "functions", lambda: None)
+    monkeypatch.setattr(decoder, "functions", lambda: None)
     assert all(np.array_equal(a, b) for a, b in zip(compiled, everything(open_store(made)), strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 64])
+def test_any_number_of_threads_gives_the_same_and_leaves_no_file_open(made: Path, threads: int) -> None:
+    store = open_store(made)
+    alone, others, n = StoreSource(store), StoreSource(store, Reading(threads)), store.n_cells
+    rng = np.random.default_rng(0)
+    runs = [[(0, n)], [(5, 6)], [(7, 7)], [], [(0, 10), (10, 3000), (2999, 3001), (n - 4, n), (0, 9)]]
+    runs += [[(a, a + 1) for a in range(0, n, 40)], [(a, a + 700) for a in range(0, n - 700, 600)]]
+    for one in runs * 2:  # the second time with chunks that were kept
+        order = rng.permutation(sum(stop - start for start, stop in one))
+        open_before = len(os.listdir("/proc/self/fd"))
+        first, second = (source.load(one, order).csr(0, len(order)) for source in (alone, others))
+        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+        whole = store.to_anndata().X
+        rows = np.concatenate([np.arange(0), *(np.arange(*run) for run in one)])[order].astype(int)
+        assert np.array_equal(first[1], whole[rows].indices)
+        assert np.array_equal(first[2], whole[rows].data)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5000])
+def test_a_file_that_was_cut_is_named(made: Path, tmp_path: Path, cut: int) -> None:
+    shutil.copytree(made, tmp_path / "s.zarr")
+    store = open_store(tmp_path / "s.zarr")
+    everything(store)
+    file = tmp_path / "s.zarr" / "X" / "data" / "c" / "0"
+    with file.open("r+b") as opened:
+        opened.truncate(cut)
+    with pytest.raises(CorruptError, match=r"X/data/c/0 was cut"):
+        everything(store)
+    file.unlink()
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MissingChunkError, match=r"X/data/c/0 is missing"):
+        everything(store)
+    assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -41,7 +79,7 @@ def test_a_damaged_chunk_is_named(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, part: str, at: str
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(sources, "functions", lambda: None)
+        monkeypatch.setattr(decoder, "functions", lambda: None)
     shutil.copytree(made, tmp_path / "s.zarr")
     store = open_store(tmp_path / "s.zarr")
     reader = store.x_indices if part == "indices" else store.x_data
@@ -59,7 +97,7 @@ def test_a_damaged_chunk_is_named(
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_gene_beyond_the_last_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     if not compiled:
-        monkeypatch.setattr(sources, "functions", lambda: None)
+        monkeypatch.setattr(decoder, "functions", lambda: None)
     store = open_store(made)
     store.n_genes = int(store.x_indices.rows(0, len(store.x_indices)).max())  # as if the last gene were not there
     with pytest.raises((CsrError, InputError), match="column index that is not below"):

@@ -281,7 +281,7 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_read(atlas
         map_queries(atlas.model, tmp_path / "none.h5ad", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="--out .*is a file"):
+    with pytest.raises(UsageError, match=r"--out .*is a file"):
         map_queries(atlas.model, atlas.query, tmp_path / "file")
 
 

@@ -1,0 +1,223 @@
+"""The cells of a window from the chunks of a store: decoded once, checked, and copied to where they belong.
+
+Where the files lie on a disk of this machine one compiled call reads and decodes all chunks of a window, or of the
+share that a thread has of it (`unpacking.take`). Else each range of cells is decoded by itself, some chunks at a time.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from scarcade.dataloaders import kernels
+from scarcade.dataloaders.array_layout import CHUNKS_PER_SHARD
+from scarcade.dataloaders.chunk_ends import Chunk, ChunkEnds
+from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.unpacking import Functions, functions, take, unpack
+from scarcade.engine.errors import CorruptError
+
+_TOGETHER = 8  # chunks of either array that are read and unpacked at once, where that is asked for range by range
+_PACKED = 1 << 19  # bytes of room for chunks as they lie on the disk
+_ENDS = 32  # ranges of a window whose last chunk is kept for the next one
+
+Runs = Sequence[tuple[int, int]]
+
+
+class Decoder:
+    """Decodes ranges of rows of `store`, on as many `threads`. Several streams, each with a thread, may share it."""
+
+    def __init__(self, store: Store, threads: int) -> None:
+        self._store, self._threads = store, threads
+        self.step = int(store.x_indices.chunk_rows)
+        self._ends = ChunkEnds(self.step, store.x_indices.dtype, store.x_data.dtype)
+        self._room = threading.local()
+
+    def put(self, runs: Runs, lengths: np.ndarray, places: np.ndarray, indices: np.ndarray, data: np.ndarray) -> None:
+        """Put the counts of the cells of `runs` (lengths int64 (n,)) at their `places` in `indices` and `data`.
+
+        Raises:
+            as `ArrayReader.each`.
+        """
+        rows = np.cumsum([0, *(stop - start for start, stop in runs)])
+        before = np.concatenate([[0], np.cumsum(lengths)])[rows]  # counts in front of each range
+        begins = np.array([self._store.start_of(start) for start, _ in runs], np.int64)
+        firsts = begins // self.step
+        lasts = np.where(np.diff(before) > 0, -(-(begins + np.diff(before)) // self.step), firsts)
+        found = functions()
+        files = None if found is None else self._opened(firsts, lasts)
+        if found is not None and files is not None:
+            try:
+                self._at_once(found, files, firsts, lasts, begins, before, rows, lengths, places, indices, data)
+            finally:
+                for file in files[files >= 0].tolist():
+                    os.close(file)
+            return
+
+        def put(number: int) -> None:
+            cells = slice(rows[number], rows[number + 1])
+            where = (np.cumsum(lengths[cells]) - lengths[cells] + begins[number], lengths[cells], places[cells])
+            self._one_by_one(found, int(firsts[number]), int(lasts[number]), (*where, indices, data))
+
+        self._each(put, len(runs))
+
+    def _each(self, work: Callable[[int], None], n: int) -> None:
+        if self._threads == 1 or n == 1:
+            for number in range(n):
+                work(number)
+        else:
+            for _ in _decoding(self._threads).map(work, range(n)):
+                pass
+
+    # all chunks in one call
+
+    def _opened(self, firsts: np.ndarray, lasts: np.ndarray) -> np.ndarray | None:
+        """Open files of the shards that are wanted, int32 (shards, 2), else -1; None if they are not on a disk here."""
+        both = self._store.x_indices, self._store.x_data
+        files = np.full((-(-both[0].n_chunks // CHUNKS_PER_SHARD), 2), -1, np.int32)
+        try:
+            for shard in both[0].shards(list(zip(firsts.tolist(), lasts.tolist(), strict=True))):
+                for place, array in enumerate(both):
+                    if (file := array.handle(shard)) is None:
+                        raise FileNotFoundError
+                    files[shard, place] = file
+                    array.table((shard,))
+        except BaseException as error:
+            for file in files[files >= 0].tolist():
+                os.close(file)
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
+        return files
+
+    def _at_once(
+        self,
+        found: Functions,
+        files: np.ndarray,
+        firsts: np.ndarray,
+        lasts: np.ndarray,
+        begins: np.ndarray,
+        before: np.ndarray,
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        places: np.ndarray,
+        indices: np.ndarray,
+        data: np.ndarray,
+    ) -> None:
+        """As `put`; chunks of all ranges are counted as one list, of which each thread has as much."""
+        taken, kept = self._ends_of(firsts, lasts)
+        chunks = np.concatenate([[0], np.cumsum(lasts - firsts)])
+        total, threads = int(chunks[-1]), min(self._threads, int(chunks[-1]))
+        starts = np.cumsum(lengths) - lengths + np.repeat(begins - before[:-1], np.diff(rows))
+        (index_at, index_bytes), (data_at, data_bytes) = self._store.x_indices.table(()), self._store.x_data.table(())
+        table: tuple[Any, ...] = CHUNKS_PER_SHARD, index_at, index_bytes, data_at, data_bytes
+        runs: tuple[Any, ...] = chunks, firsts, rows, _addresses(taken), _addresses(kept)
+
+        cells = self.step, self._store.n_genes, starts, lengths, places, indices, data
+
+        def part(number: int) -> None:
+            begin, end = number * total // threads, (number + 1) * total // threads
+            scratch = self._ends.fresh()
+            try:
+                own: tuple[Any, ...] = _addresses([scratch])[0], files, *table, *self._packed()
+                bad = take(*found, begin, end, *runs, *own, *cells)
+            finally:
+                self._ends.free(scratch)
+            if bad >= 0:
+                run = int(np.searchsorted(chunks, bad, side="right")) - 1
+                self._tell(int(firsts[run] + bad - chunks[run]))
+
+        self._each(part, threads)
+        for last, one, other in zip(lasts.tolist(), taken, kept, strict=True):
+            if other is not None:
+                self._ends.keep(last - 1, other)
+            if one is not None and one is not other:
+                self._ends.free(one)
+
+    def _ends_of(self, firsts: np.ndarray, lasts: np.ndarray) -> tuple[list[Chunk | None], list[Chunk | None]]:
+        """Of each range the first chunk, if it is decoded already, and room for the last, if that is to be kept."""
+        taken: list[Chunk | None] = []
+        kept: list[Chunk | None] = []
+        for number, (first, last) in enumerate(zip(firsts.tolist(), lasts.tolist(), strict=True)):
+            taken.append(self._ends.taken(first) if first < last else None)
+            if first == last or number < len(firsts) - _ENDS:
+                kept.append(None)
+            elif first == last - 1 and taken[-1] is not None:
+                kept.append(taken[-1])  # it is its own last
+            else:
+                kept.append(self._ends.fresh())
+        return taken, kept
+
+    def _packed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Room of this thread for chunks as they lie on the disk."""
+        found: tuple[np.ndarray, np.ndarray] | None = getattr(self._room, "packed", None)
+        if found is None:
+            largest = max(_PACKED, self._store.x_indices.largest, self._store.x_data.largest)
+            found = self._room.packed = np.empty(largest, np.uint8), np.empty(largest, np.uint8)
+        return found
+
+    def _tell(self, bad: int) -> None:
+        """Raise what is wrong with a chunk."""
+        store, (indices, data) = self._store, self._ends.fresh()
+        for _ in store.x_indices.each(bad, bad + 1, indices, below=store.n_genes):
+            store.x_data.decode(bad, bad + 1, data)
+        raise CorruptError(f"{store.where}: X: chunk {bad} cannot be decoded")
+
+    # range by range
+
+    def _one_by_one(self, found: Functions | None, first: int, last: int, where: tuple[np.ndarray, ...]) -> None:
+        """The cells of one range, of the chunks [first, last)."""
+        if first == last:
+            return
+        row, chunk, end = 0, self._ends.taken(first), last
+        if chunk is not None:
+            row = kernels.deliver(*chunk, first * self.step, row, *where)
+            first += 1
+        else:
+            chunk = self._ends.fresh()
+        self._deliver(found, first, end, chunk, row, where)
+        self._ends.keep(end - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
+
+    def _deliver(
+        self,
+        found: Functions | None,
+        first: int,
+        last: int,
+        chunk: Chunk,
+        row: int,
+        where: tuple[np.ndarray, ...],
+    ) -> None:
+        """Put the cells from `row` on that some chunks hold where they belong; the last one stays in `chunk`."""
+        store = self._store
+        if found is None:
+            both = zip(
+                store.x_indices.each(first, last, chunk[0], below=store.n_genes),
+                store.x_data.each(first, last, chunk[1]),
+                strict=True,
+            )
+            for number, _ in both:
+                row = kernels.deliver(*chunk, number * self.step, row, *where)
+            return
+        for begin in range(first, last, _TOGETHER):
+            end = min(begin + _TOGETHER, last)
+            packed = (*store.x_indices.packed(begin, end), *store.x_data.packed(begin, end))
+            row, done = unpack(found.crc, found.decode, *packed, *chunk, store.n_genes, begin, row, *where)
+            if done < end - begin:
+                self._tell(begin + done)
+
+
+def _addresses(chunks: Sequence[Chunk | None]) -> np.ndarray:
+    """uint64 (n, 2), of none 0."""
+    found = [(0, 0) if one is None else tuple(part.__array_interface__["data"][0] for part in one) for one in chunks]
+    return np.array(found, np.uint64).reshape(-1, 2)
+
+
+@cache
+def _decoding(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="decoding")
+
+
+os.register_at_fork(after_in_child=_decoding.cache_clear)  # a forked process has none of these threads
