@@ -115,15 +115,15 @@ class Decoder:
         (index_at, index_bytes), (data_at, data_bytes) = self._store.x_indices.table(()), self._store.x_data.table(())
         table: tuple[Any, ...] = CHUNKS_PER_SHARD, index_at, index_bytes, data_at, data_bytes
         runs: tuple[Any, ...] = chunks, firsts, rows, _addresses(taken), _addresses(kept)
-
-        cells = self.step, self._store.n_genes, starts, lengths, places, indices, data
+        cells: tuple[Any, ...] = self.step, self._store.n_genes, starts, lengths, places, indices, data
 
         def part(number: int) -> None:
             begin, end = number * total // threads, (number + 1) * total // threads
             scratch = self._ends.fresh()
             try:
-                own: tuple[Any, ...] = _addresses([scratch])[0], files, *table, *self._packed()
-                bad = take(*found, begin, end, *runs, *own, *cells)
+                given: list[Any] = [*found, begin, end, *runs, _addresses([scratch])[0], files, *table]
+                given += [*self._packed(), *cells]
+                bad = take(*given)
             finally:
                 self._ends.free(scratch)
             if bad >= 0:
