@@ -25,13 +25,13 @@ TASKS = [
     Task("scvi", "scvi_tools", "zinb", 4096),
     Task("scvi", "scvi_tools", "zinb", 128),
     Task("scvi", "scvi_tools", "zinb", 4096, "bfloat16"),
-    Task("scvi", "scvi_tools", "zinb", 1024),
-    Task("scvi", "scvi_tools", "nb", 4096),
     Task("scanvi", "scvi_tools", "zinb", 4096),
     Task("totalvi", "scvi_tools", "nb", 4096),
     Task("trvae", "scarches", "nb", 4096),
     Task("expimap", "scarches", "nb", 4096),
     Task("scgen", "scarches", "mse", 4096),
+    Task("scvi", "scvi_tools", "zinb", 1024),
+    Task("scvi", "scvi_tools", "nb", 4096),
 ]
 _STREAMED = "streamed"
 
