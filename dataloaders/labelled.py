@@ -17,6 +17,7 @@ import numpy as np
 from scarcade.dataloaders import kernels
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig
 from scarcade.dataloaders.plan import Plan, permutation
+from scarcade.dataloaders.resident import Resident
 from scarcade.dataloaders.sources import Runs, Source, positions_of
 from scarcade.dataloaders.superbatch import Kept, Superbatch
 from scarcade.engine.contracts import Batch, Loader
@@ -30,14 +31,16 @@ _BYTES = 8  # of a decoded count, at most
 class SubsetSource:
     """The cells of `source` at the ascending `positions`, which may repeat. What else is decoded is dropped at once.
 
-    With `hold` they are read once and kept: for a subset as small as a window that would be read in every pass.
+    With `hold` they are read once and kept: for a subset as small as a window that would be read in every pass. Of
+    cells that are `resident` on a GPU they are views.
     """
 
-    def __init__(self, source: Source, positions: np.ndarray, *, hold: bool) -> None:
+    def __init__(self, source: Source, positions: np.ndarray, *, hold: bool, resident: Resident | None = None) -> None:
         self.schema, self.columns, self.n_cells = source.schema, source.columns, len(positions)
         self.nnz = source.nnz * len(positions) // max(1, source.n_cells)
         self.least, self.count_bytes = 0, source.count_bytes
         self._source, self._positions, self._hold = source, positions, hold
+        self._resident = resident
         self._held: Superbatch | None = None
         self._on_gpu = Kept()
         # cells that a chunk holds: what lies between two wanted cells of one chunk costs nothing more
@@ -52,6 +55,9 @@ class SubsetSource:
 
     def ahead(self, runs: Runs) -> None:
         """As the source does it, for the pieces that `load` will read."""
+        if self._resident is not None:
+            self._resident.ahead(_spans(self._cells(runs)[0], self._gap)[0])
+            return
         if self._held is not None:
             return
         if not self._source.least:  # whatever the ranges: it has its cells, or has all of them come
@@ -62,6 +68,9 @@ class SubsetSource:
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """The cells of some ranges of places in `positions`, put into `order`."""
+        if self._resident is not None:
+            cells, back = self._cells(runs)
+            return self._resident.at(cells[back[order]], _spans(cells, self._gap)[0])
         places = positions_of(runs)
         if self._hold and self._held is None:
             self._held = self._read(self._positions)
@@ -152,7 +161,7 @@ class WithLabelled:
         k, whole, source, memory = self._per_label, main.plan, main.source, config.memory // 4
         n = len(positions) if k is None else sum(min(k, len(one)) for one in self._classes)
         per_cell = max(1, _BYTES * source.nnz // source.n_cells)
-        self._hold = n * per_cell <= memory
+        self._hold = main.resident is None and n * per_cell <= memory
         window = max(config.batch_size, min(config.window, memory // (2 * per_cell)))
         self.plan = Plan(n, whole.batch_size, whole.lanes, window, seed=self._seed, shuffle=whole.shuffle)
         self._passes = -(-main.steps_per_epoch // self.plan.steps)
@@ -207,8 +216,8 @@ class WithLabelled:
         """The loader of an epoch's labelled cells."""
         key = epoch if self._per_label is not None else 0
         if self._loader is None or self._loader[0] != key:
-            subset = SubsetSource(self._main.source, self._chosen(epoch), hold=self._hold)
             main = self._main
+            subset = SubsetSource(main.source, self._chosen(epoch), hold=self._hold, resident=main.resident)
             loader = CellLoader(subset, self.plan, 0, main.shard, read_ahead=not self._hold, device=main.device)
             self._loader = key, loader
         return self._loader[1]

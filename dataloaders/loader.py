@@ -232,7 +232,7 @@ class CellLoader:
         self.first = first
         self.read_ahead = read_ahead
         self.device = device
-        self._resident = resident
+        self.resident = resident
         self._waited = 0.0
         self._making: SideBySide[Window] = SideBySide(_MAKERS if read_ahead and device.type != "cpu" else 1)
         self._rings: list[DenseRing] = []
@@ -309,7 +309,7 @@ class CellLoader:
             if prefetch is None:
                 return Prefetch(windows, manual=True)
             prefetch.proceed()
-        elif after is not None and (number or self._resident is not None):
+        elif after is not None and (number or self.resident is not None):
             coming = self._windows(after, 0, early=True)
             self._next = after, coming, Prefetch(islice(coming, 1), ahead=2)
         return prefetch
@@ -345,7 +345,7 @@ class CellLoader:
 
     def _made(self, window: WindowPlan, runs: list[tuple[int, int]]) -> Window:
         """The cells of a window, on the device if it is a GPU."""
-        loaded = (self._resident or self.source).load(runs, window.order)
+        loaded = (self.resident or self.source).load(runs, window.order)
         proteins = self.source.proteins(loaded, runs)
         small = self._columns(loaded.rows)
         if proteins is not None:
@@ -361,7 +361,7 @@ class CellLoader:
         if window is None:
             return None
         runs = [(self.first + a, self.first + b) for a, b in window.runs]
-        (self._resident or self.source).ahead(runs)
+        (self.resident or self.source).ahead(runs)
         return window, runs
 
     def _columns(self, rows: np.ndarray) -> dict[str, Tensor]:

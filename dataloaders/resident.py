@@ -60,11 +60,14 @@ class Resident:
 
     def load(self, runs: Runs, order: np.ndarray) -> Superbatch:
         """As `sources.Source.load`; what is not there yet is read and brought."""
-        missing = self._missing(runs)
+        return self.at(positions_of(runs)[order], runs)
+
+    def at(self, rows: np.ndarray, spans: Runs) -> Superbatch:
+        """The cells at some positions, in that order, which lie in some ranges; those that are missing come whole."""
+        missing = self._missing(spans)
         if missing or self._counts is None:
             self._bring(missing)
         assert self._counts is not None
-        rows = positions_of(runs)[order]
         starts, lengths = chosen((self._starts, self._lengths), rows - self._first)
         return Superbatch.on_gpu_alone(OnGpu(*self._counts, starts, lengths), rows)
 

@@ -13,6 +13,7 @@ import numpy as np
 from scarcade.dataloaders.labelled import SubsetSource
 from scarcade.dataloaders.loader import CellLoader
 from scarcade.dataloaders.plan import permutation
+from scarcade.dataloaders.resident import Resident
 from scarcade.dataloaders.sources import Runs, Source
 from scarcade.dataloaders.superbatch import Superbatch
 from scarcade.engine.contracts import Batch
@@ -23,8 +24,8 @@ _STRATA = 0x737472  # a seed word that keeps these draws apart from the order of
 class DrawnSource(SubsetSource):
     """The cells of `source` at the ascending `positions`, some of them several times, with their proteins."""
 
-    def __init__(self, source: Source, positions: np.ndarray) -> None:
-        super().__init__(source, positions, hold=False)
+    def __init__(self, source: Source, positions: np.ndarray, resident: Resident | None = None) -> None:
+        super().__init__(source, positions, hold=False, resident=resident)
         self._all = source
 
     def proteins(self, superbatch: Superbatch, runs: Runs) -> tuple[np.ndarray, np.ndarray] | None:
@@ -48,12 +49,12 @@ class Stratified(CellLoader):
 
     def __init__(self, main: CellLoader, strata: list[np.ndarray], *, seed: int) -> None:
         super().__init__(main.source, main.plan, main.first, main.shard, read_ahead=main.read_ahead, device=main.device)
-        self._strata = strata
+        self._strata, self._cells_there = strata, main.resident
         self._words = int(np.random.SeedSequence((seed, _STRATA)).generate_state(1, np.uint64)[0])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on; not every cell comes in it, and some come more than once."""
-        source = DrawnSource(self.source, self.drawn(epoch))
+        source = DrawnSource(self.source, self.drawn(epoch), self._cells_there)
         drawn = CellLoader(source, self.plan, 0, self.shard, read_ahead=self.read_ahead, device=self.device)
         waited = self._waited
         for batch in drawn.epoch(epoch, start):

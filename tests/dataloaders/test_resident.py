@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from scarcade.dataloaders.aligned import aligned
+from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig, stream
 from scarcade.dataloaders.prefetch import SideBySide
 from scarcade.dataloaders.resident import Resident, room_on
 from scarcade.dataloaders.sources import Source, StoreSource
 from scarcade.dataloaders.store import Store
+from scarcade.dataloaders.stratified import stratified
 from scarcade.engine.schema import Shard
 from tests.every_model import made_store
 from tests.gpu import DEVICE, needs_a_gpu
@@ -133,6 +135,39 @@ def test_workers_hold_what_they_have_trained_on(store: Store, monkeypatch: pytes
         assert held[0] < held[1] <= held[3] <= plain.n_cells
 
 
+def test_labelled_cells_beside_the_others_are_taken_from_what_is_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a few of each label, drawn anew in each epoch."""
+    for more in ({}, {"samples_per_label": 7}):
+        config = CONFIG.model_copy(update=more)
+        plain = stream(store, "train", config, seed=0)
+        loader = resident_loader(store, plain)
+        asked = noted(loader.source, monkeypatch)
+        one_by_one = with_labelled(plain, config, seed=0), with_labelled(loader, config, seed=0)
+        for epoch in range(3):
+            for one, other in zip(*(cells.epoch(epoch) for cells in one_by_one), strict=True):
+                assert one.labelled is not None
+                assert other.labelled is not None
+                assert np.array_equal(one.labelled.rows, other.labelled.rows)
+                assert torch.equal(one.labelled.labels, other.labelled.labels)
+                assert torch.equal(one.labelled.counts.dense(CPU).clone(), other.labelled.counts.dense(CPU))
+            asked.clear() if epoch == 0 else None
+        assert asked == []  # all had come in the first
+
+
+def test_cells_that_are_drawn_are_taken_from_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = stream(store, "train", CONFIG, seed=0)
+    loader = resident_loader(store, plain)
+    asked = noted(loader.source, monkeypatch)
+    drawn = stratified(plain, seed=0), stratified(loader, seed=0)
+    for epoch in range(3):
+        for one, other in zip(*(cells.epoch(epoch) for cells in drawn), strict=True):
+            assert np.array_equal(one.rows, other.rows)
+            assert torch.equal(one.counts.dense(CPU), other.counts.dense(CPU))
+    assert len(asked) <= 2 * plain.n_cells  # two threads may want the same at first
+
+
 def test_what_a_split_takes(store: Store) -> None:
     assert Resident.bytes_for(store, 0, store.n_cells, 3) == 3 * store.nnz + 12 * store.n_cells
     assert room_on(CPU, None) == 0
@@ -146,4 +181,4 @@ def test_counts_stay_if_they_fit(store: Store) -> None:
     for given, stay in ((None, True), (0, False), (1000, False)):
         config = CONFIG.model_copy(update={"gpu_memory": given})
         loader = stream(store, "train", config, seed=0, device=DEVICE)
-        assert (loader._resident is not None) is stay
+        assert (loader.resident is not None) is stay
