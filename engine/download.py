@@ -4,6 +4,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def over_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
-def download(url: str, target: Path) -> None:
+def download(url: str, target: Path, headers: Mapping[str, str] | None = None) -> None:
     """Write what is at the http(s) `url` to `target`.
 
     Raises:
@@ -33,7 +34,7 @@ def download(url: str, target: Path) -> None:
         if attempt:
             time.sleep(0.5 * 2**attempt)
         try:
-            _get(url, target)
+            _get(url, target, headers or {})
             return
         except urllib.error.HTTPError as error:
             if error.code not in _LATER:
@@ -46,8 +47,10 @@ def download(url: str, target: Path) -> None:
     raise StorageError(f"{shown(url)}: the server did not answer after {_TRIES} tries ({problem})")
 
 
-def _get(url: str, target: Path) -> None:
+def _get(url: str, target: Path, headers: Mapping[str, str]) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": f"scarcade/{__version__}"})
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)  # a key is not handed on to whoever a server sends us to
     with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer, open(target, "wb") as out:
         shutil.copyfileobj(answer, out, 8 << 20)
         wanted = answer.headers.get("Content-Length")

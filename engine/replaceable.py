@@ -13,7 +13,7 @@ from scarcade.engine.folder import MANIFEST, read_manifest
 from scarcade.engine.published import is_there
 from scarcade.engine.storage import Mirror, is_url, parted, shown
 
-FOLDER_OF = {"store": "a store", "latent": "a latent", "model": "a model"}
+FOLDER_OF = {"store": "a store", "latent": "a latent", "model": "a model", "delta": "a delta"}
 
 
 def check_replaceable(out: str | Path, kind: str, inputs: Iterable[Any] = ()) -> None:

@@ -6,7 +6,7 @@ files that differ from it, was never finished. Any URL that Ray and pyarrow take
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -91,9 +91,12 @@ class Mirror:
         """How many requests were made again."""
         return self._patience.retried
 
-    def push(self, folder: Path, name: str) -> None:
-        """Copy the committed `folder` to ``<url>/<name>`` ("": to the URL itself); its manifest comes last."""
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
+    def push(self, folder: Path, name: str, only: Iterable[str] | None = None) -> None:
+        """Copy the committed `folder` to ``<url>/<name>`` ("": to the URL itself); its manifest comes last.
+
+        `only`: files of it, by their names.
+        """
+        files = sorted(p for p in folder.rglob("*") if p.is_file()) if only is None else [folder / one for one in only]
         below = f"{name}/" if name else ""
 
         def push(path: Path) -> None:

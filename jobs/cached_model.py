@@ -9,9 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from scarcade.engine.errors import CorruptError, OpenError, StorageError
+from scarcade.engine.errors import StorageError
 from scarcade.engine.folder import MANIFEST, problems, sha256
-from scarcade.engine.storage import Mirror, is_url, parted, shown
+from scarcade.engine.storage import is_url
+from scarcade.jobs.elsewhere import Elsewhere
 
 
 def local_model(place: str | Path) -> Path:
@@ -29,15 +30,13 @@ def local_model(place: str | Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
-        if not Mirror(url).pull_file(MANIFEST, work / MANIFEST):
-            raise OpenError(f"{shown(url)}: is no model (it has no {MANIFEST}); the folder to give is RUN/model")
+        there = Elsewhere(url)
+        manifest = there.manifest(work / MANIFEST)
         kept = cache / sha256(work / MANIFEST)[:32]
         if kept.is_dir() and not problems(kept, deep=False):  # (every byte is checked when the model is read)
             return kept
-        parent, name = parted(url)
-        Mirror(parent).pull(name, work / "model")
-        if wrong := problems(work / "model"):
-            raise CorruptError(f"{shown(url)}: {wrong[0]}")
+        there.fetch(manifest, work / "model")
+        os.replace(work / MANIFEST, work / "model" / MANIFEST)
         shutil.rmtree(kept, ignore_errors=True)
         try:
             os.replace(work / "model", kept)

@@ -18,7 +18,7 @@ from scarcade.engine.compiling import told_of_compiling
 from scarcade.engine.errors import InputError, UsageError
 from scarcade.engine.published import is_there
 from scarcade.engine.replaceable import check_replaceable
-from scarcade.engine.storage import shown
+from scarcade.engine.storage import is_url, shown
 from scarcade.jobs.console import Bar, mapping_table, mapping_told, record, training_told
 from scarcade.jobs.options import (
     COMMON,
@@ -381,6 +381,38 @@ def import_(
     refuse_to_overwrite(out, force)
     check_replaceable(out, "model", [model])
     print(run(model, out, replace=force))
+
+
+@app.command
+def push(
+    model: Annotated[Path, told("Folder of the model, as in runs/NAME/model, or of a query's delta.")],
+    url: Annotated[str, told("Where it is to lie: a folder or a URL (s3://, gs://, ...).")],
+    *,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Put a model where others find it. The same command again finishes what was stopped."""
+    from scarcade.jobs.sharing import push as run
+
+    print(run(model, url, replace=force))
+
+
+@app.command
+def pull(
+    model: Annotated[str, told("The folder to write.")],
+    url: Annotated[str, told("Where the model lies: a URL (s3://, gs://, https://, hf://USER/REPO, ...) or a folder.")],
+    *,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Fetch a model that others have put there, every byte of it checked."""
+    from scarcade.jobs.sharing import pull as run
+
+    if is_url(model):
+        if is_url(url):
+            raise UsageError(f"{shown(model)}: the folder to write comes first, and is one of this machine")
+        model, url = url, model
+    print(run(url, model, replace=force))
 
 
 @app.command

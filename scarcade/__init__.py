@@ -21,6 +21,8 @@ _PUBLIC = {
     "score": "scarcade.jobs.score",
     "inspect": "scarcade.jobs.inspect",
     "load": "scarcade.jobs.trained",
+    "push": "scarcade.jobs.sharing",
+    "pull": "scarcade.jobs.sharing",
     "open_store": "scarcade.dataloaders.store",
     "MODELS": "scarcade.models",
 }
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from scarcade.jobs.inspect import inspect
     from scarcade.jobs.mapping import map_queries
     from scarcade.jobs.score import score
+    from scarcade.jobs.sharing import pull, push
     from scarcade.jobs.train import train
     from scarcade.jobs.trained import load
     from scarcade.jobs.tune import tune
