@@ -130,7 +130,7 @@ def _init(**options: Any) -> None:
         with warnings.catch_warnings(), kept_handlers():
             warnings.simplefilter("ignore")
             ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace="scarcade", **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except Exception as error:  # of any class: a node that is too slow to start is a bare one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if where == "local":
             raise ClusterError(

@@ -17,7 +17,10 @@ from scarcade.engine.errors import UsageError
 from scarcade.engine.storage import is_url, shown
 
 PATHS = frozenset(
-    {"data", "out", "files", "queries", "model", "init_from", "update", "latent", "delta", "against", "path", "merge"}
+    {
+        *("data", "out", "files", "queries", "model", "init_from", "update"),
+        *("latent", "delta", "against", "path", "merge", "url"),
+    }
 )
 """Arguments of commands that say where something lies (but for `_NAMES`)."""
 SENT = frozenset({"config", "programs", "genes"})

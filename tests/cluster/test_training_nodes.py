@@ -112,7 +112,7 @@ def test_without_fewer_workers_allowed_a_lost_node_is_waited_for_and_then_told(
     error = training.errors.read_text()
     assert "waiting for room for 2 workers" in training.sentences()[0]
     assert "is lost, and the cluster did not give 2 workers of 1 cores each again within 12 s" in error
-    assert "set --scale.min_workers to go on with fewer" in error
+    assert "set --scale.min-workers to go on with fewer" in error
 
 
 @pytest.mark.slow

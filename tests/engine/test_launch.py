@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from scarcade.engine.cluster import cluster
+from scarcade.engine.cluster import _init, cluster
 from scarcade.engine.config import checked
 from scarcade.engine.errors import ClusterError, NonFiniteError, UsageError
 from scarcade.engine.interrupts import Interrupts
@@ -166,3 +166,16 @@ def test_the_wish_to_stop_reaches_the_workers(session: Path, tmp_path: Path) -> 
     assert run(wait_to_be_stopped, {}, scale, str(place), tell=tell, interrupts=interrupts) == {"stopped": True}
     assert [name for name in actors if "TrainWorker" in name]
     assert not [name for name in actors if "Controller" in name or "Coordinator" in name or "Dataset" in name]
+
+
+def test_a_node_that_is_too_slow_to_start_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(ClusterError, match=r"could not be started \(The current node timed out during startup\.\)"):
+        _init(address="local")
+    with pytest.raises(ClusterError, match=r"--scale\.address 1\.2\.3\.4:5: the Ray cluster could not be reached"):
+        _init(address="1.2.3.4:5")

@@ -101,7 +101,7 @@ def test_a_command_ends_with_one_error_and_its_exit_code(
         ([*train, server("data/all.zarr").replace("s3://bucket/", "s3://buckett/")], 4, "no such bucket"),
         ([*train, through(server("data/all.zarr"), "http://127.0.0.1:9")], 5, "did not answer"),
         (["simulate", server("data/all.zarr"), "--cells", "10"], 2, "--force"),
-        ([*train, server("data/all.zarr"), "--data.cache-gb", "-1"], 2, "--data.cache_gb"),
+        ([*train, server("data/all.zarr"), "--data.cache-gb", "-1"], 2, "--data.cache-gb"),
     ]
     for command, code, message in cases:
         assert main(command) == code
