@@ -167,7 +167,7 @@ def test_a_folder_that_is_no_run_is_left_alone(store: Store, tmp_path: Path) -> 
     [
         ({"model": "scvy"}, r"--model scvy: there is no such model; there are scvi"),
         ({"recipe": "soup"}, r"--recipe soup"),
-        ({"settings": {"model": {"n_hiden": 3}}}, r"--model\.n_hiden: there is no such setting"),
+        ({"settings": {"model": {"n_hiden": 3}}}, r"--model\.n-hiden: there is no such setting"),
         ({"settings": {"optim.lr": -1}}, r"--optim\.lr: .*greater than 0"),
         ({"batch_key": "donor"}, r"--batch-key donor: the store was made with --batch-key batch"),
         ({"label_key": "type"}, r"--label-key type: the first label column of the store is label"),

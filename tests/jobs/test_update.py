@@ -245,7 +245,7 @@ def test_what_cannot_be_updated_is_refused(store: Store, references: Callable[[s
         ({"recipe": "scarches"}, UsageError, "--recipe"),
         ({"init_from": reference}, UsageError, "--init-from"),
         ({"settings": {"model": {"n_latent": 7}}}, UsageError, "--model.n-latent 7"),
-        ({"update_weights": "some"}, UsageError, "update_weights"),
+        ({"update_weights": "some"}, UsageError, "--update-weights: "),
         ({"settings": {"data": {"edit_labels": True}}}, UsageError, "--data.edit-labels"),
         (
             {"settings": {"data": {"samples_per_label": 9}}},

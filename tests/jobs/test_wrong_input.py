@@ -206,7 +206,7 @@ def test_proteins_matter_to_a_model_that_sees_them(folder: Path, models: Callabl
     [
         ("scvi", ["--surgery.use-labels", "true"], 2, "--surgery.use-labels: scvi learns nothing from labels"),
         ("trvae", ["--surgery.model.n-ext", "2"], 2, "trvae adds nothing but rows of conditions"),
-        ("expimap", ["--surgery.model.n-ext", "three"], 2, "--surgery.model.n_ext: Input should be a valid integer"),
+        ("expimap", ["--surgery.model.n-ext", "three"], 2, "--surgery.model.n-ext: Input should be a valid integer"),
         ("expimap", ["--surgery.model.alpha", "3"], 2, "--surgery.model.alpha: cannot be changed by surgery"),
         ("expimap", ["--surgery.model.new-programs", "missing.gmt"], 4, "new_programs missing.gmt: cannot be read"),
         ("expimap", ["--surgery.n-ext", "2"], 2, "--surgery.n-ext: `scarcade map` has no such setting"),

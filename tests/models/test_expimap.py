@@ -228,7 +228,7 @@ def test_surgery_keeps_the_names_of_latent_dimensions_apart_and_its_messages_who
     model = model_of(new_programs={"unconstrained_0": ("g7",)})
     with pytest.raises(UsageError, match=r"--surgery\.model: two latent dimensions are named 'unconstrained_0'"):
         grow(model, GROWN, seed=0, config=SurgeryConfig(model={"n_ext": 1}))
-    with pytest.raises(UsageError, match=r"--surgery\.model\.n_ext: .*given: 'a--b'"):
+    with pytest.raises(UsageError, match=r"--surgery\.model\.n-ext: .*given: 'a--b'"):
         grow(model, GROWN, seed=0, config=SurgeryConfig(model={"n_ext": "a--b"}))
 
 
