@@ -71,6 +71,7 @@ class ArrayReader:
             self._sizes.append(int(listed[self._file(shard)]["bytes"]))
         self._indices: dict[int, np.ndarray] = {}
         self._table = np.zeros((2, self.n_chunks), np.int64)
+        self._tabled: set[int] = set()
         self._ordered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._scratch = threading.local()
 
@@ -126,10 +127,10 @@ class ArrayReader:
             MissingChunkError, CorruptError: an index that is not what was written.
         """
         for shard in shards:
-            first = shard * CHUNKS_PER_SHARD
-            if not self._table[1, first]:
-                index = self._index(shard)
+            if shard not in self._tabled:
+                index, first = self._index(shard), shard * CHUNKS_PER_SHARD
                 self._table[:, first : first + len(index)] = index.T
+                self._tabled.add(shard)  # not before: another thread may look
         return self._table
 
     def handle(self, shard: int) -> int | None:

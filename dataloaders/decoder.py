@@ -4,10 +4,11 @@ Where the files lie on a disk of this machine one compiled call reads and decode
 share that a thread has of it (`unpacking.take`). Else each range of cells is decoded by itself, some chunks at a time.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -18,10 +19,11 @@ from scarcade.dataloaders.array_layout import CHUNKS_PER_SHARD
 from scarcade.dataloaders.chunk_ends import Chunk, ChunkEnds
 from scarcade.dataloaders.store import Store
 from scarcade.dataloaders.unpacking import Functions, functions, take, unpack
-from scarcade.engine.errors import CorruptError
+from scarcade.engine.errors import CorruptError, StorageError
 
 _TOGETHER = 8  # chunks of either array that are read and unpacked at once, where that is asked for range by range
 _PACKED = 1 << 19  # bytes of room for chunks as they lie on the disk
+_TRIES = 3  # of a chunk that could not be read, and is found sound
 _ENDS = 32  # ranges of a window whose last chunk is kept for the next one
 
 Runs = Sequence[tuple[int, int]]
@@ -65,17 +67,22 @@ class Decoder:
         self._each(put, len(runs))
 
     def _each(self, work: Callable[[int], None], n: int) -> None:
-        if self._threads == 1 or n == 1:
+        if self._threads == 1 or n <= 1:
             for number in range(n):
                 work(number)
-        else:
-            for _ in _decoding(self._threads).map(work, range(n)):
-                pass
+            return
+        shares = [_decoding(self._threads).submit(work, number) for number in range(n)]
+        wait(shares)  # also if one fails: the others are at work in files and memory that are let go of behind this
+        for share in shares:
+            share.result()
 
     # all chunks in one call
 
     def _opened(self, firsts: np.ndarray, lasts: np.ndarray) -> np.ndarray | None:
-        """Open files of the shards that are wanted, int32 (shards, 2), else -1; None if they are not on a disk here."""
+        """Open files of the shards that are wanted, int32 (shards, 2), else -1.
+
+        None if they are not on a disk here, or are more than this process may open.
+        """
         both = self._store.x_indices, self._store.x_data
         files = np.full((-(-both[0].n_chunks // CHUNKS_PER_SHARD), 2), -1, np.int32)
         try:
@@ -88,7 +95,7 @@ class Decoder:
         except BaseException as error:
             for file in files[files >= 0].tolist():
                 os.close(file)
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError) or _too_many(error):
                 return None
             raise
         return files
@@ -121,14 +128,20 @@ class Decoder:
             begin, end = number * total // threads, (number + 1) * total // threads
             scratch = self._ends.fresh()
             try:
-                given: list[Any] = [*found, begin, end, *runs, _addresses([scratch])[0], files, *table]
-                given += [*self._packed(), *cells]
-                bad = take(*given)
+                tries = 0
+                while tries < _TRIES:
+                    given: list[Any] = [*found, begin, end, *runs, _addresses([scratch])[0], files, *table]
+                    given += [*self._packed(), *cells]
+                    bad = take(*given)
+                    if bad < 0:
+                        return
+                    run = int(np.searchsorted(chunks, bad, side="right")) - 1
+                    chunk = int(firsts[run] + bad - chunks[run])
+                    self._look_at(chunk)  # it is sound: what failed was to read it
+                    begin, tries = bad, tries + 1 if bad == begin else 1
+                raise CorruptError(f"{self._store.where}: X: chunk {chunk} cannot be decoded")
             finally:
                 self._ends.free(scratch)
-            if bad >= 0:
-                run = int(np.searchsorted(chunks, bad, side="right")) - 1
-                self._tell(int(firsts[run] + bad - chunks[run]))
 
         self._each(part, threads)
         for last, one, other in zip(lasts.tolist(), taken, kept, strict=True):
@@ -159,12 +172,11 @@ class Decoder:
             found = self._room.packed = np.empty(largest, np.uint8), np.empty(largest, np.uint8)
         return found
 
-    def _tell(self, bad: int) -> None:
-        """Raise what is wrong with a chunk."""
+    def _look_at(self, bad: int) -> None:
+        """Raise what is wrong with a chunk, if anything is."""
         store, (indices, data) = self._store, self._ends.fresh()
         for _ in store.x_indices.each(bad, bad + 1, indices, below=store.n_genes):
             store.x_data.decode(bad, bad + 1, data)
-        raise CorruptError(f"{store.where}: X: chunk {bad} cannot be decoded")
 
     # range by range
 
@@ -206,7 +218,14 @@ class Decoder:
             packed = (*store.x_indices.packed(begin, end), *store.x_data.packed(begin, end))
             row, done = unpack(found.crc, found.decode, *packed, *chunk, store.n_genes, begin, row, *where)
             if done < end - begin:
-                self._tell(begin + done)
+                self._look_at(begin + done)
+                raise CorruptError(f"{store.where}: X: chunk {begin + done} cannot be decoded")
+
+
+def _too_many(error: BaseException) -> bool:
+    """Whether a file could not be opened because others are."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _addresses(chunks: Sequence[Chunk | None]) -> np.ndarray:

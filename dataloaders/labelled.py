@@ -123,6 +123,8 @@ class SubsetSource:
 
 def _spans(wanted: np.ndarray, gap: int) -> tuple[list[tuple[int, int]], np.ndarray]:
     """Ranges that hold all `wanted` positions, over gaps of up to `gap`, and the place of each among their cells."""
+    if not len(wanted):  # of few cells a worker may have none
+        return [], np.zeros(0, np.int64)
     steps = np.diff(wanted)
     cuts = np.flatnonzero((steps < 1) | (steps > gap + 1)) + 1
     first = np.concatenate([[0], cuts])

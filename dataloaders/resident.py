@@ -10,6 +10,7 @@ The batches are those of a loader that keeps nothing, to the bit.
 
 import threading
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -25,11 +26,18 @@ _PER_CELL = 12  # bytes for where a cell's counts begin, and how many there are
 
 
 def room_on(device: torch.device, given: int | None) -> int:
-    """Bytes of `device` for counts that stay there: as many as were `given`, or a share of what is free."""
+    """Bytes of `device` for counts that stay there: as many as were `given`, or a share of what is free.
+
+    Those of other splits of this process, which may not have come yet, are not free.
+    """
     if device.type != "cuda":
         return 0
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free // _SHARE if given is None else min(given, free)
+    others = [one for one in _there if one.device == device]
+    free = torch.cuda.mem_get_info(device)[0] - sum(one.bytes for one in others if not one.has_room)
+    return int(free // _SHARE if given is None else min(given - sum(one.bytes for one in others), free))
+
+
+_there: "WeakSet[Resident]" = WeakSet()
 
 
 class Resident:
@@ -39,7 +47,9 @@ class Resident:
     """
 
     def __init__(self, source: Source, store: Store, first: int, stop: int, device: torch.device) -> None:
-        self._source, self._store, self._first, self._device = source, store, first, device
+        self._source, self._store, self._first, self.device = source, store, first, device
+        self.bytes = self.bytes_for(store, first, stop, source.count_bytes)
+        _there.add(self)
         self._begin = store.start_of(first)
         self._here = np.zeros(stop - first, bool)  # cells that are there
         self._complete = False
@@ -48,6 +58,11 @@ class Resident:
         settled(device)
         self._counts: tuple[Tensor, Tensor] | None = None  # made when it is known of which kind they are
         self._lock = threading.Lock()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the memory for its counts is taken."""
+        return self._counts is not None
 
     @staticmethod
     def bytes_for(store: Store, first: int, stop: int, count_bytes: int) -> int:
@@ -96,7 +111,7 @@ class Resident:
             pairs.append((loaded.data[at : at + end - to], data[to:end]))
             if not loaded.in_order:
                 pairs.append((loaded.lengths[first:last], self._lengths[start - self._first : stop - self._first]))
-        copied(pairs, self._device)
+        copied(pairs, self.device)
         with self._lock:
             for start, stop in runs:
                 self._here[start - self._first : stop - self._first] = True
@@ -108,7 +123,7 @@ class Resident:
             if self._counts is None:
                 total = self._store.start_of(self._first + len(self._here)) - self._begin
                 kinds = (torch.from_numpy(one[:0]).dtype for one in (like.indices, like.data))
-                indices, data = (torch.empty(total, dtype=kind, device=self._device) for kind in kinds)
+                indices, data = (torch.empty(total, dtype=kind, device=self.device) for kind in kinds)
                 self._counts = indices, data
-                settled(self._device)  # whoever had this memory before may still be at work in it
+                settled(self.device)  # whoever had this memory before may still be at work in it
             return self._counts

@@ -124,8 +124,9 @@ class Superbatch:
             buffers = self._kept.on(self.indices, self.data, device)
             self._there = OnGpu(*buffers, *moved([self.starts, self.lengths], device))
             return self._there
-        indptr, indices, data = self.csr(0, len(self.starts))
-        self._there = OnGpu(*moved([indices, data, indptr[:-1], self.lengths], device))
+        indptr, indices, data = self.csr(0, len(self.rows))
+        lengths = np.diff(indptr).astype(np.int32)
+        self._there = OnGpu(*moved([indices, data, indptr[:-1], lengths], device))
         return self._there
 
     def give_to(self, device: "torch.device") -> None:

@@ -5,7 +5,7 @@ configuration is the sum of its parts. Nothing is changed after it is resolved.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,14 +39,25 @@ def checked(kind: type[S], raw: Mapping[str, Any], *, prefix: str = "") -> S:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
-            # as it is written on the command line; of a list, which is one option, the value tells the place
-            where = prefix + ".".join(part for part in problem["loc"] if isinstance(part, str))
-            where = where.replace("_", "-")
+            where = prefix.replace("_", "-") + _named(kind, problem["loc"])
             if problem["type"] == "extra_forbidden":
                 lines.append(f"--{where}: there is no such setting")
             else:
                 lines.append(f"--{where}: {problem['msg']} (given: {problem['input']!r})")
         raise UsageError("; ".join(lines)) from error
+
+
+def _named(kind: Any, place: tuple[int | str, ...]) -> str:
+    """A field as it is written on the command line; of a list, which is one option, the value tells the place."""
+    parts: list[str] = []
+    for part in place:
+        if not isinstance(part, str):
+            continue
+        fields = getattr(kind, "model_fields", None)
+        parts.append(part if fields is None else part.replace("_", "-"))  # else it is a key of the user's own
+        inside = fields[part].annotation if fields and part in fields else None
+        kind = next((one for one in (inside, *get_args(inside)) if hasattr(one, "model_fields")), None)
+    return ".".join(parts)
 
 
 def to_toml(config: BaseModel) -> str:

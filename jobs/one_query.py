@@ -46,7 +46,7 @@ class QueryOptim(OptimConfig):
     products: Literal["float32"] = Field(
         "float32", description="Queries are trained in float32.", json_schema_extra=HIDDEN
     )
-    record: bool = Field(True, description="Of a GPU.", json_schema_extra=HIDDEN)
+    record: Literal[True] = Field(True, description="Of a GPU.", json_schema_extra=HIDDEN)
     weight_decay: float = Field(0.0, ge=0, description="L2 term added to the gradient (not decoupled).")
 
 

@@ -156,6 +156,26 @@ def test_labelled_cells_beside_the_others_are_taken_from_what_is_there(
         assert asked == []  # all had come in the first
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_worker_without_a_labelled_cell_in_a_window(
+    store: Store, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, config = Shard(7, 8), CONFIG.model_copy(update={"samples_per_label": 1})
+    plain = stream(store, "train", config, seed=0, shard=shard)
+    loader = resident_loader(store, plain, shard) if stays else stream(store, "train", config, seed=0, shard=shard)
+    beside = with_labelled(loader, config, seed=0)
+    if not stays:
+        monkeypatch.setattr(beside, "_hold", False)
+    found = []
+    for one, other in zip(beside.epoch(0), with_labelled(plain, config, seed=0).epoch(0), strict=True):
+        assert one.labelled is not None
+        assert other.labelled is not None
+        assert np.array_equal(one.labelled.rows, other.labelled.rows)
+        assert torch.equal(one.labelled.counts.dense(CPU), other.labelled.counts.dense(CPU))
+        found.append(len(one.labelled))
+    assert 0 in found
+
+
 def test_cells_that_are_drawn_are_taken_from_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = stream(store, "train", CONFIG, seed=0)
     loader = resident_loader(store, plain)

@@ -1,17 +1,21 @@
+import errno
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from scarcade.dataloaders import decoder
+from scarcade.dataloaders import decoder, unpacking
+from scarcade.dataloaders.array_reader import ArrayReader
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.sources import Reading, StoreSource
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.dataloaders.synthetic import simulate
 from scarcade.dataloaders.unpacking import functions
-from scarcade.engine.errors import CorruptError, CsrError, InputError, MissingChunkError
+from scarcade.engine.errors import CorruptError, CsrError, InputError, MissingChunkError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +106,76 @@ def test_a_gene_beyond_the_last_is_refused(made: Path, monkeypatch: pytest.Monke
     store.n_genes = int(store.x_indices.rows(0, len(store.x_indices)).max())  # as if the last gene were not there
     with pytest.raises((CsrError, InputError), match="column index that is not below"):
         everything(store)
+
+
+def damaged(made: Path, to: Path) -> Store:
+    """A store whose first chunk is not sound."""
+    shutil.copytree(made, to)
+    file = to / "X" / "data" / "c" / "0"
+    content = bytearray(file.read_bytes())
+    content[int(open_store(to).x_data._index(0)[0, 0]) + 30] ^= 0x55
+    file.write_bytes(content)
+    return open_store(to)
+
+
+def test_no_thread_goes_on_behind_the_failure_of_another(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would write to memory that is somebody else's by then."""
+    store = damaged(made, tmp_path / "s.zarr")
+    running: list[int] = []
+    take: Any = unpacking.take
+
+    def slow(*given: Any) -> Any:
+        running.append(1)
+        if given[3] > 0:  # a share behind the first
+            time.sleep(0.05)
+        try:
+            return take(*given)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(decoder, "take", slow)
+    source = StoreSource(store, Reading(3))
+    for _ in range(3):
+        with pytest.raises(CorruptError, match="chunk 0 "):
+            source.load([(0, store.n_cells)], np.arange(store.n_cells))
+        assert running == []
+
+
+def test_what_could_not_be_read_once_is_read_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(made)
+    take: Any = unpacking.take
+    failing = [3, 3, 7]
+
+    def interrupted(*given: Any) -> Any:
+        if failing and given[3] <= failing[0] < given[4]:
+            take(*given[:4], failing[0], *given[5:])
+            return failing.pop(0)
+        return take(*given)
+
+    monkeypatch.setattr(decoder, "take", interrupted)
+    whole, order = store.to_anndata().X, np.arange(store.n_cells)
+    found = StoreSource(store).load([(0, store.n_cells)], order).csr(0, store.n_cells)
+    assert failing == []
+    assert np.array_equal(found[1], whole.indices)
+    assert np.array_equal(found[2], whole.data)
+    failing[:] = [2] * 9
+    with pytest.raises(CorruptError, match="chunk 2 cannot be decoded"):
+        StoreSource(store).load([(0, store.n_cells)], order)
+
+
+def test_more_files_than_may_be_open_are_read_one_by_one(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(made)
+
+    def too_many(self: ArrayReader, shard: int) -> int:
+        if self.name == "X/data":
+            raise StorageError("X/data") from OSError(errno.EMFILE, "Too many open files")
+        return handle(self, shard)  # type: ignore[return-value]
+
+    handle = ArrayReader.handle
+    monkeypatch.setattr(ArrayReader, "handle", too_many)
+    open_before = len(os.listdir("/proc/self/fd"))
+    found = StoreSource(store).load([(0, store.n_cells)], np.arange(store.n_cells)).csr(0, store.n_cells)
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert np.array_equal(found[2], store.to_anndata().X.data)

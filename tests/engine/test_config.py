@@ -49,6 +49,25 @@ def test_a_section_within_a_larger_one_is_named_and_values_are_left_alone() -> N
         checked(_Job, {"optim": {"lr": "a--b"}}, prefix="model.")
 
 
+def test_fields_are_named_as_options_and_keys_of_a_user_as_they_are() -> None:
+    class Inner(Section):
+        a_number: int = 0
+        own_names: dict[str, int] = Field(default_factory=dict)
+        a_list: tuple[int, ...] = ()
+
+    class Outer(Section):
+        in_ner: Inner | None = None
+
+    for raw, told in (
+        ({"a_number": "x"}, "--in-ner.a-number: "),
+        ({"own_names": {"T_cell": "x"}}, "--in-ner.own-names.T_cell: "),
+        ({"a_list": [1, "x"]}, "--in-ner.a-list: "),
+        ({"no_field": 1}, "--in-ner.no-field: there is no such setting"),
+    ):
+        with pytest.raises(UsageError, match=f"^{told}"):
+            checked(Outer, {"in_ner": raw})
+
+
 def test_a_value_has_no_fields() -> None:
     with pytest.raises(UsageError, match="'seed' is a value"):
         nested({"seed": 1, "seed.x": 2})
