@@ -37,10 +37,8 @@ class Elsewhere:
         Raises:
             CorruptError: it is not one of ours, or lists files outside of the folder.
         """
-        if not self._get(MANIFEST, target):
+        if not self._get(MANIFEST, target, MANIFEST_LIMIT):
             raise OpenError(f"{self.where}: is no model (it has no {MANIFEST}); the folder to give is RUN/model")
-        if target.stat().st_size > MANIFEST_LIMIT:
-            raise CorruptError(f"{self.where}: its {MANIFEST} is larger than {MANIFEST_LIMIT} bytes")
         found = read_manifest(target.parent)
         for name in found["files"]:
             if ".." in PurePosixPath(name).parts or name.startswith("/"):
@@ -57,7 +55,7 @@ class Elsewhere:
         def one(name: str) -> None:
             path, wanted = target / name, manifest["files"][name]
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._get(name, path):
+            if not self._get(name, path, wanted["bytes"]):
                 raise CorruptError(f"{self.where}: {name}: missing")
             if path.stat().st_size != wanted["bytes"] or sha256(path) != wanted["sha256"]:
                 raise CorruptError(f"{self.where}: {name}: its content is not what was written")
@@ -67,17 +65,18 @@ class Elsewhere:
                 pass
 
 
-def _getter(url: str) -> Callable[[str, Path], bool]:
-    """What writes a file of the folder at `url` to a path; False if there is none of that name."""
+def _getter(url: str) -> Callable[[str, Path, int], bool]:
+    """What writes a file of the folder at `url` to a path, of so many bytes; False if there is none of that name."""
     headers: dict[str, str] = {}
     if url.startswith("hf://"):
         url, headers = _hugging_face(url)
     if not over_http(url):
-        return Mirror(url).pull_file
+        mirror = Mirror(url)
+        return lambda name, target, _: mirror.pull_file(name, target)
 
-    def get(name: str, target: Path) -> bool:
+    def get(name: str, target: Path, limit: int) -> bool:
         try:
-            download(f"{url}/{quote(name)}", target, headers)
+            download(f"{url}/{quote(name)}", target, headers, limit=limit)
         except OpenError as error:
             if "says 404" in str(error):
                 return False

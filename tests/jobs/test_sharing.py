@@ -197,6 +197,9 @@ def test_a_file_that_is_not_what_was_written_is_named_and_nothing_is_left(
     weights.write_bytes(content)
     with pytest.raises(CorruptError, match=r"bad: model\.safetensors: its content is not what was written"):
         pull(f"{url}/bad", tmp_path / "got")
+    weights.write_bytes(bytes(content) + b"more")
+    with pytest.raises(OpenError, match=r"model\.safetensors: the server sends more than \d+ bytes"):
+        pull(f"{url}/bad", tmp_path / "got")
     weights.unlink()
     with pytest.raises(CorruptError, match=r"bad: model\.safetensors: missing"):
         pull(f"{url}/bad", tmp_path / "got")
