@@ -26,7 +26,8 @@ def download(url: str, target: Path, headers: Mapping[str, str] | None = None, *
     """Write what is at the http(s) `url` to `target`, not more than `limit` bytes of it.
 
     Raises:
-        OpenError: there is nothing, more than the limit, or it may not be read. StorageError: the server did not answer after several tries.
+        OpenError: there is nothing, more than the limit, or it may not be read.
+        StorageError: the server did not answer after several tries.
     """
     problem: Any = None
     for attempt in range(_TRIES):

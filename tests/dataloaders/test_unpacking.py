@@ -51,7 +51,7 @@ def test_any_number_of_threads_gives_the_same_and_leaves_no_file_open(made: Path
         order = rng.permutation(sum(stop - start for start, stop in one))
         open_before = len(os.listdir("/proc/self/fd"))
         first, second = (source.load(one, order).csr(0, len(order)) for source in (alone, others))
-        assert len(os.listdir("/proc/self/fd")) == open_before
+        assert len(os.listdir("/proc/self/fd")) <= open_before  # others may be collected meanwhile
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         whole = store.to_anndata().X
         rows = np.concatenate([np.arange(0), *(np.arange(*run) for run in one)])[order].astype(int)
@@ -73,7 +73,7 @@ def test_a_file_that_was_cut_is_named(made: Path, tmp_path: Path, cut: int) -> N
     open_before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(MissingChunkError, match=r"X/data/c/0 is missing"):
         everything(store)
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before  # others may be collected meanwhile
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -177,5 +177,5 @@ def test_more_files_than_may_be_open_are_read_one_by_one(made: Path, monkeypatch
     monkeypatch.setattr(ArrayReader, "handle", too_many)
     open_before = len(os.listdir("/proc/self/fd"))
     found = StoreSource(store).load([(0, store.n_cells)], np.arange(store.n_cells)).csr(0, store.n_cells)
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before  # others may be collected meanwhile
     assert np.array_equal(found[2], store.to_anndata().X.data)
