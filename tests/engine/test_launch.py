@@ -143,7 +143,7 @@ def test_an_error_of_ours_on_one_worker_comes_out_as_itself_and_is_not_retried(s
 
 @pytest.mark.long
 def test_a_crash_is_retried_and_then_told_in_one_line(session: Path, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"max_failures 1 allows \(.*a bug in a worker"):
+    with pytest.raises(ClusterError, match=r"max-failures 1 allows \(.*a bug in a worker"):
         launched(crash, tmp_path / "run", workers=1, threads=1, max_failures=1)
     assert (tmp_path / "run.attempts").read_text() == "xx"
 
