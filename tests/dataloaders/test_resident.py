@@ -1,14 +1,17 @@
 """Counts that stay on a GPU, tested in the memory of a CPU where there is none; with one see also `test_on_gpu`."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 import torch
 
+from scarcade.dataloaders import resident
 from scarcade.dataloaders.aligned import aligned
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import CellLoader, LoaderConfig, stream
@@ -191,6 +194,28 @@ def test_cells_that_are_drawn_are_taken_from_what_is_there(store: Store, monkeyp
 def test_what_a_split_takes(store: Store) -> None:
     assert Resident.bytes_for(store, 0, store.n_cells, 3) == 3 * store.nnz + 12 * store.n_cells
     assert room_on(CPU, None) == 0
+
+
+def test_what_other_splits_will_take_is_not_free(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(resident, "_there", WeakSet())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1_000_000, 2_000_000))
+    assert (room_on(gpu, None), room_on(gpu, 900_000), room_on(gpu, 9_000_000)) == (250_000, 900_000, 1_000_000)
+    other = Resident(StoreSource(store), store, 0, store.n_cells, DEVICE)
+    other.device = gpu
+    taken = other.bytes
+    assert 10_000 < taken < 100_000
+    assert room_on(gpu, None) == (1_000_000 - taken) // 4
+    assert room_on(gpu, 900_000) == 900_000 - taken
+    other.device = DEVICE
+    other.load([(0, 9)], np.arange(9))
+    other.device = gpu
+    assert room_on(gpu, None) == 250_000  # what it has is not free already
+    assert room_on(gpu, 900_000) == 900_000 - taken
+    assert room_on(torch.device("cuda", 1), None) == 250_000
+    del other
+    gc.collect()
+    assert room_on(gpu, 900_000) == 900_000
 
 
 @needs_a_gpu

@@ -93,6 +93,8 @@ def test_a_cluster_that_is_not_there_is_a_cluster_error(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def session() -> Iterator[Path]:
     """A private session that the tests share; its folder."""
+    import ray  # noqa: F401 - which sets a variable by being imported
+
     before = dict(os.environ)
     with cluster(cpus=2):
         folder = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
