@@ -7,7 +7,8 @@ Only the counts that are there cross the bus, in the types in which they lie on 
 Shapes: n cells, N counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -99,7 +100,7 @@ def moved(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
         return [one.to(device) for one in given]
     there: list[Tensor] = [torch.empty(0)] * len(given)
     consumer = torch.cuda.current_stream(device)
-    with torch.cuda.stream(_copies(device)):
+    with _beside(device):
         few = []
         for number, one in enumerate(given):
             if one.is_pinned():
@@ -108,9 +109,6 @@ def moved(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
                 few.append(number)
         for number, one in zip(few, _together([given[number] for number in few], device), strict=True):
             there[number] = one
-        copied: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        copied.record()
-    copied.synchronize()
     for one in there:
         one.record_stream(consumer)  # its memory is free again only when what was asked of it there is done
     return there
@@ -138,33 +136,37 @@ def columns_on(columns: Mapping[str, Tensor], device: torch.device) -> dict[str,
 
 def copied(pairs: Sequence[tuple[np.ndarray, Tensor]], device: torch.device) -> None:
     """Put arrays into tensors on `device`, which nobody reads meanwhile. That has ended when this returns."""
-    if device.type != "cuda":
-        for array, out in pairs:
-            out.copy_(torch.from_numpy(array))
-        return
-    with torch.cuda.stream(_copies(device)):
+    with _beside(device):
         for array, out in pairs:
             out.copy_(torch.from_numpy(array), non_blocking=True)
-        done: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        done.record()
-    done.synchronize()
 
 
 def chosen(tensors: Sequence[Tensor], places: np.ndarray) -> list[Tensor]:
     """The entries of tensors on a GPU at some places, as by `moved`."""
     device = tensors[0].device
     (there,) = moved([places], device)
-    if device.type != "cuda":
-        return [one[there] for one in tensors]
-    consumer = torch.cuda.current_stream(device)
-    with torch.cuda.stream(_copies(device)):
+    with _beside(device):
         found = [one[there] for one in tensors]
+    if device.type == "cuda":
+        for one in found:
+            one.record_stream(torch.cuda.current_stream(device))
+    return found
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """What is asked of a GPU within the block is done on a stream of its own, and has ended behind it.
+
+    The caller's thread alone waits for it.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(_copies(device)):
+        yield
         done: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         done.record()
     done.synchronize()
-    for one in found:
-        one.record_stream(consumer)
-    return found
 
 
 def settled(device: torch.device) -> None:

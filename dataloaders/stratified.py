@@ -48,13 +48,21 @@ class Stratified(CellLoader):
     """See `stratified`; `strata` are the positions of each batch's cells in the source, ascending."""
 
     def __init__(self, main: CellLoader, strata: list[np.ndarray], *, seed: int) -> None:
-        super().__init__(main.source, main.plan, main.first, main.shard, read_ahead=main.read_ahead, device=main.device)
-        self._strata, self._cells_there = strata, main.resident
+        super().__init__(
+            main.source,
+            main.plan,
+            main.first,
+            main.shard,
+            read_ahead=main.read_ahead,
+            device=main.device,
+            resident=main.resident,
+        )
+        self._strata = strata
         self._words = int(np.random.SeedSequence((seed, _STRATA)).generate_state(1, np.uint64)[0])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on; not every cell comes in it, and some come more than once."""
-        source = DrawnSource(self.source, self.drawn(epoch), self._cells_there)
+        source = DrawnSource(self.source, self.drawn(epoch), self.resident)
         drawn = CellLoader(source, self.plan, 0, self.shard, read_ahead=self.read_ahead, device=self.device)
         waited = self._waited
         for batch in drawn.epoch(epoch, start):

@@ -97,20 +97,20 @@ class Superbatch:
         self.in_order = in_order
         self._kept = kept
         self._there: OnGpu | None = None
-        self._given = False
+        self._alone: OnGpu | None = None  # the same as `_there`, once they are not here any more
 
     @classmethod
     def on_gpu_alone(cls, there: "OnGpu", rows: np.ndarray) -> "Superbatch":
         """Cells that are in the memory of a GPU, and not here."""
         none = np.empty(0, np.int64)
         found = cls(none, none, starts=none, lengths=none, rows=rows)
-        found._there, found._given = there, True
+        found._there = found._alone = there
         return found
 
     def of_cells(self, places: np.ndarray, kept: Kept | None = None) -> "Superbatch":
         """The cells at some places, as views."""
-        if self._given and self._there is not None:
-            return Superbatch.on_gpu_alone(self._there.of_cells(places), self.rows[places])
+        if self._alone is not None:
+            return Superbatch.on_gpu_alone(self._alone.of_cells(places), self.rows[places])
         cells = {"starts": self.starts[places], "lengths": self.lengths[places], "rows": self.rows[places]}
         return Superbatch(self.indices, self.data, **cells, kept=kept)
 
@@ -131,21 +131,22 @@ class Superbatch:
 
     def give_to(self, device: "torch.device") -> None:
         """Have them in the memory of a GPU alone; buffers that were lent go back at once, for the next window."""
-        self.on(device)
-        if self._kept is None and not self._given:
-            self.indices, self.data, self._given = self.indices[:0].copy(), self.data[:0].copy(), True
+        there = self.on(device)
+        if self._kept is None:
+            self._alone = there
+            self.indices, self.data = self.indices[:0].copy(), self.data[:0].copy()
 
     def here(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
         """(gene index, value, starts, lengths, whether they stand in order) of some cells in this machine's memory."""
-        if self._given:
+        if self._alone is not None:
             indptr, indices, data = self.csr(start, stop)
             return indices, data, indptr[:-1], np.diff(indptr).astype(np.int32), True
         return self.indices, self.data, self.starts[start:stop], self.lengths[start:stop], self.in_order
 
     def csr(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(indptr int64 (n + 1,), gene index, value) of some cells: views where the cells stand in order."""
-        if self._given and self._there is not None:
-            return self._there.fetched(start, stop)
+        if self._alone is not None:
+            return self._alone.fetched(start, stop)
         starts, lengths = self.starts[start:stop], self.lengths[start:stop]
         indptr = np.zeros(len(starts) + 1, np.int64)
         np.cumsum(lengths, out=indptr[1:])

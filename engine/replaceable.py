@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scarcade.engine.errors import CorruptError, OpenError, UsageError
-from scarcade.engine.folder import MANIFEST, read_manifest
+from scarcade.engine.folder import MANIFEST, MANIFEST_LIMIT, manifest_in, read_manifest
 from scarcade.engine.published import is_there
 from scarcade.engine.storage import Mirror, is_url, parted, shown
 
@@ -46,20 +46,30 @@ def _meet(out: str | Path, other: str | Path) -> bool:
 
 def _lost(out: str | Path, kind: str) -> str | None:
     """What would be lost; None of a folder of ours of this kind, of a damaged one, and of one that is empty."""
-    foreign = "was not made by scarcade"
-    if is_url(out):
-        folder, name = parted(str(out))
-        return None if Mirror(folder).exists(f"{name}/{MANIFEST}") else foreign  # of ours, whatever kind
-    path = Path(out)
-    if path.is_dir() and not any(path.iterdir()):
+    if not is_url(out) and Path(out).is_dir() and not any(Path(out).iterdir()):
         return None
     try:
-        found = read_manifest(path).get("kind", kind)
+        found = _manifest(out).get("kind", kind)
     except CorruptError:
         return None
     except OpenError:
-        return foreign
+        return "was not made by scarcade"
     return None if found == kind else f"is {FOLDER_OF.get(found, f'of another kind ({found})')}"
+
+
+def _manifest(out: str | Path) -> dict[str, Any]:
+    """That of the folder at a path or URL.
+
+    Raises:
+        OpenError: there is none. CorruptError: it is not what we write.
+    """
+    if not is_url(out):
+        return read_manifest(Path(out))
+    folder, name = parted(str(out))
+    try:
+        return manifest_in(Mirror(folder).content(f"{name}/{MANIFEST}", MANIFEST_LIMIT), _named(out))
+    except FileNotFoundError as error:
+        raise OpenError(f"{_named(out)}: has no {MANIFEST}") from error
 
 
 def _named(place: str | Path) -> str:

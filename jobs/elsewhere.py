@@ -7,8 +7,10 @@ those of a web server. What is not in the manifest is not fetched, and nothing t
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 
 from scarcade.engine.download import download, over_http
@@ -78,7 +80,7 @@ def _getter(url: str) -> Callable[[str, Path, int], bool]:
         try:
             download(f"{url}/{quote(name)}", target, headers, limit=limit)
         except OpenError as error:
-            if "says 404" in str(error):
+            if isinstance(error.__cause__, HTTPError) and error.__cause__.code == HTTPStatus.NOT_FOUND:
                 return False
             raise
         return True

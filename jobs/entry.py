@@ -9,6 +9,9 @@ def main() -> int:
         from scarcade.jobs.cli import main as run
 
         return run()
-    except KeyboardInterrupt:
-        print("error: stopped; the same command continues where it stood", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        from scarcade.jobs.exits import explained
+
+        code, message = explained(error)
+        print(f"error: {message}", file=sys.stderr)
+        return code

@@ -5,6 +5,7 @@ model or none: the manifest comes last, or the folder by one rename.
 """
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,21 +73,14 @@ def pull(url: str | Path, model: str | Path, *, replace: bool = False) -> Path:
         return _copied(Path(url), _ours(Path(url)), target, replace=replace)
     place = Elsewhere(str(url))
     with sole_writer(target):
-        scratch = target.with_name(f".tmp-{target.name}-manifest")
-        try:
-            scratch.mkdir(exist_ok=True)
-            manifest = place.manifest(scratch / MANIFEST)
-            content = (scratch / MANIFEST).read_bytes()
-            _check_kind(manifest, place.where)
-            if _is_it(target, content):
-                return target
+        with tempfile.TemporaryDirectory() as scratch:
+            manifest = place.manifest(Path(scratch) / MANIFEST)
+            content = (Path(scratch) / MANIFEST).read_bytes()
+        _check_kind(manifest, place.where)
+        if not _is_it(target, content):
             _check_target(target, manifest, replace)
             with committed(target, extra=_extra(manifest), replace=True) as work:
                 place.fetch(manifest, work)
-        except OSError as error:
-            raise StorageError(f"{target}: cannot be written ({error.strerror or error})") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

@@ -13,7 +13,10 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from scarcade import jobs
+from scarcade.jobs import entry
 from scarcade.jobs.cli import main
+from scarcade.jobs.exits import STOPPED
 from tests.jobs.conftest import Atlas
 
 
@@ -313,6 +316,21 @@ def test_a_folder_that_cannot_be_written_ends_with_5(
     (tmp_path / "file").write_text("in the way")
     message = refused(capsys, 5, "map", atlas.model, atlas.query, "--out", tmp_path / "file" / "out")
     assert "--out" in message
+
+
+def test_an_interrupt_while_the_command_is_imported_ends_tidily(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "scarcade.jobs.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "scarcade.jobs.cli")
+    monkeypatch.delattr(jobs, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert entry.main() == 130
+    assert capsys.readouterr().err == f"error: {STOPPED}\n"
 
 
 @pytest.mark.long
