@@ -72,7 +72,6 @@ class ArrayReader:
         self._indices: dict[int, np.ndarray] = {}
         self._table = np.zeros((2, self.n_chunks), np.int64)
         self._tabled: set[int] = set()
-        self._ordered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._scratch = threading.local()
 
     def __len__(self) -> int:
@@ -105,16 +104,6 @@ class ArrayReader:
             raise CorruptError(f"{where}: chunks beyond the end of the file")
         self._indices[shard] = index
         return index
-
-    def _in_order(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the chunks of a shard begin and the last one ends, and their lengths; nothing if they leave gaps."""
-        found = self._ordered.get(shard)
-        if found is None:
-            index = self._index(shard)
-            begins = np.append(index[:, 0], index[-1].sum())
-            whole = np.array_equal(np.diff(begins), index[:, 1])
-            found = self._ordered[shard] = (begins if whole else begins[:0], np.ascontiguousarray(index[:, 1]))
-        return found
 
     def shards(self, ranges: Sequence[tuple[int, int]]) -> set[int]:
         """Those that hold some ranges of chunks."""
@@ -173,29 +162,6 @@ class ArrayReader:
                 yield chunk, run[position : position + length]
                 position += length
                 chunk += 1
-
-    def packed(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """(bytes, int64 length of each) of the chunks [first, last) as they lie on disk, in one piece, unchecked.
-
-        Valid in this thread until it asks this array for something else.
-        """
-        shard, inside = divmod(first, CHUNKS_PER_SHARD)
-        end = inside + last - first
-        if 0 <= first < last <= self.n_chunks and end <= CHUNKS_PER_SHARD:
-            begins, lengths = self._in_order(shard)
-            if len(begins):
-                out = self._buffer(int(begins[end]) - int(begins[inside]))
-                self._files.read_into(self._file(shard), int(begins[inside]), out)
-                return np.frombuffer(out, np.uint8), lengths[inside:end]
-        spans = list(self._spans(first, last))
-        lengths = np.concatenate([part for _, _, part in spans])
-        out = self._buffer(int(lengths.sum()))
-        at = 0
-        for name, begin, part in spans:
-            n_bytes = int(part.sum())
-            self._files.read_into(name, begin, out[at : at + n_bytes])
-            at += n_bytes
-        return np.frombuffer(out, np.uint8), lengths
 
     def ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
         """These ranges of rows will be read soon: what is far away begins to come."""

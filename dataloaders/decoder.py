@@ -1,7 +1,7 @@
 """The cells of a window from the chunks of a store: decoded once, checked, and copied to where they belong.
 
 Where the files lie on a disk of this machine one compiled call reads and decodes all chunks of a window, or of the
-share that a thread has of it (`unpacking.take`). Else each range of cells is decoded by itself, some chunks at a time.
+share that a thread has of it (`unpacking.take`). Else each range of cells is decoded by itself, chunk by chunk.
 """
 
 import errno
@@ -18,10 +18,9 @@ from scarcade.dataloaders import kernels
 from scarcade.dataloaders.array_layout import CHUNKS_PER_SHARD
 from scarcade.dataloaders.chunk_ends import Chunk, ChunkEnds
 from scarcade.dataloaders.store import Store
-from scarcade.dataloaders.unpacking import Functions, functions, take, unpack
+from scarcade.dataloaders.unpacking import Functions, functions, take
 from scarcade.engine.errors import CorruptError, StorageError
 
-_TOGETHER = 8  # chunks of either array that are read and unpacked at once, where that is asked for range by range
 _PACKED = 1 << 19  # bytes of room for chunks as they lie on the disk
 _TRIES = 3  # of a chunk that could not be read, and is found sound
 _ENDS = 32  # ranges of a window whose last chunk is kept for the next one
@@ -45,15 +44,17 @@ class Decoder:
             as `ArrayReader.each`.
         """
         rows = np.cumsum([0, *(stop - start for start, stop in runs)])
-        before = np.concatenate([[0], np.cumsum(lengths)])[rows]  # counts in front of each range
-        begins = np.array([self._store.start_of(start) for start, _ in runs], np.int64)
+        before = np.concatenate([[0], np.cumsum(lengths)])
+        begins, sizes = np.array([self._store.start_of(start) for start, _ in runs], np.int64), np.diff(before[rows])
+        starts = before[:-1] + np.repeat(begins - before[rows[:-1]], np.diff(rows))  # in the store
         firsts = begins // self.step
-        lasts = np.where(np.diff(before) > 0, -(-(begins + np.diff(before)) // self.step), firsts)
+        lasts = np.where(sizes > 0, -(-(begins + sizes) // self.step), firsts)
+        where = starts, lengths, places, indices, data
         found = functions()
         files = None if found is None else self._opened(firsts, lasts)
         if found is not None and files is not None:
             try:
-                self._at_once(found, files, firsts, lasts, begins, before, rows, lengths, places, indices, data)
+                self._at_once(found, files, firsts, lasts, rows, where)
             finally:
                 for file in files[files >= 0].tolist():
                     os.close(file)
@@ -61,8 +62,8 @@ class Decoder:
 
         def put(number: int) -> None:
             cells = slice(rows[number], rows[number + 1])
-            where = (np.cumsum(lengths[cells]) - lengths[cells] + begins[number], lengths[cells], places[cells])
-            self._one_by_one(found, int(firsts[number]), int(lasts[number]), (*where, indices, data))
+            of_run = starts[cells], lengths[cells], places[cells], indices, data
+            self._one_by_one(int(firsts[number]), int(lasts[number]), of_run)
 
         self._each(put, len(runs))
 
@@ -106,23 +107,15 @@ class Decoder:
         files: np.ndarray,
         firsts: np.ndarray,
         lasts: np.ndarray,
-        begins: np.ndarray,
-        before: np.ndarray,
         rows: np.ndarray,
-        lengths: np.ndarray,
-        places: np.ndarray,
-        indices: np.ndarray,
-        data: np.ndarray,
+        where: tuple[np.ndarray, ...],
     ) -> None:
         """As `put`; chunks of all ranges are counted as one list, of which each thread has as much."""
         taken, kept = self._ends_of(firsts, lasts)
         chunks = np.concatenate([[0], np.cumsum(lasts - firsts)])
         total, threads = int(chunks[-1]), min(self._threads, int(chunks[-1]))
-        starts = np.cumsum(lengths) - lengths + np.repeat(begins - before[:-1], np.diff(rows))
-        (index_at, index_bytes), (data_at, data_bytes) = self._store.x_indices.table(()), self._store.x_data.table(())
-        table: tuple[Any, ...] = CHUNKS_PER_SHARD, index_at, index_bytes, data_at, data_bytes
-        runs: tuple[Any, ...] = chunks, firsts, rows, _addresses(taken), _addresses(kept)
-        cells: tuple[Any, ...] = self.step, self._store.n_genes, starts, lengths, places, indices, data
+        runs: list[Any] = [chunks, firsts, rows, _addresses(taken), _addresses(kept)]
+        table = [files, CHUNKS_PER_SHARD, *self._store.x_indices.table(()), *self._store.x_data.table(())]
 
         def part(number: int) -> None:
             begin, end = number * total // threads, (number + 1) * total // threads
@@ -130,8 +123,8 @@ class Decoder:
             try:
                 tries = 0
                 while tries < _TRIES:
-                    given: list[Any] = [*found, begin, end, *runs, _addresses([scratch])[0], files, *table]
-                    given += [*self._packed(), *cells]
+                    given: list[Any] = [*found, begin, end, *runs, _addresses([scratch])[0], *table]
+                    given += [*self._packed(), self.step, self._store.n_genes, *where]
                     bad = take(*given)
                     if bad < 0:
                         return
@@ -180,46 +173,23 @@ class Decoder:
 
     # range by range
 
-    def _one_by_one(self, found: Functions | None, first: int, last: int, where: tuple[np.ndarray, ...]) -> None:
+    def _one_by_one(self, first: int, last: int, where: tuple[np.ndarray, ...]) -> None:
         """The cells of one range, of the chunks [first, last)."""
         if first == last:
             return
-        row, chunk, end = 0, self._ends.taken(first), last
+        store, row, chunk, begin = self._store, 0, self._ends.taken(first), first
         if chunk is not None:
-            row = kernels.deliver(*chunk, first * self.step, row, *where)
-            first += 1
+            row, begin = kernels.deliver(*chunk, first * self.step, row, *where), first + 1
         else:
             chunk = self._ends.fresh()
-        self._deliver(found, first, end, chunk, row, where)
-        self._ends.keep(end - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
-
-    def _deliver(
-        self,
-        found: Functions | None,
-        first: int,
-        last: int,
-        chunk: Chunk,
-        row: int,
-        where: tuple[np.ndarray, ...],
-    ) -> None:
-        """Put the cells from `row` on that some chunks hold where they belong; the last one stays in `chunk`."""
-        store = self._store
-        if found is None:
-            both = zip(
-                store.x_indices.each(first, last, chunk[0], below=store.n_genes),
-                store.x_data.each(first, last, chunk[1]),
-                strict=True,
-            )
-            for number, _ in both:
-                row = kernels.deliver(*chunk, number * self.step, row, *where)
-            return
-        for begin in range(first, last, _TOGETHER):
-            end = min(begin + _TOGETHER, last)
-            packed = (*store.x_indices.packed(begin, end), *store.x_data.packed(begin, end))
-            row, done = unpack(found.crc, found.decode, *packed, *chunk, store.n_genes, begin, row, *where)
-            if done < end - begin:
-                self._look_at(begin + done)
-                raise CorruptError(f"{store.where}: X: chunk {begin + done} cannot be decoded")
+        both = zip(
+            store.x_indices.each(begin, last, chunk[0], below=store.n_genes),
+            store.x_data.each(begin, last, chunk[1]),
+            strict=True,
+        )
+        for number, _ in both:
+            row = kernels.deliver(*chunk, number * self.step, row, *where)
+        self._ends.keep(last - 1, chunk)  # a window ends within a chunk, and the next of its lane begins there
 
 
 def _too_many(error: BaseException) -> bool:

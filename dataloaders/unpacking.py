@@ -122,44 +122,6 @@ def _largest(values: np.ndarray) -> int:
 
 
 @njit(nogil=True, cache=True)
-def unpack(
-    crc_at: int,
-    decode_at: int,
-    packed_indices: np.ndarray,
-    index_lengths: np.ndarray,
-    packed_data: np.ndarray,
-    data_lengths: np.ndarray,
-    indices: np.ndarray,
-    data: np.ndarray,
-    n_genes: int,
-    number: int,
-    row: int,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    places: np.ndarray,
-    out_indices: np.ndarray,
-    out_data: np.ndarray,
-) -> tuple[int, int]:
-    """Deliver (`kernels.deliver`) the cells of some chunks, the first of which is `number`; of the last one the values
-    are left in `indices` and `data`.
-
-    Returns the cell to go on with, and how many chunks were delivered: fewer than there are if the next is damaged.
-    """
-    index_at = data_at = 0
-    for k in range(len(index_lengths)):
-        if not _unpacked(crc_at, decode_at, packed_indices, index_at, index_lengths[k], indices):
-            return row, k
-        if not _unpacked(crc_at, decode_at, packed_data, data_at, data_lengths[k], data):
-            return row, k
-        if _largest(indices) >= n_genes:
-            return row, k
-        row = deliver(indices, data, (number + k) * len(indices), row, starts, lengths, places, out_indices, out_data)
-        index_at += index_lengths[k]
-        data_at += data_lengths[k]
-    return row, len(index_lengths)
-
-
-@njit(nogil=True, cache=True)
 def _fetched(read_at: int, file: int, out: np.ndarray, n: int, offset: int) -> bool:
     """Whether `n` bytes of an open file from `offset` on now stand at the beginning of `out`."""
     done = 0

@@ -9,6 +9,7 @@ for the slow ones, over the first N cells.
 
 import argparse
 import json
+import os
 import resource
 import time
 import warnings
@@ -117,6 +118,7 @@ def ceiling(data: str, batch: int, csr: bool) -> dict[str, float]:
     from numba import njit
 
     from scarcade.dataloaders import unpacking
+    from scarcade.dataloaders.array_layout import CHUNKS_PER_SHARD
     from scarcade.dataloaders.packed import DenseRing, PackedCounts
     from scarcade.dataloaders.sources import StoreSource
     from scarcade.dataloaders.store import open_store
@@ -143,11 +145,23 @@ def ceiling(data: str, batch: int, csr: bool) -> dict[str, float]:
             )
             at += lengths[k]
 
+    room = np.empty(per_run * max(store.x_indices.largest, store.x_data.largest), np.uint8)
+
+    def packed(array: Any, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        shard = first // CHUNKS_PER_SHARD  # a run lies in one: they begin at multiples of it
+        at, lengths = array.table((shard,))[:, first:last]
+        file = array.handle(shard)
+        try:
+            os.preadv(file, [memoryview(room)[: int(lengths.sum())]], int(at[0]))
+        finally:
+            os.close(file)
+        return room, lengths
+
     def decode() -> None:
         for first in range(0, store.x_data.n_chunks, per_run):
             last = min(first + per_run, store.x_data.n_chunks)
             for array, buffer in zip((store.x_indices, store.x_data), out, strict=True):
-                unchecked(functions.decode, *array.packed(first, last), buffer, step)
+                unchecked(functions.decode, *packed(array, first, last), buffer, step)
 
     cells = min(n, 32768)
     loaded = StoreSource(store).load([(0, cells)], np.arange(cells))
