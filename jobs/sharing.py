@@ -78,7 +78,7 @@ def pull(url: str | Path, model: str | Path, *, replace: bool = False) -> Path:
             content = (Path(scratch) / MANIFEST).read_bytes()
         _check_kind(manifest, place.where)
         if not _is_it(target, content):
-            _check_target(target, manifest, replace)
+            _check_target(target, manifest, replace or _claims_it(target, content))
             with committed(target, extra=_extra(manifest), replace=True) as work:
                 place.fetch(manifest, work)
     return target
@@ -90,7 +90,7 @@ def _copied(source: Path, manifest: Mapping[str, Any], target: Path, *, replace:
     with sole_writer(target):
         if _is_it(target, content):
             return target
-        _check_target(target, manifest, replace, source)
+        _check_target(target, manifest, replace or _claims_it(target, content), source)
         with committed(target, extra=_extra(manifest), replace=True) as work:
             for name in manifest["files"]:
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +128,15 @@ def _check_target(target: Path, manifest: Mapping[str, Any], replace: bool, *inp
     check_replaceable(target, _kind(manifest), inputs)
 
 
+def _claims_it(target: Path, content: bytes) -> bool:
+    """Whether the folder has this manifest: if it is damaged, it is mended."""
+    path = target / MANIFEST
+    return path.is_file() and path.read_bytes() == content
+
+
 def _is_it(target: Path, content: bytes) -> bool:
     """Whether the folder is there already, whole."""
-    try:
-        return (target / MANIFEST).read_bytes() == content and not problems(target)
-    except (OSError, OpenError, CorruptError):
-        return False
+    return _claims_it(target, content) and not problems(target)
 
 
 def _complete(sizes: Mapping[str, int], manifest: Mapping[str, Any]) -> bool:

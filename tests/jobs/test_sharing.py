@@ -50,6 +50,8 @@ def test_what_comes_is_what_went(atlas: Atlas, bucket: Callable[[str], str], tmp
         got = pull(place, tmp_path / f"got {isinstance(place, Path)}")
         assert same(own, got)
         assert pull(place, got) == got
+        (got / "model.safetensors").write_bytes(b"")
+        assert same(own, pull(place, got))  # mended
         assert read(got).fingerprint == read(atlas.model).fingerprint
     assert not [path for path in tmp_path.rglob(".*") if path.name.startswith((".tmp", "."))]
 
