@@ -8,6 +8,7 @@ Where torch has no such library, or its threads sleep at once, they are a pool o
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -95,21 +96,17 @@ def run(
     cuts = [min(n_rows, chunk * (n_chunks * i // n_threads)) for i in range(n_threads)] + [n_rows]
     left = iter(list(pairwise(cuts)))  # a list's iterator gives each of its items to one thread
     failures: list[BaseException] = []
-    ended: list[int] = []
 
     def body() -> None:
         try:
             for start, stop in left:
                 work(start, stop)
-            ended.append(threading.get_ident())
         except BaseException as failure:  # noqa: BLE001 - raised below: it cannot cross the frames of C
             failures.append(failure)
 
     (on or (team if spins and _of_torch() is not None else pool))(body, n_threads)
     if failures:
         raise failures[0]
-    if threading.get_ident() not in ended:  # Ctrl-C fell between C and `body`, where Python only prints it
-        raise KeyboardInterrupt
 
 
 def pool(body: Body, n_threads: int) -> None:
@@ -126,8 +123,30 @@ def pool(body: Body, n_threads: int) -> None:
 
 
 def team(body: Body, n_threads: int) -> None:
-    """Call `body` on the threads of torch's OpenMP, within which torch itself computes on one."""
-    _of_torch()(_BODY(lambda _: body()), None, n_threads, 0)
+    """Call `body` on the threads of torch's OpenMP, within which torch itself computes on one.
+
+    Ctrl-C can fall between C and `body`, where Python would print the exception and go on: it is raised here.
+    """
+    called = _BODY(call := lambda _: body())
+    if threading.get_ident() != threading.main_thread().ident:  # Python handles signals in the main thread alone
+        _of_torch()(called, None, n_threads, 0)
+        return
+    lost: list[BaseException] = []
+    before = sys.unraisablehook
+
+    def keep(unraisable: Any) -> None:
+        if unraisable.object is call:
+            lost.append(unraisable.exc_value)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = keep
+    try:
+        _of_torch()(called, None, n_threads, 0)
+    finally:
+        sys.unraisablehook = before
+    if lost:
+        raise lost[0]
 
 
 @cache

@@ -50,22 +50,50 @@ def test_torch_computes_on_one_thread_there_and_on_all_again_after_it(on: On) ->
         torch.set_num_threads(before)
 
 
-def test_an_interrupt_that_python_ignored_is_raised() -> None:
-    """Between C and a function of Python an exception is printed, and lost: as if this thread had not taken part."""
+@no_team
+def test_an_interrupt_between_c_and_python_is_raised_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    class Stopped(KeyboardInterrupt):
+        """As SIGTERM is raised by the command line."""
 
-    def on(body: Body, n_threads: int) -> None:
-        for other in [threading.Thread(target=body) for _ in range(n_threads - 1)]:
-            other.start()
-            other.join()
+    main, seen, before = threading.get_ident(), [], sys.unraisablehook
 
-    before, seen = torch.get_num_threads(), []
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(100, lambda start, stop: seen.append((start, stop)), on=on)
-        assert len(seen) == 2
-    finally:
-        torch.set_num_threads(before)
+    def body() -> None:
+        seen.append(threading.get_ident())
+        if threading.get_ident() == main:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        team(body, 2)
+    assert len(set(seen)) == 2
+    assert sys.unraisablehook is before
+    assert capfd.readouterr().err == ""
+
+
+@no_team
+@pytest.mark.long
+def test_no_interrupt_is_lost_or_printed_whenever_it_comes() -> None:
+    code = (
+        "import random, signal, torch\n"
+        "from scarcade.engine.pool import run, team\n"
+        "torch.set_num_threads(2)\n"
+        "came, raised = [], 0\n"
+        "def stop(*_):\n"
+        "    came.append(1)\n"
+        "    raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGALRM, stop)\n"
+        "for _ in range(3000):\n"
+        "    n = len(came)\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 4e-4))\n"
+        "        while len(came) == n:\n"
+        "            run(64, lambda start, stop: None, on=team)\n"
+        "        print('lost')\n"
+        "    except KeyboardInterrupt:\n"
+        "        raised += 1\n"
+        "print(raised, len(came))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert (found.stderr, found.stdout.split()) == ("", ["3000", "3000"])
 
 
 @both
