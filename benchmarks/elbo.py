@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
 from benchmarks.training import make
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import Store, open_store
@@ -51,7 +52,11 @@ def of_peer(python: str, h5ad: Path, rows: Path, likelihood: str, batch: int, ep
     given = {"likelihood": likelihood, "batch": batch, "epochs": epochs, "seed": seed}
     options = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     done = subprocess.run(
-        [python, str(PEER), str(h5ad), str(rows), *options], capture_output=True, text=True, check=False
+        [python, str(PEER), str(h5ad), str(rows), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
     )
     if done.returncode:
         raise SystemExit(f"scvi-tools failed: {done.stderr.strip().splitlines()[-1:]}")

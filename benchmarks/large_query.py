@@ -10,7 +10,6 @@ and how long a reference of so many cells takes to read.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from benchmarks import environment
 from scarcade.dataloaders.store import Store, open_store
 from scarcade.jobs.one_query import QueryData
 
@@ -61,9 +61,7 @@ print(json.dumps({"mb": round(peak), "seconds": round(time.monotonic() - began, 
 def run(program: str, *arguments: str) -> str:
     """The last line that a process which runs `program` prints."""
     command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"}
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment(OMP_NUM_THREADS=2))
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 

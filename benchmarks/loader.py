@@ -12,13 +12,13 @@ Rows of a data set that is not measured now are kept. Without both peers the res
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import environment
 from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 
@@ -48,8 +48,8 @@ def measure(python: str, contender: str, data: Path, task: dict[str, Any]) -> di
     command += ["--csr"] if task.get("csr") else []
     if contender in SLOW:
         command += ["--cells", str(SLOW_20K if data.stem == "20k" else SLOW[contender])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    given = environment(OMP_NUM_THREADS=1, NUMBA_NUM_THREADS=1, HDF5_USE_FILE_LOCKING="FALSE")
+    done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
     if done.returncode:
         print(f"{contender} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None

@@ -35,6 +35,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
+
 RESULTS = Path(__file__).parent / "results" / "mapping.json"
 PEER = Path(__file__).parent / "peers" / "mapping_scvi_tools.py"
 MANY = FULL = 100  # queries
@@ -138,14 +140,13 @@ class Usage:
 def run(command: Sequence[object], threads: int, told: Callable[[str], None] = lambda line: None) -> Usage:
     """Run a command to its end, which must be a good one; `told` gets each line of its stdout as it comes."""
     peak, ended = [0.0], threading.Event()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     began = time.perf_counter()
     process = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(OMP_NUM_THREADS=threads),
     )
 
     def watch() -> None:

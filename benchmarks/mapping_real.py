@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
+
 RESULTS = Path(__file__).parent / "results" / "mapping_real.json"
 PEER = Path(__file__).parent / "peers" / "mapping_scvi_tools.py"
 KANG = ("kang_ctrl", "kang_stim")
@@ -93,7 +95,12 @@ def prepare(data: Path, folder: Path, split: Split) -> None:
 def scarcade(*words: object) -> float:
     """Seconds of one command in a process of its own."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "scarcade.jobs.cli", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "scarcade.jobs.cli", *map(str, words)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=environment(),
+    )
     return round(time.perf_counter() - began, 1)
 
 
@@ -130,7 +137,7 @@ def theirs(folder: Path, seed: int, options: argparse.Namespace) -> None:
 
 
 def peer(python: Path, *words: object) -> None:
-    subprocess.run([str(python), str(PEER), *map(str, words)], check=True, stdout=sys.stderr)
+    subprocess.run([str(python), str(PEER), *map(str, words)], check=True, stdout=sys.stderr, env=environment())
 
 
 @dataclass(frozen=True)

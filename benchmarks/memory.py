@@ -9,13 +9,13 @@ of 40,000 and of 200,000 cells with labels and proteins, and written with the la
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import environment
 from benchmarks.training import make
 from scarcade.dataloaders.store import open_store
 
@@ -51,9 +51,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def peak(program: str, *arguments: str) -> float:
     """MB at the most, of a process that runs `program`."""
     command = [sys.executable, "-c", program + PEAK, *arguments]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment(OMP_NUM_THREADS=1))
     return float(done.stdout.strip().splitlines()[-1])
 
 

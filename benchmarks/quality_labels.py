@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
+
 Row = dict[str, Any]
 TASK = "labels"
 EPOCHS = {"mixology": 100, "pbmc": 80, "pbmc_clean": 80}
@@ -268,7 +270,7 @@ def peer(python: Path, split: Split, name: str) -> dict[str, Any]:
     script = Path(__file__).parent / "peers" / "scvi_quality.py"
     command = [str(python), str(script), str(split.h5ad), "--epochs", str(EPOCHS[split.name])]
     command += ["--seed", str(split.seed), *(["--scanvi"] if name == PEER_SCANVI else [])]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
     return dict(json.loads(printed.strip().splitlines()[-1]))
 
 

@@ -10,13 +10,13 @@ bars: cells per second and memory within 10 %.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import environment
 from scarcade.dataloaders.synthetic import simulate
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -55,13 +55,12 @@ def main() -> None:
         for cells in options.cells:
             epochs = -(-(options.max_steps or 0) * BATCH // int(0.9 * cells)) or 1  # a tenth is held out
             command = [sys.executable, "-c", TRAIN, str(options.data / f"{cells}.zarr"), json.dumps(limit)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
             done = subprocess.run(
                 [*command, str(options.data), str(epochs)],
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
-                env=environment,
+                env=environment(OMP_NUM_THREADS=options.threads),
             )
             found[cells].append(json.loads(done.stdout.strip().splitlines()[-1]))
     rows: list[dict[str, Any]] = [

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import environment
 from scarcade.dataloaders.store import open_store
 from scarcade.dataloaders.synthetic import simulate
 
@@ -86,8 +87,8 @@ def measure(python: str, contender: str, data: Path, task: Task, **options: obje
     given = {"batch": task.batch, "likelihood": task.likelihood, "products": task.products, **options}
     for name, value in given.items():
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options["threads"])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    threads = environment(OMP_NUM_THREADS=options["threads"])
+    done = subprocess.run(command, capture_output=True, text=True, env=threads, check=False)
     if done.returncode:
         print(f"{contender} {task.model} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None

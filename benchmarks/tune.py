@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import environment
 from benchmarks.training import make
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
@@ -77,10 +78,10 @@ class Watch:
         self.peak = max(self.peak, held)
 
 
-def measured(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def measured(command: list[str], given: dict[str, str]) -> dict[str, Any]:
     """The costs of a command, which must succeed."""
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(command, env=environment(**given), stdout=subprocess.DEVNULL, stderr=errors)
         found = Watch(process).follow()
         errors.seek(0)
         if process.returncode:
@@ -118,8 +119,8 @@ def theirs(h5ad: Path, work: Path, options: argparse.Namespace) -> dict[str, Any
     command += ["--trials", str(options.trials), "--epochs", str(options.epochs)]
     ray = tempfile.mkdtemp(prefix="sc-peer-", dir="/tmp")  # the paths of Ray's sockets must be short
     # it would else join any cluster that happens to run on this machine
-    environment = {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    return measured(command, environment) | json.loads(told.read_text())
+    given = {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return measured(command, given) | json.loads(told.read_text())
 
 
 def main() -> None:

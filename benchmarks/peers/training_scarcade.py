@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import scarcade  # noqa: F401 - before torch: it sets how OpenMP's threads wait, which torch reads once
+
+# isort: split
 import torch
 from timing import Timer, answer, programs
 
