@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import environment
 from scarcade.dataloaders.store import Store, open_store
-from scarcade.jobs.one_query import QueryData
+from scarcade.jobs.query_settings import QueryData
 
 RESULTS = Path(__file__).parent / "results" / "large_query.json"
 GENES, LATENT, K = 2000, 10, 50

@@ -6,32 +6,31 @@ held in memory for each cell is the number of its counts as a small integer; eve
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import pandas as pd
 
-from scarcade.dataloaders.array_reader import ArrayReader, StringReader
+from scarcade.dataloaders.array_reader import ArrayReader
 from scarcade.dataloaders.remote import RemoteFiles, remote_manifest
 from scarcade.dataloaders.scalars import read_scalar
 from scarcade.dataloaders.shard_cache import shard_cache
 from scarcade.dataloaders.stored_files import LocalFiles, read_checked
+from scarcade.dataloaders.stored_obs import StoredObs
 from scarcade.dataloaders.writer import (
     FORMAT,
     PROTEIN_COUNTS,
     PROTEIN_MEASURED,
     CellBlock,
     StoreWriter,
-    smallest_codes,
 )
 from scarcade.engine.download import over_http
 from scarcade.engine.errors import CategoryError, CorruptError, CsrError, LimitError, OpenError, UsageError
 from scarcade.engine.folder import MANIFEST, problems, read_manifest
-from scarcade.engine.schema import Categories, Schema
+from scarcade.engine.schema import Schema
 from scarcade.engine.storage import is_url, shown
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Store:
         self._keys = ArrayReader(self._files, "uns/scarcade/keys", self._manifest)
         self.n_cells, self.n_genes = len(self._keys), self.schema.n_genes
         self.nnz = len(self.x_data)
-        self._columns: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
+        self._obs = StoredObs(self._files, self._manifest, self.schema, self.n_cells, self.where)
         self._check_sizes()
         self._load_lengths()
 
@@ -272,79 +271,20 @@ class Store:
 
     # ---- obs
 
-    def _column_names(self) -> list[str]:
-        meta = json.loads(read_checked(self._files, "obs/zarr.json", self._manifest))
-        return list(meta["attributes"]["column-order"])
-
-    def _is_categorical(self, column: str) -> bool:
-        return f"obs/{column}/codes/zarr.json" in self._manifest["files"]
-
-    def _categories(self, column: str) -> list[str]:
-        reader = StringReader(self._files, f"obs/{column}/categories", self._manifest)
-        return [str(value) for value in reader.rows(0, len(reader))]
-
     def codes(self, column: str) -> np.ndarray:
-        """A column for every cell (n_cells,): the schema's codes in the smallest integer type, -1 where the value
-        is missing or not one of the schema's; a column without categories as float32. To be read alone: all who ask
-        while somebody has it are given the same array.
-
-        Raises:
-            CategoryError: there is no such column, or a cell without a batch.
-        """
-        found = self._columns.get(column)
-        if found is None:
-            found = self._columns[column] = self._column(column)
-            found.flags.writeable = False
-        return found
-
-    def _column(self, column: str) -> np.ndarray:
-        if not self._is_categorical(column):
-            if f"obs/{column}/zarr.json" not in self._manifest["files"]:
-                raise CategoryError(f"{self.where}: no obs column '{column}'; there are {self._column_names()}")
-            reader = ArrayReader(self._files, f"obs/{column}", self._manifest)
-            return _filled(np.empty(len(reader), np.float32), reader.pieces())
-        ours = self._schema_column(column)
-        stored = self._categories(column)
-        values = ours.codes() if ours is not None else {value: code for code, value in enumerate(stored)}
-        table = np.array([values.get(value, -1) for value in stored] + [-1], smallest_codes(len(values)))
-        reader = ArrayReader(self._files, f"obs/{column}/codes", self._manifest)
-        if len(reader) != self.n_cells:
-            raise CorruptError(f"{self.where}: obs/{column} has {len(reader)} values for {self.n_cells} cells")
-
-        def pieces() -> Iterator[np.ndarray]:
-            for piece in reader.pieces():
-                if len(piece) and (piece.min() < -1 or piece.max() >= len(stored)):
-                    raise CorruptError(f"{self.where}: obs/{column} has codes beyond its {len(stored)} categories")
-                yield table[piece]
-
-        codes = _filled(np.empty(self.n_cells, table.dtype), pieces())
-        if ours is not None and ours not in self.schema.labels and (codes < 0).any():
-            cell = int(np.argmax(codes < 0))
-            raise CategoryError(f"{self.where}: cell {cell} has no known value in '{column}'")
-        return codes
-
-    def _schema_column(self, column: str) -> Categories | None:
-        columns = (self.schema.batch, *self.schema.labels, *self.schema.categorical)
-        return next((c for c in columns if c.name == column), None)
+        """As `StoredObs.codes`."""
+        return self._obs.codes(column)
 
     def names(self, start: int, stop: int) -> np.ndarray:
         """Names of the cells [start, stop), an object array of str."""
         self._check_range(start, stop)
-        return StringReader(self._files, "obs/_index", self._manifest).rows(start, stop)
+        return self._obs.names(start, stop)
 
     def obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """obs of the rows [start, stop) as it was written; index: the cells' names."""
         stop = self.n_cells if stop is None else stop
-        columns: dict[str, Any] = {}
-        for name in self._column_names():
-            if self._is_categorical(name):
-                codes = ArrayReader(self._files, f"obs/{name}/codes", self._manifest).rows(start, stop)
-                columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(self._categories(name)))
-            else:
-                meta = json.loads(read_checked(self._files, f"obs/{name}/zarr.json", self._manifest))
-                kind = StringReader if meta["data_type"] == "string" else ArrayReader
-                columns[name] = kind(self._files, f"obs/{name}", self._manifest).rows(start, stop)
-        return pd.DataFrame(columns, index=pd.Index(self.names(start, stop).astype(str), dtype=object))
+        self._check_range(start, stop)
+        return self._obs.frame(start, stop)
 
     def var(self) -> pd.DataFrame:
         """var as it was written; index: the genes."""
@@ -400,12 +340,3 @@ class Store:
             out.obsm[PROTEIN_COUNTS] = pd.DataFrame(np.concatenate([c for c, _ in proteins]), out.obs_names, names)
             out.obsm[PROTEIN_MEASURED] = pd.DataFrame(np.concatenate([m for _, m in proteins]), out.obs_names, names)
         return out
-
-
-def _filled(out: np.ndarray, pieces: Iterable[np.ndarray]) -> np.ndarray:
-    """`out` with the pieces one behind the other: all of them are never there at once."""
-    at = 0
-    for piece in pieces:
-        out[at : at + len(piece)] = piece
-        at += len(piece)
-    return out

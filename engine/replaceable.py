@@ -13,7 +13,7 @@ from scarcade.engine.folder import MANIFEST, MANIFEST_LIMIT, manifest_in, read_m
 from scarcade.engine.published import is_there
 from scarcade.engine.storage import Mirror, is_url, parted, shown
 
-FOLDER_OF = {"store": "a store", "latent": "a latent", "model": "a model", "delta": "a delta"}
+FOLDER_OF = {"store": "a store", "latent": "a latent", "model": "a model", "delta": "a delta", "export": "an export"}
 
 
 def check_replaceable(out: str | Path, kind: str, inputs: Iterable[Any] = ()) -> None:

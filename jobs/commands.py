@@ -6,6 +6,7 @@ Results go to stdout, progress and notes to stderr. Every command imports what i
 
 import math
 import os
+import sys
 import time
 from json import dumps
 from pathlib import Path
@@ -381,6 +382,25 @@ def import_(
     refuse_to_overwrite(out, force)
     check_replaceable(out, "model", [model])
     print(run(model, out, replace=force))
+
+
+@app.command
+def export(
+    model: Annotated[str, told("Folder of the model, as in runs/NAME/model; or its URL.")],
+    *,
+    out: Out,
+    force: Force = False,
+    common: Common = COMMON,
+) -> None:
+    """Write a model as scvi-tools has it (scvi, scanvi, totalvi), or scArches (trvae, expimap, scgen)."""
+    from scarcade.jobs.exchange import export_model as run
+
+    refuse_to_overwrite(out, force)
+    check_replaceable(out, "export", [model])
+    done = run(model, out, replace=force)
+    for line in (f"{done.name} of {done.tool}", *(f"note: {one}" for one in done.notes)):
+        print(line, file=sys.stderr)
+    print(done.path)
 
 
 @app.command

@@ -1,15 +1,25 @@
-"""Models of other tools as ours: a folder that train, map, embed and `sca.load` take."""
+"""Models of other tools as ours: a folder that train, map, embed and `sca.load` take; and ours as theirs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from scarcade.engine.errors import OpenError
+from scarcade.dataloaders.writer import PROTEIN_COUNTS
+from scarcade.engine.errors import ModelFileError, OpenError
+from scarcade.engine.folder import committed
 from scarcade.engine.published import published
 from scarcade.engine.storage import is_url
+from scarcade.jobs.fetched import near
+from scarcade.models.expimap import Expimap
 from scarcade.models.interop.scarches import is_scarches, read_scarches
 from scarcade.models.interop.scgen import is_scgen, read_scgen
 from scarcade.models.interop.scvi_tools import read_scvi_tools
+from scarcade.models.interop.to_scarches import write_scarches
+from scarcade.models.interop.to_scvi_tools import write_scvi_tools
 from scarcade.models.model import AtlasModel
-from scarcade.models.saved import save
+from scarcade.models.saved import read, save
+from scarcade.models.scgen import Scgen
+from scarcade.models.scvi import Scvi
+from scarcade.models.trvae import Trvae
 
 
 def import_model(path: str | Path, out: str | Path, *, replace: bool = False) -> Path | str:
@@ -38,3 +48,37 @@ def import_model(path: str | Path, out: str | Path, *, replace: bool = False) ->
     with published(out, replace=replace) as target:
         save(model, target, training=dict(model.record or {}), data_fingerprint=None, replace=replace)
     return str(out) if is_url(out) else Path(out)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in the files of another tool."""
+
+    path: Path | str
+    tool: str  # scvi-tools, scArches
+    name: str  # of the class there
+    notes: tuple[str, ...]  # what the user should know
+
+
+def export_model(path: str | Path, out: str | Path, *, replace: bool = False) -> Exported:
+    """Write a model of ours to the folder, or URL, `out` in the files of the tool that it comes from.
+
+    scvi, scanvi and totalvi as ``model.pt`` of scvi-tools, trvae, expimap and scgen as the three files of scArches.
+
+    Raises:
+        OpenError, CorruptError: there is no model of ours in `path`, or it is damaged. ModelFileError: the other tool
+        has no such model. StorageError: `out` exists, or cannot be written.
+    """
+    with near(path) as folder, published(out, replace=replace) as target:
+        model = read(folder)
+        with committed(target, extra={"kind": "export"}, replace=replace) as work:
+            try:
+                if isinstance(model, Scvi):
+                    tool, (name, notes) = "scvi-tools", write_scvi_tools(model, work, PROTEIN_COUNTS)
+                elif isinstance(model, Trvae | Expimap | Scgen):
+                    tool, (name, notes) = "scArches", write_scarches(model, work)
+                else:
+                    raise ModelFileError(f"no other tool has a {model.name} model")
+            except ModelFileError as error:
+                raise ModelFileError(f"{path}: cannot be exported: {error}") from error
+    return Exported(str(out) if is_url(out) else Path(out), tool, name, tuple(notes))

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from scarcade.dataloaders.counts import Csr
@@ -19,9 +18,7 @@ from scarcade.dataloaders.loader import CellLoader, LoaderConfig, of_source
 from scarcade.dataloaders.query_counts import QuerySource, source_of
 from scarcade.dataloaders.schema import Query
 from scarcade.dataloaders.stratified import stratified
-from scarcade.engine.config import HIDDEN
 from scarcade.engine.loop import fit
-from scarcade.engine.optim import OptimConfig
 from scarcade.engine.pack import Member
 from scarcade.engine.schema import Categories, Schema
 from scarcade.engine.scores import label_accuracy
@@ -30,50 +27,14 @@ from scarcade.engine.world import World
 from scarcade.jobs.cells import batch_columns
 from scarcade.jobs.embed import latent_of
 from scarcade.jobs.label_transfer import Prediction
-from scarcade.jobs.latent import LATENT
+from scarcade.jobs.query_notes import notes_of
+from scarcade.jobs.query_settings import QueryData, QueryOptim, QuerySurgery
 from scarcade.jobs.reference import Reference
 from scarcade.models.model import AtlasModel
 from scarcade.models.packed import rows_of, why_alone
 from scarcade.models.surgery import SurgeryConfig, additions, grow, trainable
 
 Report = Callable[[Mapping[str, Any]], None]
-
-
-class QueryOptim(OptimConfig):
-    """As in training, with the numbers for surgery of scvi-tools' tutorials."""
-
-    epochs: int | None = Field(200, ge=1, description="Passes over the query's cells.")
-    products: Literal["float32"] = Field(
-        "float32", description="Queries are trained in float32.", json_schema_extra=HIDDEN
-    )
-    record: Literal[True] = Field(True, description="Of a GPU.", json_schema_extra=HIDDEN)
-    weight_decay: float = Field(0.0, ge=0, description="L2 term added to the gradient (not decoupled).")
-
-
-class QueryData(LoaderConfig):
-    """How a query's cells are dealt out."""
-
-    validation: float = Field(0.0, ge=0, lt=1, description="Fraction of the query's cells that is held out.")
-    lanes: int | None = Field(1, ge=1, description="Stretches read in turn; one process reads them all.")
-    edit_labels: bool = Field(False, description="Is --transfer.edit here.", json_schema_extra=HIDDEN)
-    gpu_memory: int | None = Field(None, ge=0, description="Of a GPU.", json_schema_extra=HIDDEN)
-    stream_above: int = Field(
-        1 << 28,
-        ge=0,
-        description="Bytes of a query's counts in memory; one that needs more is streamed, to the same result.",
-    )
-
-
-class QuerySurgery(SurgeryConfig):
-    """How the reference is grown and trained."""
-
-    train_decoder: bool = Field(
-        False, description="Train new rows even where they cannot move cells (encode_covariates = false)."
-    )
-    use_labels: bool = Field(
-        False,
-        description="scanvi: labels of the query's cells take part in its training; then they no longer test it",
-    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +119,7 @@ def prepared(reference: Reference, query: Query, surgery: QuerySurgery, *, seed:
     columns = batch_columns(query, np.array([codes[value] for value in query.batch], np.int64), schema)
     grew = bool(trainable(grown))
     moves = grew and (reference.model.surgery_notice is None or surgery.train_decoder)
-    notes = tuple(_notes(reference, query, new, surgery, grew))
+    notes = tuple(notes_of(reference, query, new, surgery, grew))
     trains = bool(query.n_cells and (new or surgery.model) and moves)
     source = source_of(query.counts, columns, schema, seed=seed, keys=query.keys)
     return Prepared(query, schema, grown, source, new, trains, notes)
@@ -327,40 +288,6 @@ def _embedded(
             if probabilities is not None:
                 probabilities[batch.rows] = model.predict_labels(batch.to(model.device)).cpu().numpy()
     return mean, variance, probabilities
-
-
-def _notes(
-    reference: Reference, query: Query, new: Mapping[str, tuple[str, ...]], surgery: QuerySurgery, grew: bool
-) -> list[str]:
-    """What a user should know of how this query was mapped; `grew`: surgery added something that could be trained."""
-    notes = list(query.warnings)
-    known = sorted(set(query.batch) & set(reference.schema.batch.values))
-    if known:
-        shown = ", ".join(map(repr, known[:5])) + (", ..." if len(known) > 5 else "")
-        notes.append(f"batch {shown} is the reference's own: its rows were used as they are")
-    if isinstance(query.counts, Csr) and (empty := int(np.count_nonzero(np.diff(query.counts.indptr) == 0))):
-        notes.append(
-            f"{empty} of {query.n_cells} cells have no counts in the reference's genes: their place says nothing"
-        )
-    if query.n_cells and not new and not surgery.model:
-        notes.append("the query has no new batch: nothing was trained")
-    if new and (told := reference.model.surgery_notice):
-        left = grew and not surgery.train_decoder
-        notes.append(f"{told}; the decoder was left alone (--surgery.train-decoder)" if left else told)
-    if reference.transfer is None:
-        notes.append(f"{reference.path / LATENT} is not there: no labels were transferred")
-    for column, n_cells in reference.contradicted.items():
-        if n_cells:
-            notes.append(f"{n_cells} cells of the reference did not vote: their neighbours have another {column}")
-    if reference.transfer is not None:
-        for column, n_cells in reference.transfer.few.items():
-            notes.append(
-                f"--transfer.k {reference.transfer.k}: all of the {n_cells} cells of the reference with a label in "
-                f"{column} vote on each cell; a smaller k asks its neighbours"
-            )
-    if reference.transfer is not None and reference.transfer.skipped:
-        notes.append(f"no cell of the reference has a label in {', '.join(reference.transfer.skipped)}")
-    return notes
 
 
 def _common(surgery: QuerySurgery) -> dict[str, Any]:

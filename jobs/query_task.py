@@ -23,10 +23,11 @@ from scarcade.engine.schema import Schema
 from scarcade.engine.scores import label_accuracy
 from scarcade.jobs.exits import explained
 from scarcade.jobs.map_scale import MapScale, check_memory
-from scarcade.jobs.one_query import Mapped, QueryData, QueryOptim, QuerySurgery, known_accuracy
+from scarcade.jobs.one_query import Mapped, known_accuracy
 from scarcade.jobs.picture import picture
 from scarcade.jobs.projection import How, Projection
 from scarcade.jobs.queries import Task
+from scarcade.jobs.query_settings import QueryData, QueryOptim, QuerySurgery
 from scarcade.jobs.reference import Reference, TransferConfig
 from scarcade.jobs.results import Record, Results, histogram, provenance_of
 from scarcade.jobs.written import Format

@@ -23,6 +23,8 @@ _PUBLIC = {
     "load": "scarcade.jobs.trained",
     "push": "scarcade.jobs.sharing",
     "pull": "scarcade.jobs.sharing",
+    "import_model": "scarcade.jobs.exchange",
+    "export_model": "scarcade.jobs.exchange",
     "open_store": "scarcade.dataloaders.store",
     "MODELS": "scarcade.models",
 }
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from scarcade.dataloaders.store import open_store
     from scarcade.dataloaders.synthetic import simulate
     from scarcade.jobs.embed import embed
+    from scarcade.jobs.exchange import export_model, import_model
     from scarcade.jobs.inspect import inspect
     from scarcade.jobs.mapping import map_queries
     from scarcade.jobs.score import score

@@ -116,8 +116,14 @@ def test_ray_stands_at_the_rim() -> None:
 
 @pytest.mark.parametrize("name", ["pickle", "cloudpickle", "dill", "joblib", "torch.load", "torch.save"])
 def test_nothing_is_pickled(name: str) -> None:
-    # one file knows the format: the restricted unpickler of foreign models, which runs in a process of its own
-    assert users(name) <= ({"models/interop/unpickle.py"} if name == "pickle" else set())
+    # two files know the format: the restricted unpickler of foreign models, which runs in a process of its own, and
+    # what writes models in the formats of other tools (decision 016)
+    reads, writes = {"models/interop/unpickle.py"}, {"models/interop/written.py"}
+    assert users(name) <= {"pickle": reads | writes, "torch.save": writes}.get(name, set())
+    assert users("scarcade.models.interop.written") <= {
+        "models/interop/to_scvi_tools.py",
+        "models/interop/to_scarches.py",
+    }
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:

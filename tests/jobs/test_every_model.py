@@ -16,7 +16,8 @@ from scarcade.engine.config import checked, merged
 from scarcade.engine.contracts import Batch, Step
 from scarcade.engine.world import World
 from scarcade.jobs.mapping import map_queries
-from scarcade.jobs.one_query import QueryData, QueryOptim, QuerySurgery, map_query
+from scarcade.jobs.one_query import map_query
+from scarcade.jobs.query_settings import QueryData, QueryOptim, QuerySurgery
 from scarcade.jobs.reference import Reference, TransferConfig, load_reference
 from scarcade.jobs.train import train
 from scarcade.jobs.train_config import TrainConfig, resolved

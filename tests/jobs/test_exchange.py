@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -8,11 +9,15 @@ import pytest
 import torch
 
 from scarcade.engine.errors import OpenError, StorageError
+from scarcade.engine.folder import problems
 from scarcade.jobs.cli import main
-from scarcade.jobs.exchange import import_model
+from scarcade.jobs.exchange import export_model, import_model
+from scarcade.models import MODELS
 from scarcade.models.interop.scvi_tools import read_scvi_tools
 from scarcade.models.saved import read, save
 from scarcade.models.scvi import Scvi
+from scarcade.models.trvae import Trvae
+from tests.every_model import EVERY, settings_of
 from tests.models.cells import made_batch, made_schema
 from tests.shared import shared
 
@@ -105,3 +110,69 @@ def test_what_is_no_foreign_model_is_told(tmp_path: Path, capsys: pytest.Capture
     for path, told in {"ours": "is a model of scarcade already", "nowhere": "no such file or folder"}.items():
         assert main(["import", str(tmp_path / path), "--out", str(tmp_path / "out")]) == 4
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_model_of_ours_is_exported_and_imported(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = made_schema(60, batches="abc", labels="xyz")
+    schema = replace(schema, proteins=tuple("pqrs")) if name == "totalvi" else schema
+    settings = settings_of(name, schema)["model"]
+    if name == "expimap":
+        settings = {"programs": settings["programs"], "hidden_layer_sizes": [8]}
+    model = MODELS[name](MODELS[name].Config.model_validate(settings), schema, seed=3)
+    ours, theirs, again = tmp_path / "ours", tmp_path / "theirs", tmp_path / "again"
+    save(model, ours, training={}, data_fingerprint=None)
+    assert main(["export", str(ours), "--out", str(theirs)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{theirs}\n"
+    assert told.err.splitlines()[0] in ("SCVI of scvi-tools", "SCANVI of scvi-tools", "TOTALVI of scvi-tools") or (
+        told.err.splitlines()[0] in ("TRVAE of scArches", "EXPIMAP of scArches", "scgen of scArches")
+    )
+    assert not problems(theirs)
+    assert main(["import", str(theirs), "--out", str(again)]) == 0
+    cells = made_batch(schema, 20)
+    if name == "scgen":  # its files know one batch
+        cells = replace(cells, batch=torch.zeros_like(cells.batch))
+    assert torch.equal(read(again).embed(cells)[0], read(ours).embed(cells)[0])
+
+
+def test_an_export_takes_the_place_of_an_export_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, out = tmp_path / "ours", tmp_path / "out"
+    save(Scvi(Scvi.Config(n_hidden=4), made_schema(5)), ours, training={}, data_fingerprint=None)
+    command = ["export", str(ours), "--out", str(out)]
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert main(command) == 2
+    assert main([*command, "--force"]) == 2
+    assert "was not made by scarcade" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine"
+    shutil.rmtree(out)
+    assert main(command) == 0
+    assert main(command) == 2
+    assert main([*command, "--force"]) == 0
+    assert main(["export", str(ours), "--out", str(ours), "--force"]) == 2
+    assert read(ours).name == "scvi"
+
+
+def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    config = Trvae.Config(hidden_layer_sizes=(4,), n_latent=2, normalise_input=True)
+    save(Trvae(config, made_schema(5, batches="ab")), tmp_path / "ours", training={}, data_fingerprint=None)
+    for path, told in {
+        "ours": "cannot be exported: the encoder sees normalised counts (normalise_input)",
+        "nowhere": "nowhere",
+    }.items():
+        assert main(["export", str(tmp_path / path), "--out", out]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert told in line
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["ours"]
+
+
+def test_a_model_at_a_url_is_exported_to_a_url(tmp_path: Path) -> None:
+    save(Scvi(Scvi.Config(n_hidden=4), made_schema(5)), tmp_path / "ours", training={}, data_fingerprint=None)
+    done = export_model((tmp_path / "ours").as_uri(), (tmp_path / "theirs").as_uri())
+    assert (done.tool, done.name, done.path) == ("scvi-tools", "SCVI", (tmp_path / "theirs").as_uri())
+    assert read_scvi_tools(tmp_path / "theirs").schema.genes == made_schema(5).genes

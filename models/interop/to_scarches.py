@@ -1,0 +1,110 @@
+"""Our models as the three files of scArches: ``model_params.pt``, ``attr.pkl``, ``var_names.csv``."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scarcade.engine.errors import ModelFileError
+from scarcade.models.expimap import Expimap
+from scarcade.models.interop import scarches, scgen
+from scarcade.models.interop.written import write_archive, write_values
+from scarcade.models.scgen import Scgen
+from scarcade.models.terms import CONSTRAINED, Terms
+from scarcade.models.trvae import Trvae
+
+
+def write_scarches(model: Trvae | Expimap | Scgen, folder: Path) -> tuple[str, list[str]]:
+    """Write the three files into `folder`; (class in scArches, what the user should know).
+
+    Raises:
+        ModelFileError: scArches has no such model.
+    """
+    genes = model.schema.genes
+    if wrong := [gene for gene in genes if len(gene.splitlines()) != 1 or gene != gene.strip()]:
+        raise ModelFileError(f"the gene {wrong[0]!r} cannot stand on a line of its own, as var_names.csv has them")
+    state = state_of(model)
+    write_archive(state, folder / "model_params.pt")
+    write_values(_attributes(model), folder / "attr.pkl")
+    (folder / "var_names.csv").write_text("".join(f"{gene}\n" for gene in genes), encoding="utf-8")
+    notes = []
+    if isinstance(model, Scgen) or model.config.recon_loss == "mse":
+        notes.append(f"scArches expects log1p of counts that are scaled to {model.config.target_sum:g} a cell in X")
+    if isinstance(model, Expimap):
+        notes.append("its files have no place for the names of programs: they are in model.json of this model alone")
+    if isinstance(model, Scgen) and len(model.schema.batch) > 1:
+        notes.append("scgen of scArches knows no batches: their names are not in the files")
+    return {Trvae: "TRVAE", Expimap: "EXPIMAP", Scgen: "scgen"}[type(model)], notes
+
+
+def state_of(model: Trvae | Expimap | Scgen) -> "OrderedDict[str, Any]":
+    """The state dict of the module in scArches.
+
+    Raises:
+        ModelFileError: it has no such module.
+    """
+    if not isinstance(model, Scgen):
+        if model.config.normalise_input:
+            raise ModelFileError("the encoder sees normalised counts (normalise_input), in scArches only with mse")
+        if model.schema.continuous:
+            raise ModelFileError("the model has continuous covariates, for which scArches has no place")
+    found = scgen.to_state(model) if isinstance(model, Scgen) else scarches.to_state(model)
+    if isinstance(model, Expimap) and not model.config.soft_ext_mask:
+        masks = [one.masks() for one in model.modules() if isinstance(one, Terms) and one.covariate == CONSTRAINED]
+        if masks and masks[0] is not None:
+            found["decoder.L0.ext_L_m.mask"] = masks[0].numpy().T
+    state: OrderedDict[str, Any] = OrderedDict()
+    for key, value in found.items():
+        state[key] = torch.from_numpy(np.array(value, order="C"))
+        if key.endswith(".running_var"):
+            state[key.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
+def _attributes(model: Trvae | Expimap | Scgen) -> dict[str, Any]:
+    config, schema = model.config, model.schema
+    common = {
+        "hidden_layer_sizes_": list(config.hidden_layer_sizes),
+        "dr_rate_": config.dropout_rate,
+        "is_trained_": True,
+    }
+    if isinstance(config, Scgen.Config):
+        return {**common, "x_dim_": schema.n_genes, "z_dim_": config.n_latent}
+    common |= {
+        "condition_key_": schema.batch.name,
+        "conditions_": list(schema.batch.values),
+        "input_dim_": schema.n_genes,
+        "recon_loss_": config.recon_loss,
+        "use_bn_": config.norm == "batch",
+        "use_ln_": config.norm == "layer",
+    }
+    if isinstance(config, Trvae.Config):
+        return {
+            **common,
+            "latent_dim_": config.n_latent,
+            "use_mmd_": config.use_mmd,
+            "mmd_on_": config.mmd_on,
+            "mmd_boundary_": config.mmd_boundary,
+            "beta_": config.beta,
+        }
+    assert isinstance(config, Expimap.Config)
+
+    def mask(programs: Any) -> list[list[float]]:
+        return [[float(gene in inside) for gene in schema.genes] for inside in map(set, programs.values())]
+
+    return {
+        **common,
+        "mask_": mask(config.programs),
+        "ext_mask_": mask(config.new_programs) or None,
+        "latent_dim_": len(config.programs),
+        "n_ext_": config.n_ext,
+        "n_ext_m_": len(config.new_programs),
+        "soft_mask_": config.soft_mask,
+        "soft_ext_mask_": config.soft_ext_mask,
+        "use_l_encoder_": False,
+        "use_hsic_": config.use_hsic,
+        "hsic_one_vs_all_": config.hsic_one_vs_all,
+        "decoder_last_layer_": config.decoder_last_layer,
+    }
