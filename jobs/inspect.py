@@ -145,6 +145,8 @@ def _kind(path: Path) -> str:
         declared = str(read_manifest(path).get("kind"))
         if declared in {"store", "model", "delta"}:
             return declared
+        if declared == "export":
+            raise OpenError(f"{path}: is a model in the files of another tool; `scarcade import` reads it")
     raise OpenError(f"{path}: is no store, model, run, delta, .h5ad or .zarr")
 
 

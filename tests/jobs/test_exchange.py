@@ -131,6 +131,8 @@ def test_a_model_of_ours_is_exported_and_imported(
         told.err.splitlines()[0] in ("TRVAE of scArches", "EXPIMAP of scArches", "scgen of scArches")
     )
     assert not problems(theirs)
+    assert main(["inspect", str(theirs)]) == 4
+    assert "`scarcade import` reads it" in capsys.readouterr().err
     assert main(["import", str(theirs), "--out", str(again)]) == 0
     cells = made_batch(schema, 20)
     if name == "scgen":  # its files know one batch
