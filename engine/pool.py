@@ -135,7 +135,8 @@ def team(body: Body, n_threads: int) -> None:
     before = sys.unraisablehook
 
     def keep(unraisable: Any) -> None:
-        if unraisable.object is call:
+        # until Python 3.12 it names the function, since then in its message alone
+        if unraisable.object is call or repr(call) in (unraisable.err_msg or ""):
             lost.append(unraisable.exc_value)
         else:
             before(unraisable)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -67,6 +68,20 @@ def test_an_interrupt_between_c_and_python_is_raised_and_not_printed(capfd: pyte
     assert len(set(seen)) == 2
     assert sys.unraisablehook is before
     assert capfd.readouterr().err == ""
+
+
+@no_team
+def test_what_python_tells_of_another_function_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    main, as_python_3_13 = threading.get_ident(), types.SimpleNamespace(object=None, err_msg="Exception ignored in <x>")
+
+    def body() -> None:
+        if threading.get_ident() == main:
+            sys.unraisablehook(as_python_3_13)
+
+    team(body, 2)
+    assert told == [as_python_3_13]
 
 
 @no_team
