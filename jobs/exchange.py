@@ -7,19 +7,14 @@ from scarcade.dataloaders.writer import PROTEIN_COUNTS
 from scarcade.engine.errors import ModelFileError, OpenError
 from scarcade.engine.folder import committed
 from scarcade.engine.published import published
-from scarcade.engine.storage import is_url
+from scarcade.engine.storage import is_url, shown
 from scarcade.jobs.fetched import near
-from scarcade.models.expimap import Expimap
 from scarcade.models.interop.scarches import is_scarches, read_scarches
 from scarcade.models.interop.scgen import is_scgen, read_scgen
 from scarcade.models.interop.scvi_tools import read_scvi_tools
-from scarcade.models.interop.to_scarches import write_scarches
-from scarcade.models.interop.to_scvi_tools import write_scvi_tools
+from scarcade.models.interop.to_others import write_export
 from scarcade.models.model import AtlasModel
 from scarcade.models.saved import read, save
-from scarcade.models.scgen import Scgen
-from scarcade.models.scvi import Scvi
-from scarcade.models.trvae import Trvae
 
 
 def import_model(path: str | Path, out: str | Path, *, replace: bool = False) -> Path | str:
@@ -73,12 +68,7 @@ def export_model(path: str | Path, out: str | Path, *, replace: bool = False) ->
         model = read(folder)
         with committed(target, extra={"kind": "export"}, replace=replace) as work:
             try:
-                if isinstance(model, Scvi):
-                    tool, (name, notes) = "scvi-tools", write_scvi_tools(model, work, PROTEIN_COUNTS)
-                elif isinstance(model, Trvae | Expimap | Scgen):
-                    tool, (name, notes) = "scArches", write_scarches(model, work)
-                else:
-                    raise ModelFileError(f"no other tool has a {model.name} model")
+                tool, name, notes = write_export(model, work, PROTEIN_COUNTS)
             except ModelFileError as error:
-                raise ModelFileError(f"{path}: cannot be exported: {error}") from error
+                raise ModelFileError(f"{shown(str(path))}: cannot be exported: {error}") from error
     return Exported(str(out) if is_url(out) else Path(out), tool, name, tuple(notes))

@@ -101,7 +101,7 @@ def schema_of(registry: Mapping[str, Any], names: list[str], n_classes: int | No
         ),
         continuous=tuple(map(str, state("extra_continuous_covs").get("columns", ()))),
         size_factor=arguments.get("size_factor_key"),
-        counts_from=f"layers/{arguments['layer']}" if arguments.get("layer") else "X",
+        counts_from=str(arguments.get("layer") or "X"),
     )
 
 

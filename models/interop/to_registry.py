@@ -18,7 +18,7 @@ def registry_of(model: Scvi, name: str, proteins: str) -> dict[str, Any]:
     """What `setup_anndata` of scvi-tools would have noted of the data."""
     schema = model.schema
     labels = labels_used(model)
-    layer = schema.counts_from.removeprefix("layers/") if schema.counts_from.startswith("layers/") else None
+    layer = layer_of(schema)
     arguments: dict[str, Any] = {
         "batch_key": schema.batch.name,
         "categorical_covariate_keys": [one.name for one in schema.categorical] or None,
@@ -54,7 +54,7 @@ def registry_of(model: Scvi, name: str, proteins: str) -> dict[str, Any]:
     if labels is None:  # scvi-tools gives all cells one label of its own
         fields["labels"] = _column("labels", "_scvi_labels", np.zeros(1, np.int64))
     elif name == "SCANVI":
-        unlabelled = unlabelled_of(labels)
+        unlabelled = unlabelled_of(schema)
         fields["labels"] = _column("labels", labels.name, (*labels.values, unlabelled))
         fields["labels"]["state_registry"]["unlabeled_category"] = unlabelled
         arguments |= {"unlabeled_category": unlabelled, "use_minified": True}
@@ -76,12 +76,34 @@ def labels_used(model: Scvi) -> Categories | None:
     return None
 
 
-def unlabelled_of(labels: Categories) -> str:
-    """A name for cells without a label that is no label."""
-    name = UNLABELLED
-    while name in labels.values:
+def unlabelled_of(schema: Schema) -> str:
+    """A name for cells without a label that is no label: one that was said to mean that, if there is one."""
+    name, labels = next(iter(schema.unlabelled), UNLABELLED), schema.labels[0].values
+    while name in labels:
         name = f"_{name}"
     return name
+
+
+def layer_of(schema: Schema) -> str | None:
+    """The layer that new cells have their counts in, None: X (also where counts were in raw, or in several places)."""
+    name = schema.counts_from.removeprefix("layers/")  # models that were imported by early versions
+    return None if name in ("X", "raw.X") or ", " in name else name
+
+
+def told_of_counts(schema: Schema, tool: str) -> list[str]:
+    """What should be known where a tool does not look where the counts were."""
+    wanted = layer_of(schema) if tool == "scvi-tools" else None
+    if schema.counts_from == "X" or wanted is not None:
+        return []
+    return [f"counts were in {schema.counts_from}, and {tool} takes them from X: give it cells that have them there"]
+
+
+def told_of_columns(schema: Schema, *, labels: bool = False) -> str:
+    """Which columns cells need."""
+    text = [schema.batch.name, *(one.name for one in schema.categorical), *(one.name for one in schema.labels[:labels])]
+    numbers = [*schema.continuous, *([schema.size_factor] if schema.size_factor else [])]
+    more = f"; as numbers: {', '.join(numbers)}" if numbers else ""
+    return f"columns of obs that it wants, as text: {', '.join(text)}{more}"
 
 
 def _field(where: tuple[str, str | None] | None, state: dict[str, Any], summary: dict[str, int]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from scarcade.engine.errors import ModelFileError
 from scarcade.models.expimap import Expimap
 from scarcade.models.interop import scarches, scgen
+from scarcade.models.interop.to_registry import told_of_columns, told_of_counts
 from scarcade.models.interop.written import write_archive, write_values
 from scarcade.models.scgen import Scgen
 from scarcade.models.terms import CONSTRAINED, Terms
@@ -23,13 +24,16 @@ def write_scarches(model: Trvae | Expimap | Scgen, folder: Path) -> tuple[str, l
         ModelFileError: scArches has no such model.
     """
     genes = model.schema.genes
-    if wrong := [gene for gene in genes if len(gene.splitlines()) != 1 or gene != gene.strip()]:
-        raise ModelFileError(f"the gene {wrong[0]!r} cannot stand on a line of its own, as var_names.csv has them")
+    if wrong := [
+        gene for gene in genes if len(gene.splitlines()) != 1 or gene != gene.strip() or set(gene) & set("#,")
+    ]:
+        raise ModelFileError(f"scArches would not read the gene {wrong[0]!r} from var_names.csv as it is")
     state = state_of(model)
     write_archive(state, folder / "model_params.pt")
     write_values(_attributes(model), folder / "attr.pkl")
     (folder / "var_names.csv").write_text("".join(f"{gene}\n" for gene in genes), encoding="utf-8")
-    notes = []
+    notes = [] if isinstance(model, Scgen) else [told_of_columns(model.schema)]
+    notes += told_of_counts(model.schema, "scArches")
     if isinstance(model, Scgen) or model.config.recon_loss == "mse":
         notes.append(f"scArches expects log1p of counts that are scaled to {model.config.target_sum:g} a cell in X")
     if isinstance(model, Expimap):
@@ -45,8 +49,12 @@ def state_of(model: Trvae | Expimap | Scgen) -> "OrderedDict[str, Any]":
     Raises:
         ModelFileError: it has no such module.
     """
+    if model.schema.size_factor:
+        raise ModelFileError(
+            f"sizes of cells are from {model.schema.size_factor!r}, in scArches the sums of their counts"
+        )
     if not isinstance(model, Scgen):
-        if model.config.normalise_input:
+        if model.config.normalise_input and model.config.recon_loss != "mse":
             raise ModelFileError("the encoder sees normalised counts (normalise_input), in scArches only with mse")
         if model.schema.continuous:
             raise ModelFileError("the model has continuous covariates, for which scArches has no place")

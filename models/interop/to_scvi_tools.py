@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scarcade.engine.errors import ModelFileError
 from scarcade.models.interop import scvi_tools, totalvi
-from scarcade.models.interop.to_registry import labels_used, registry_of, unlabelled_of
+from scarcade.models.interop.to_registry import labels_used, registry_of, told_of_columns, told_of_counts, unlabelled_of
 from scarcade.models.interop.written import write_archive
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.scvi import Scvi
@@ -67,11 +67,15 @@ def state_of(model: Scvi) -> "OrderedDict[str, Any]":
             )
         if model.config.dispersion == "gene-label" or model.config.protein_dispersion == "protein-label":
             raise ModelFileError("TOTALVI of scvi-tools takes no labels, which this model's dispersion is of")
+        if not model.config.deeply_inject_covariates:
+            raise ModelFileError("conditions enter the first layers alone (deeply_inject_covariates), in TOTALVI all")
         found = totalvi.to_state(model)
         head = found["decoder.px_scale_decoder.fc_layers.Layer 0.0.weight"]
         shapes = _layer("decoder.px_dropout_decoder_gene.fc_layers.Layer 0.0", head.shape)
         shapes |= _library(found, "encoder.encoder", "encoder.l_gene_encoder", "encoder.l_gene_{}_encoder")
     else:
+        if isinstance(model, Scanvi) and model.config.dispersion == "gene-label":
+            raise ModelFileError("SCANVI of scvi-tools has no dispersion by label")
         found = scvi_tools.to_state(model)
         head = found["decoder.px_scale_decoder.0.weight"]
         shapes = _layer("decoder.px_r_decoder", head.shape) | _layer("decoder.px_dropout_decoder", head.shape)
@@ -137,7 +141,7 @@ def _attributes(model: Scvi, name: str, proteins: str) -> dict[str, Any]:
     if name == "SCANVI":
         attributes |= {
             "labels_": np.zeros(0, object),
-            "unlabeled_category_": unlabelled_of(model.schema.labels[0]),
+            "unlabeled_category_": unlabelled_of(model.schema),
             "semisupervised_history_": None,
             "unsupervised_history_": None,
         }
@@ -155,7 +159,7 @@ def _arguments(model: Scvi, name: str) -> dict[str, Any]:
             "protein_dispersion": config.protein_dispersion,
             "gene_likelihood": config.gene_likelihood,
             "latent_distribution": config.latent_distribution,
-            "empirical_protein_background_prior": False,  # it is in the weights, and need not be fitted again
+            "empirical_protein_background_prior": config.empirical_background,
             "override_missing_proteins": False,
         }
         handed |= {
@@ -176,8 +180,8 @@ def _arguments(model: Scvi, name: str) -> dict[str, Any]:
             "kwargs": {"kwargs": handed},
         }
     classifier = {
-        "n_layers": config.classifier_layers,
-        "n_hidden": config.classifier_hidden,
+        "n_layers": None if config.linear_classifier else config.classifier_layers,  # they would undo the former
+        "n_hidden": None if config.linear_classifier else config.classifier_hidden,
         "dropout_rate": config.classifier_dropout,
     }
     if given := {key: value for key, value in classifier.items() if value is not None}:
@@ -187,11 +191,17 @@ def _arguments(model: Scvi, name: str) -> dict[str, Any]:
 
 
 def _notes(model: Scvi, name: str, proteins: str) -> list[str]:
-    schema, notes = model.schema, []
-    if schema.counts_from.startswith("raw"):
-        notes.append("counts were in raw, where scvi-tools does not look: give it cells that have them in X")
+    schema, used = model.schema, labels_used(model)
+    notes = [told_of_columns(schema, labels=used is not None), *told_of_counts(schema, "scvi-tools")]
     if name == "TOTALVI":
         notes.append(f"proteins of new cells are looked for in obsm[{proteins!r}]")
-    if name == "SCVI" and schema.labels and labels_used(model) is None:
+    if name == "SCANVI" and used is not None:
+        notes.append(
+            f"cells without a label are those with {unlabelled_of(schema)!r} in {used.name!r}; scvi-tools wants one of "
+            "them at least among the cells that it is given"
+        )
+    if name == "SCVI" and schema.labels and used is None:
         notes.append(f"SCVI does not learn from labels: those of {schema.labels[0].name!r} are not in the file")
+    if name == "SCVI" and used is not None:
+        notes.append("SCVI knows no cells without a label: the dispersion of those is not in the file")
     return notes

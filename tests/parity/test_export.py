@@ -18,7 +18,7 @@ from scarcade.models.interop.scarches import read_scarches
 from scarcade.models.interop.scgen import read_scgen
 from scarcade.models.interop.scvi_files import read_files
 from scarcade.models.interop.scvi_tools import build, read_scvi_tools
-from scarcade.models.interop.to_registry import labels_used
+from scarcade.models.interop.to_registry import labels_used, unlabelled_of
 from scarcade.models.interop.to_scarches import write_scarches
 from scarcade.models.interop.to_scvi_tools import state_of, write_scvi_tools
 from scarcade.models.scanvi import Scanvi
@@ -87,8 +87,7 @@ def test_scvi_tools_would_have_written_the_same(name: str, tmp_path: Path) -> No
         assert fields.get(field) == wanted.get(field), field
     assert ours["setup_args"] == {**original["setup_args"], "layer": ours["setup_args"]["layer"]}
     again = read_scvi_tools(tmp_path / "model.pt")
-    config = model.config.model_dump() | ({"empirical_background": False} if kind == "TOTALVI" else {})
-    assert again.config.model_dump() == config  # a background that is in the weights is not fitted again
+    assert again.config == model.config
     assert again.schema == replace(model.schema, labels=again.schema.labels, counts_from=again.schema.counts_from)
     assert again.schema.labels in ((), model.schema.labels)
     for part_of, value in model.state_dict().items():
@@ -158,6 +157,7 @@ def test_what_another_tool_would_compute_differently_is_not_written(tmp_path: Pa
         ({"formulation": "1.2"}, "today's formulas"),
         ({"dispersion": "gene-label"}, "takes no labels"),
         ({"protein_dispersion": "protein-label"}, "takes no labels"),
+        ({"deeply_inject_covariates": False}, "first layers alone"),
     ):
         model = Totalvi(Totalvi.Config.model_validate({"n_hidden": 4, "n_latent": 2, **config}), schema)
         with pytest.raises(ModelFileError, match=told):
@@ -165,17 +165,67 @@ def test_what_another_tool_would_compute_differently_is_not_written(tmp_path: Pa
     plain = made_schema(12, batches="ab")
     with pytest.raises(ModelFileError, match="normalise_input"):
         write_scarches(Trvae(Trvae.Config(hidden_layer_sizes=(4,), normalise_input=True), plain), tmp_path)
-    named = replace(plain, genes=("a\nb", *plain.genes[1:]))
-    with pytest.raises(ModelFileError, match="line of its own"):
-        write_scarches(Scgen(Scgen.Config(hidden_layer_sizes=(4, 4)), named), tmp_path)
+    for gene in ("a\nb", "IL#2", "a,b", " a"):
+        named = replace(plain, genes=(gene, *plain.genes[1:]))
+        with pytest.raises(ModelFileError, match="would not read the gene"):
+            write_scarches(Scgen(Scgen.Config(hidden_layer_sizes=(4, 4)), named), tmp_path)
+    sized = replace(plain, size_factor="size")
+    with pytest.raises(ModelFileError, match="from 'size', in scArches the sums"):
+        write_scarches(Scgen(Scgen.Config(hidden_layer_sizes=(4, 4)), sized), tmp_path)
+    labelled = Scanvi(Scanvi.Config(n_hidden=4, n_latent=2, dispersion="gene-label"), schema)
+    with pytest.raises(ModelFileError, match="no dispersion by label"):
+        state_of(labelled)
     assert not any(tmp_path.iterdir())
 
 
 def test_cells_without_a_label_have_a_name_that_is_no_label(tmp_path: Path) -> None:
     schema = replace(made_schema(12, batches="ab"), labels=(Categories("kind", ("Unknown", "T")),))
-    write_scvi_tools(Scanvi(Scanvi.Config(n_hidden=4, n_latent=2), schema), tmp_path, "")
+    _, notes = write_scvi_tools(Scanvi(Scanvi.Config(n_hidden=4, n_latent=2), schema), tmp_path, "")
+    assert "'_Unknown' in 'kind'" in notes[-1]
+    assert unlabelled_of(replace(schema, unlabelled=("n/a", ""))) == "n/a"
     _, _, attributes = read_files(tmp_path)
     assert attributes["unlabeled_category_"] == "_Unknown"
     labels = attributes["registry_"]["field_registries"]["labels"]["state_registry"]
     assert labels["categorical_mapping"] == ["Unknown", "T", "_Unknown"]
     assert attributes["labels_"] == []  # none of a single cell
+
+
+@pytest.mark.parametrize(
+    ("counts_from", "layer", "told"),
+    [
+        ("X", None, ""),
+        ("counts", "counts", ""),
+        ("raw_counts", "raw_counts", ""),
+        ("layers/counts", "counts", ""),
+        ("raw.X", None, "counts were in raw.X"),
+        ("X, counts", None, "counts were in X, counts"),
+    ],
+)
+def test_counts_are_looked_for_where_they_were_or_it_is_told(
+    counts_from: str, layer: str | None, told: str, tmp_path: Path
+) -> None:
+    schema = replace(made_schema(12, batches="ab"), counts_from=counts_from)
+    _, notes = write_scvi_tools(Scvi(Scvi.Config(n_hidden=4, n_latent=2), schema), tmp_path, "")
+    registry = read_files(tmp_path)[2]["registry_"]
+    assert registry["setup_args"]["layer"] == layer
+    where = {"attr_name": "layers" if layer else "X", "attr_key": layer}
+    assert registry["field_registries"]["X"]["data_registry"] == where
+    assert any(told in note for note in notes) if told else not any("counts" in note for note in notes)
+    assert read_scvi_tools(tmp_path).schema.counts_from == (layer or "X")
+    _, notes = write_scarches(Trvae(Trvae.Config(hidden_layer_sizes=(4,), n_latent=2), schema), tmp_path)
+    assert any("scArches takes them from X" in note for note in notes) == (counts_from != "X")
+
+
+def test_a_linear_classifier_stays_one(tmp_path: Path) -> None:
+    schema = made_schema(12, batches="ab", labels="xy")
+    config = Scanvi.Config(n_hidden=4, n_latent=2, linear_classifier=True, classifier_layers=2, classifier_hidden=6)
+    write_scvi_tools(Scanvi(config, schema), tmp_path, "")
+    arguments = read_files(tmp_path)[2]["init_params_"]
+    assert arguments["non_kwargs"]["linear_classifier"] is True
+    assert "classifier_parameters" not in arguments["kwargs"]["model_kwargs"]
+
+
+def test_normalised_counts_are_what_scarches_sees_with_squared_errors(tmp_path: Path) -> None:
+    config = Trvae.Config(hidden_layer_sizes=(4,), n_latent=2, recon_loss="mse", normalise_input=True)
+    write_scarches(Trvae(config, made_schema(12, batches="ab")), tmp_path)
+    assert read_scarches(tmp_path).config.recon_loss == "mse"
