@@ -7,10 +7,9 @@ their own (``pip install --no-deps scArches==0.6.1`` beside scvi-tools) and have
 streamed from the store. Architecture, batch size, likelihood, number of threads and the way that cells are drawn
 (trVAE and expiMap: batches equally often) are the same: the original's defaults. All count the cells that are trained
 on, leave out the first epoch, and run no validation in between. scGen's original takes time in proportion to all cells
-for each batch, so only its first batches are timed, once with five times the cells. Rounds are interleaved; medians are
-taken, of speeds and of the ratios of each round. Results are written where the originals ran (or with `--out`); rows of
-models that are not measured now are kept. With `--beside N` N processes that only count compete for the cores, and
-results are told alone.
+for each batch, so only its first batches are timed. Rounds are interleaved; medians are taken, of speeds and of the
+ratios of each round. Results are written where the originals ran (or with `--out`); rows of models that are not
+measured now are kept. With `--beside N` N processes that only count compete for the cores, and results are told alone.
 """
 
 import argparse
@@ -47,7 +46,6 @@ class Task:
     likelihood: str
     batch: int
     products: str = "float32"  # of ours (--optim.products)
-    scale: int = 1  # times as many cells as the other rows have
 
 
 TASKS = [
@@ -65,7 +63,6 @@ TASKS = [
     Task("expimap", "scarches", "nb", 128),
     Task("expimap", "scarches", "nb", 1024),
     Task("scgen", "scarches", "mse", 32),
-    Task("scgen", "scarches", "mse", 32, scale=5),
 ]
 
 
@@ -142,10 +139,9 @@ def main() -> None:
     if slow_in_bfloat16() and any(task.products == "bfloat16" for task in tasks):
         print("this processor has no units for bfloat16: those rows are left out", file=sys.stderr)
         tasks = [task for task in tasks if task.products != "bfloat16"]
-    made = {scale: make(options.data, scale * options.cells) for scale in sorted({task.scale for task in tasks})}
+    store, h5ad, programs = make(options.data, options.cells)
     found: dict[tuple[Task, str], list[dict[str, float]]] = {}
     for task in [task for _ in range(options.rounds) for task in tasks]:
-        store, h5ad, programs = made[task.scale]
         with busy(options.beside):
             runs = [("scarcade", sys.executable, store, 2 * options.epochs)]
             if options.peer_python:
@@ -186,7 +182,6 @@ def told(
         numbers += [str(rows[-1].get("times", "")), str(rows[-1].get("times_per_cpu_s", ""))]
         peak = f"{ours['peak_mb']:,.0f}" + (f", {theirs['peak_mb']:,.0f}" if theirs else "")
         kind = "" if task.products == "float32" else f", {task.products}"
-        kind += "" if task.scale == 1 else f", {task.scale * options.cells:,} cells"
         print(
             f"| {task.model} | {task.likelihood}{kind} | {task.batch} | " + " | ".join([*numbers, peak]) + " |",
             flush=True,
