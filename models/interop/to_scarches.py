@@ -1,17 +1,15 @@
 """Our models as the three files of scArches: ``model_params.pt``, ``attr.pkl``, ``var_names.csv``."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from scarcade.engine.errors import ModelFileError
 from scarcade.models.expimap import Expimap
 from scarcade.models.interop import scarches, scgen
 from scarcade.models.interop.to_registry import told_of_columns, told_of_counts
-from scarcade.models.interop.written import write_archive, write_values
+from scarcade.models.interop.written import state_dict, write_archive, write_values
 from scarcade.models.scgen import Scgen
 from scarcade.models.terms import CONSTRAINED, Terms
 from scarcade.models.trvae import Trvae
@@ -43,7 +41,7 @@ def write_scarches(model: Trvae | Expimap | Scgen, folder: Path) -> tuple[str, l
     return {Trvae: "TRVAE", Expimap: "EXPIMAP", Scgen: "scgen"}[type(model)], notes
 
 
-def state_of(model: Trvae | Expimap | Scgen) -> "OrderedDict[str, Any]":
+def state_of(model: Trvae | Expimap | Scgen) -> dict[str, Tensor]:
     """The state dict of the module in scArches.
 
     Raises:
@@ -63,12 +61,7 @@ def state_of(model: Trvae | Expimap | Scgen) -> "OrderedDict[str, Any]":
         masks = [one.masks() for one in model.modules() if isinstance(one, Terms) and one.covariate == CONSTRAINED]
         if masks and masks[0] is not None:
             found["decoder.L0.ext_L_m.mask"] = masks[0].numpy().T
-    state: OrderedDict[str, Any] = OrderedDict()
-    for key, value in found.items():
-        state[key] = torch.from_numpy(np.array(value, order="C"))
-        if key.endswith(".running_var"):
-            state[key.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
-    return state
+    return state_dict(found)
 
 
 def _attributes(model: Trvae | Expimap | Scgen) -> dict[str, Any]:

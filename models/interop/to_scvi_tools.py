@@ -4,19 +4,16 @@ Written is what scvi-tools 1.4.2 writes (specification of ``save_load`` there), 
 labels and which of them were trained on stay here. Tensors that scvi-tools makes and never uses are zeros.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from scarcade.engine.errors import ModelFileError
 from scarcade.models.interop import scvi_tools, totalvi
 from scarcade.models.interop.to_registry import labels_used, registry_of, told_of_columns, told_of_counts, unlabelled_of
-from scarcade.models.interop.written import write_archive
+from scarcade.models.interop.written import state_dict, write_archive
 from scarcade.models.scanvi import Scanvi
 from scarcade.models.scvi import Scvi
 from scarcade.models.totalvi import Totalvi
@@ -53,7 +50,7 @@ def write_scvi_tools(model: Scvi, folder: Path, proteins: str) -> tuple[str, lis
     return name, _notes(model, name, proteins)
 
 
-def state_of(model: Scvi) -> "OrderedDict[str, Any]":
+def state_of(model: Scvi) -> dict[str, Any]:
     """The state dict of the module in scvi-tools.
 
     Raises:
@@ -81,20 +78,8 @@ def state_of(model: Scvi) -> "OrderedDict[str, Any]":
         shapes = _layer("decoder.px_r_decoder", head.shape) | _layer("decoder.px_dropout_decoder", head.shape)
         shapes |= _library(found, "z_encoder.encoder", "l_encoder.encoder", "l_encoder.{}_encoder")
         shapes |= _dispersion(model)
-    state: OrderedDict[str, Any] = OrderedDict()
-    for key, value in found.items():
-        state[key] = _tensor(value)
-    for key, shape in shapes.items():
-        if key not in state:
-            state[key] = torch.zeros(shape)
-    for key in [key for key in state if key.endswith(".running_mean")]:
-        state[key.replace("running_mean", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
-    state["pyro_param_store"] = {"params": {}, "constraints": {}}
-    return state
-
-
-def _tensor(value: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(value, order="C"))  # a copy: it is nobody else's memory
+    unused = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    return {**state_dict(unused | found), "pyro_param_store": {"params": {}, "constraints": {}}}
 
 
 def _layer(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -9,9 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from scarcade.engine.errors import StorageError
+
+
+def state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Weights as a module's state dict: copies, and for each batch normalisation the counter that torch has beside."""
+    state = {name: torch.from_numpy(np.array(value, order="C")) for name, value in arrays.items()}
+    counted = [name.replace("running_mean", "num_batches_tracked") for name in arrays if name.endswith(".running_mean")]
+    return state | {name: torch.zeros((), dtype=torch.int64) for name in counted}
 
 
 def write_archive(content: Mapping[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from scarcade.engine.errors import ModelFileError
 from scarcade.engine.schema import Categories
 from scarcade.models.expimap import Expimap
+from scarcade.models.interop import scvi_tools, totalvi
 from scarcade.models.interop.foreign import read_three_files
 from scarcade.models.interop.pickles import read_pickle
 from scarcade.models.interop.scarches import read_scarches
@@ -45,18 +46,14 @@ def without_cells(registry: Any) -> Any:
 
 def check_state(found: dict[str, Any], theirs: dict[str, np.ndarray], ours: Scvi) -> None:
     """The same names, shapes and kinds of numbers; the same bits but where a model of theirs has what it never uses."""
-    found = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
     assert {key for key in found if not key.endswith(COUNTED)} == {key for key in theirs if not key.endswith(COUNTED)}
-    used = sum(value.size for value in found.values() if value.any())
+    used = totalvi.to_state(ours) if isinstance(ours, Totalvi) else scvi_tools.to_state(ours)
     for key, value in theirs.items():
         if key.endswith(COUNTED):
             continue
         assert found[key].shape == value.shape, key
         assert found[key].dtype == value.dtype, key
-        if found[key].any():
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
-    few = [parameter for name, parameter in ours.named_parameters() if "adversary" not in name]
-    assert used >= 0.9 * sum(one.numel() for one in few)  # zeros of ours are biases that have not been trained
+        np.testing.assert_array_equal(found[key], value if key in used else 0, err_msg=key)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -65,10 +62,8 @@ def test_scvi_tools_would_have_written_the_same(name: str, tmp_path: Path) -> No
     theirs = part(arrays, "state")
     model = build(theirs, meta["genes"], meta["attributes"], where=name)
     given = meta["attributes"]["registry_"]
-    key = (given["field_registries"].get("proteins") or {"data_registry": {"attr_key": ""}})["data_registry"][
-        "attr_key"
-    ]
-    kind, _ = write_scvi_tools(model, tmp_path, key)
+    proteins = given["field_registries"].get("proteins")
+    kind, _ = write_scvi_tools(model, tmp_path, proteins["data_registry"]["attr_key"] if proteins else "")
     assert kind == given["model_name"]
     state, genes, attributes = read_files(tmp_path)
     check_state(state, theirs, model)
@@ -95,9 +90,7 @@ def test_scvi_tools_would_have_written_the_same(name: str, tmp_path: Path) -> No
             assert torch.equal(again.state_dict()[part_of], value), part_of
 
 
-@pytest.mark.parametrize(
-    "name", ["SCVI_default", "SCVI_covs_genebatch", "SCVI_arches_nb", "SCANVI", "TOTALVI"]
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["SCVI_default", "SCVI_covs_genebatch", "SCVI_arches_nb", "SCANVI", "TOTALVI"])
 def test_a_model_of_scvi_tools_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     path = shared(f"parity/{name}/ref_model")
     theirs, genes, attributes = read_files(path)
