@@ -243,6 +243,9 @@ def load(path: Path) -> Any:
         raise UnreadableError(f"larger than {MEMBER_LIMIT} bytes")
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":  # no pickle begins so, and an archive has its table at the end
+                raise UnreadableError("the file is truncated; copy or download it again")
+            file.seek(0)
             return Reader(file, None, "").load()
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]

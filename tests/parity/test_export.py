@@ -222,3 +222,11 @@ def test_normalised_counts_are_what_scarches_sees_with_squared_errors(tmp_path: 
     config = Trvae.Config(hidden_layer_sizes=(4,), n_latent=2, recon_loss="mse", normalise_input=True)
     write_scarches(Trvae(config, made_schema(12, batches="ab")), tmp_path)
     assert read_scarches(tmp_path).config.recon_loss == "mse"
+
+
+def test_an_archive_that_is_cut_short_is_told(tmp_path: Path) -> None:
+    write_scvi_tools(Scvi(Scvi.Config(n_hidden=4, n_latent=2), made_schema(12, batches="ab")), tmp_path, "")
+    path = tmp_path / "model.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelFileError, match=r"model.pt: cannot be read as a model: .*the file is truncated"):
+        read_scvi_tools(path)
