@@ -18,6 +18,7 @@ from scarcade.engine.contracts import Batch, Losses, Model, Noise, Step
 from scarcade.engine.errors import NonFiniteError
 from scarcade.engine.finite import finite_where
 from scarcade.engine.gradients import GradientSum
+from scarcade.engine.later import gradients_later
 from scarcade.engine.metrics import Sums
 from scarcade.engine.optim import OptimConfig, adam
 from scarcade.engine.parts import parts_of
@@ -105,10 +106,12 @@ class Updates:
         for number, part in enumerate(parts_of(batch, n_parts), 1):
             part = with_others(part, self.world)
             self.turn_to("forward")
-            losses, of_part = self._losses(part, where, Noise.of_step(self.seed, where.step, part, device))
-            self.turn_to("backward")
-            with self.gradients.held() if number < n_parts else nullcontext():
-                of_part.backward()  # type: ignore[no-untyped-call]
+            with gradients_later(self.world.size == 1) as later:
+                losses, of_part = self._losses(part, where, Noise.of_step(self.seed, where.step, part, device))
+                self.turn_to("backward")
+                with self.gradients.held() if number < n_parts else nullcontext():
+                    of_part.backward()  # type: ignore[no-untyped-call]
+                later.settle()
             loss = of_part.detach() if n_parts == 1 else loss + of_part.detach()
             found.append(losses if n_parts == 1 else losses.detached())
         if self.readback.deferred:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scarcade.engine.later import Due
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.block_buffers import BlockBuffers
 
@@ -40,6 +41,7 @@ class Product:
         self.d_table_KG = torch.zeros(len(table_KG) if graded and not self.one_row else 0, self.n_genes)
         self.d_h_of_others: dict[int, Tensor] = {}  # parts of d_h_BH that other threads summed, by their first gene
         self.d_of_others: dict[int, tuple[Tensor, Tensor]] = {}  # parts of d_weight_GH and d_table_KG, by the first row
+        self.due: Due | None = None  # d_weight_GH, if it is still being made
 
     def buffer(self, n: int) -> Tensor:
         """(n, G) of the calling thread."""
@@ -84,14 +86,14 @@ class Product:
         return Sums(own, self.d_weight_GH, self.d_table_KG)
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """By hidden units, weights, and table."""
+        """By hidden units, weights (none if they are due), and table."""
         for start in sorted(self.d_h_of_others):
             self.d_h_BH += self.d_h_of_others[start]
         for start in sorted(self.d_of_others):
             self.d_weight_GH += self.d_of_others[start][0]
             self.d_table_KG += self.d_of_others[start][1]
         d_table_KG = self.d_bias.sum(0, keepdim=True) if self.one_row else self.d_table_KG
-        return self.d_h_BH, self.d_weight_GH if self.graded else None, d_table_KG
+        return self.d_h_BH, self.d_weight_GH if self.graded and self.due is None else None, d_table_KG
 
 
 @dataclass

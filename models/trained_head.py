@@ -7,6 +7,9 @@ which is worth while only where cells are few. All gradients are made in the for
 the engine's mean gives them; for weights that differ the pass is made again. (`frozen_head` is the same for a decoder
 that is not trained.)
 
+Where it can be, in float32 on Linux, this is a job of threads that do without the interpreter (`head_crew`), and the
+gradients of weights may come later (`engine.later`).
+
 With products in bfloat16 (`engine.precision`) the weights and hidden units are rounded, and so are the gradients of the
 logits; biases, softmax, likelihood and all sums stay in float32.
 
@@ -24,9 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from scarcade.engine import later
 from scarcade.engine.pool import run, threads
 from scarcade.engine.precision import products
 from scarcade.engine.weighing import share_of_a_cell
+from scarcade.models import head_crew
 from scarcade.models import likelihood_kernel as kernel
 from scarcade.models.head_product import Product, buffers, codes_of
 from scarcade.models.layers import Codes, condition_rows
@@ -34,6 +39,7 @@ from scarcade.models.products import product_of, rows_of
 from scarcade.models.sparse import Sparse
 
 BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
+_WEIGHT = 7  # place of the first product's weight among the inputs of `_LogP`
 ROWS = 96  # cells of a thread from which on it takes them through everything by itself
 
 
@@ -124,7 +130,8 @@ class _Cells:
         else:
             self.codes = np.zeros(n_cells, np.int64) if log_theta.dim() == 1 else np.arange(n_cells)
         self.one = len(self.theta) == 1
-        self.each = weight_B.numpy()
+        self.weight_B, self.each = weight_B, weight_B.numpy()
+        self.found_d_theta: Tensor | None = None  # of several rows
         self.value_B, self.d_library_B = torch.empty(n_cells), torch.empty(n_cells)
         self.d_shared_theta = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one else 0, self.n_genes)  # by chunk
         self.d_thetas: dict[int, Tensor] = {}  # of rows of a table: a thread's own, by its first row
@@ -137,6 +144,15 @@ class _Cells:
         the likelihood, with a wait between them.
         """
         n_cells = len(self.x)
+        if head_crew.can(self.both[0].kind):
+            self.found_d_theta = head_crew.HeadJob(self.x, self.both).compute(
+                (self.log_library_B, self.weight_B),
+                (self.theta, self.codes),
+                (self.value_B, self.d_library_B),
+                self.d_shared_theta,
+                later.now(),
+            )
+            return
         if n_cells >= ROWS * threads():
             run(n_cells, self._by_rows, chunk=kernel.CHUNK)
             return
@@ -193,6 +209,8 @@ class _Cells:
     def d_theta(self) -> Tensor:
         if self.one:
             return self.d_shared_theta.sum(0)
+        if self.found_d_theta is not None:
+            return self.found_d_theta
         first, *others = (self.d_thetas[share] for share in sorted(self.d_thetas))
         for other in others:
             first += other
@@ -227,20 +245,24 @@ class _LogP(torch.autograd.Function):
     def backward(ctx: Any, weight_B: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("a second backward pass through a likelihood, whose gradients the first one took")
-        (d_library_B, d_theta, *found), ctx.gradients = ctx.gradients, None
+        (d_library_B, d_theta, dues, *found), ctx.gradients = ctx.gradients, None
         weights = weight_B.contiguous()
         each = weights.numpy()
         if len(each) == 0 or (each == each[0]).all():
             scale = float(each[0]) / ctx.expected if len(each) else 1.0
             if np.float32(scale) != 1:
                 # in place: they were made for this pass
-                for gradient in (d_theta, *(part for parts in found for part in parts)):
+                for gradient in (d_theta, *(part for parts in found for part in parts if part is not None)):
                     gradient.mul_(scale)
+                for due in dues:
+                    due.scale = scale
         else:
-            _, (_, d_theta, *found) = _pass(ctx.given, ctx.saved_tensors, ctx.kind, True, weights)
+            _, (_, d_theta, dues, *found) = _pass(ctx.given, ctx.saved_tensors, ctx.kind, True, weights)
         back: list[Tensor | None] = []
         for d_h_BH, d_weight_GH, d_table in found:
             back += [d_h_BH, d_weight_GH, d_table, None]
+        for due, place in zip(dues, (_WEIGHT, _WEIGHT + 4), strict=False):
+            due.wanted = ctx.needs_input_grad[place]
         back += [None] * (8 - len(back))
         log_theta = ctx.given[2]
         d_library_B = d_library_B * weight_B if ctx.needs_input_grad[1] else None
@@ -259,4 +281,5 @@ def _pass(
         both.append(Product("dropout", parts[4:], kind, graded))
     cells = _Cells(given, both, weight_B)
     cells.compute()
-    return cells.value_B, [cells.d_library_B, cells.d_theta(), *(product.gradients() for product in both)]
+    dues = [product.due for product in both if product.due is not None]
+    return cells.value_B, [cells.d_library_B, cells.d_theta(), dues, *(product.gradients() for product in both)]

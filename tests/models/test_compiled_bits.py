@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scarcade.engine import philox
+from scarcade.engine import addresses, blas, crew, philox
 from scarcade.models import (
     frozen_kernel,
+    head_job,
     hidden_kernel,
     likelihood_kernel,
     mmd_kernel,
@@ -23,7 +24,10 @@ from scarcade.models import (
     squared_error,
 )
 
-KERNELS = (likelihood_kernel, frozen_kernel, mmd_kernel, hidden_kernel, philox, sparse, sparse_kernel, squared_error)
+KERNELS = (
+    *(addresses, blas, crew, philox),
+    *(likelihood_kernel, head_job, frozen_kernel, mmd_kernel, hidden_kernel, sparse, sparse_kernel, squared_error),
+)
 CODE = """
 import hashlib, numpy as np, torch
 from scarcade.engine.contracts import Noise
@@ -31,6 +35,7 @@ from scarcade.models import frozen_kernel, likelihood_kernel as kernel, mmd_kern
 from scarcade.models.hidden import After, hidden
 from scarcade.models.layers import BatchNorm
 from scarcade.models.squared_error import mean_squared_error
+from scarcade.models.trained_head import Logits, head_log_likelihood
 
 draw = np.random.default_rng(0)
 n_cells, n_genes = 32, 301
@@ -44,10 +49,10 @@ for zinb in (True, False):
     none, empty = np.empty((n_cells, 0), np.float32), np.zeros((1, n_genes), np.float32)
     d_logits, d_dropout = logits.copy(), dropout.copy() if zinb else none
     cells, genes = np.nonzero(x)
-    counts = np.searchsorted(cells, np.arange(n_cells + 1)), genes.astype(np.int32), x[cells, genes]
+    csr = np.searchsorted(cells, np.arange(n_cells + 1)), genes.astype(np.int32), x[cells, genes]
     code, d_bias = np.zeros(n_cells, np.int64), np.zeros((2, 1, n_genes), np.float32)
     kernel.rows(
-        0, n_cells, 0, *counts, d_logits, empty, code, np.log(x.sum(1)), theta, code, d_dropout, empty, code,
+        0, n_cells, 0, *csr, d_logits, empty, code, np.log(x.sum(1)), theta, code, d_dropout, empty, code,
         np.ones(n_cells, np.float32), kernel.LOG_FACTORIAL, value, d_library, d_theta, *d_bias,
     )
     found += [value, d_logits, d_library, d_theta] + ([d_dropout] if zinb else [])
@@ -59,15 +64,22 @@ for zinb in (True, False):
         np.zeros(n_cells), theta[0], value,
     )
     found += [value, *in_place]
+    given = torch.from_numpy(draw.normal(size=(n_cells, 16)).astype(np.float32)).requires_grad_()
+    weights = [torch.full((n_genes, 16), by).requires_grad_() for by in (0.1, 0.2)]
+    heads = [Logits(given, weight, torch.zeros(1, n_genes)) for weight in weights]
+    counts, library = torch.from_numpy(x), torch.from_numpy(np.log(x.sum(1)))
+    value = head_log_likelihood(counts, heads[0], library, torch.zeros(n_genes), heads[1] if zinb else None)
+    used = [given, *weights[: 1 + zinb]]
+    found += [value.detach().numpy(), *(d.numpy() for d in torch.autograd.grad(value.sum(), used))]
 total, slope = np.zeros(n_cells), np.zeros((n_cells, n_cells), np.float32)
 z = draw.normal(size=(5, n_cells)).astype(np.float32)
 weight, place = np.ones((2, 2), np.float32), np.zeros(n_cells, np.int64)
 mmd_kernel.pairs(0, n_cells // 2, z, weight, place, -np.geomspace(1e-3, 1e3, 19).astype(np.float32), total, slope)
 weights, products = draw.normal(size=(48, n_genes)).astype(np.float32), np.empty((n_cells, 48), np.float32)
-logs, d_weights = np.empty_like(counts[2]), np.empty_like(weights)
-sparse_kernel.take_logs(counts[2], logs)
-sparse_kernel.forward(0, n_cells, *counts[:2], logs, n_genes, weights, products)
-sparse_kernel.backward(0, n_genes, *counts[:2], logs, products, d_weights)
+logs, d_weights = np.empty_like(csr[2]), np.empty_like(weights)
+sparse_kernel.take_logs(csr[2], logs)
+sparse_kernel.forward(0, n_cells, *csr[:2], logs, n_genes, weights, products)
+sparse_kernel.backward(0, n_genes, *csr[:2], logs, products, d_weights)
 found += [logs, products, d_weights]
 noise = Noise([((1, lane), n_cells // 4) for lane in range(4)])
 found += [noise.uniform(77).numpy(), noise.normal(77).numpy()]
@@ -95,7 +107,7 @@ def test_code_from_the_cache_gives_the_bits_of_fresh_code(tmp_path: Path) -> Non
         for _ in range(2)
     ]
     assert list(tmp_path.rglob("*.nbc"))
-    assert len(printed[0]) == 30
+    assert len(printed[0]) == 37
     assert printed[0] == printed[1]
 
 

@@ -1,9 +1,13 @@
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from scarcade.engine import blas
+from scarcade.engine.later import gradients_later
+from scarcade.engine.pool import alone
 from scarcade.engine.precision import products_in
 from scarcade.engine.weighing import a_cell_weighs
 from scarcade.models.layers import ConditionalLinear, Linear, seeded
@@ -58,6 +62,99 @@ def test_it_is_the_layers_and_their_likelihood(cells: int, zinb: bool, shared: b
     both = [torch.autograd.grad((value * weight).sum(), made.inputs) for value in (wanted, found)]
     for exact, one in zip(*both, strict=True):
         torch.testing.assert_close(one, exact, rtol=1e-4, atol=2e-6 * float(exact.abs().max()))
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads there are, for the time of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("cells", [40, 150, 700])
+@pytest.mark.parametrize("shared", [True, False])
+def test_where_torch_has_no_mkl_it_is_the_same(
+    cells: int, shared: bool, n_threads: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(cells, zinb=True, thetas=1 if shared else 3, biases=1 if shared else 4)
+    threads(n_threads)
+    found = []
+    for has in (True, False):
+        if not has:
+            monkeypatch.setattr(blas, "functions", lambda: None)
+        value = made.head()
+        found.append([value.detach(), *torch.autograd.grad(value.mean(), made.inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+
+
+def _gradients(made: Made, losses: Callable[[], Tensor], *, later: bool) -> list[Tensor | None]:
+    """Of all leaves, by a backward pass."""
+    leaves = [*made.inputs]
+    for leaf in leaves:
+        leaf.grad = None
+    with gradients_later(allowed=later) as due:
+        losses().backward()  # type: ignore[no-untyped-call]
+        due.settle()
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("cells", [40, 150, 700])
+@pytest.mark.parametrize("kind", ["mean", "uneven", "twice", "two batches", "not all", "beside", "more"])
+def test_gradients_that_come_later_are_the_same(
+    cells: int, kind: str, n_threads: int, threads: Callable[[int], None]
+) -> None:
+    threads(n_threads)
+    made, other = (Made(n, zinb=True, thetas=1, biases=1) for n in (cells, cells + 5))
+    weight_B = torch.linspace(0.1, 2.0, cells)
+
+    def losses() -> Tensor:
+        value = made.head()
+        if kind == "uneven":
+            return (value * weight_B).sum()
+        if kind == "twice":  # a scale that was not expected
+            return 2 * value.mean()
+        if kind == "two batches":  # of the same weights
+            logits, dropout = (
+                Logits(other.h.detach(), one.weight_GH, one.table_KG)
+                for one in (made.logits, made.dropout or made.logits)
+            )
+            more = head_log_likelihood(other.x, logits, other.library.detach(), made.theta, dropout)
+            return value.mean() + 0.3 * more.mean()
+        if kind == "not all":  # nobody asks for the gradients of the second
+            made.head()
+        if kind == "beside":  # the weights are used elsewhere, too
+            return value.mean() + made.weight.square().sum()
+        return value.mean()
+
+    def both(*, later: bool) -> list[Tensor | None]:
+        found = _gradients(made, losses, later=later)
+        if kind == "more":  # a second part of a batch
+            with gradients_later(allowed=later) as due:
+                losses().backward()  # type: ignore[no-untyped-call]
+                due.settle()
+            return [leaf.grad for leaf in made.inputs]
+        return found
+
+    with alone():
+        wanted, found = both(later=False), both(later=True)
+    for exact, one in zip(wanted, found, strict=True):
+        assert exact is not None
+        assert one is not None
+        torch.testing.assert_close(one, exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+
+
+def test_a_weight_that_is_frozen_gets_no_gradient_later(threads: Callable[[int], None]) -> None:
+    threads(2)
+    made = Made(40, zinb=True, thetas=1, biases=1)
+    made.weight.requires_grad_(False)
+    made.inputs = [one for one in made.inputs if one is not made.weight]
+    found = _gradients(made, lambda: made.head().mean(), later=True)
+    assert made.weight.grad is None
+    assert all(one is not None for one in found)
 
 
 @pytest.mark.parametrize("told", [1 / 130, 0.7])  # as it comes back, and not
