@@ -2,7 +2,8 @@
 
 `torch.optim.Adam` imports torch's compiler when it is made and in each step, to tell it what not to compile. Nothing is
 compiled here, and that import is two seconds of CPU at every start of a training, a mapping or a worker. The kernel is
-the same, called with the same values, so the numbers are the same bits.
+the same, called with the same values, so the numbers are the same bits. On a CPU where threads can be had that do
+without the interpreter, one job of theirs (`adam_job`) looks whether all gradients are numbers, and makes the update.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scarcade.engine import adam_crew
 from scarcade.engine.pool import alone, together
 
 BETAS = (0.9, 0.999)
@@ -35,6 +37,7 @@ class Adam:
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.found_inf: Tensor | None = None
         self._eps, self._weight_decay = eps, weight_decay
+        self._moved: adam_crew.Moved | None = None
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -55,6 +58,26 @@ class Adam:
             self._move(small)
         with together():
             self._move([parameter for parameter in moved if parameter.numel() >= LARGE])
+
+    @property
+    def checks(self) -> bool:
+        """Whether `step_if_finite` can be called here."""
+        return adam_crew.can(self.parameters)
+
+    @torch.no_grad()
+    def step_if_finite(self) -> bool:
+        """As `step`, if all gradients are numbers; else nothing changes, and it says False.
+
+        The bits are those of `step`, but for the last numbers of a parameter that fill no vector of torch's kernel.
+        """
+        moved = [parameter for parameter in self.parameters if parameter.grad is not None]
+        states = [self.state.get(parameter) or self._first(parameter) for parameter in moved]
+        assert not isinstance(self.lr, Tensor)
+        if not moved:
+            return True
+        if self._moved is None or not self._moved.are(moved, states):
+            self._moved = adam_crew.Moved(moved, states, (self._eps, self._weight_decay, *BETAS))
+        return self._moved.update(self.lr)
 
     def _move(self, moved: list[nn.Parameter]) -> None:
         if not moved:

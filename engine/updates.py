@@ -47,6 +47,7 @@ class Updates:
         self.products = getattr(torch, config.products)
         self.optimiser, self.names = adam(model, config)
         self.parameters: list[nn.Parameter] = self.optimiser.parameters
+        self.moves_if_finite = config.clip is None and self.optimiser.checks
         self.gradients = GradientSum(model, world, signals=3)
         self.readback: Readback[_Tag] = Readback(world.device)
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite
@@ -127,10 +128,14 @@ class Updates:
             read = self.readback.exchange(torch.cat([number_of_all.reshape(1), shared[1:]]), tag)
             asked_of = self._check(read)
         else:
-            norm = self._norm()
             finite, *told = shared.tolist()
-            asked_of = self._check(([finite + norm.item(), *told], tag))
-            self._update(norm)
+            if self.moves_if_finite and np.isfinite(finite):
+                finite += 0.0 if self.optimiser.step_if_finite() else np.nan
+                asked_of = self._check(([finite, *told], tag))
+            else:
+                norm = self._norm()
+                asked_of = self._check(([finite + norm.item(), *told], tag))
+                self._update(norm)
         self.turn_to("metrics")
         for losses in found:
             self.sums.add(losses)

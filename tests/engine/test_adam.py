@@ -2,14 +2,31 @@ import pytest
 import torch
 from torch import nn
 
+from scarcade.engine import adam_crew
 from scarcade.engine.adam import MOMENTS, Adam
+
+crewed = pytest.mark.skipif(not adam_crew.can([]), reason="no threads that do without the interpreter here")
+
+
+def _network(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, width), nn.ReLU(), nn.Linear(width, 5))
+
+
+def _agree(mine: torch.Tensor, its: torch.Tensor, *, exactly: bool) -> None:
+    if exactly:
+        assert torch.equal(mine, its)
+    else:
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
-def test_it_is_torchs_fused_adam_to_the_last_bit(weight_decay: float) -> None:
-    torch.manual_seed(0)
-    ours = nn.Sequential(nn.Linear(7, 33), nn.ReLU(), nn.Linear(33, 5))
-    theirs = nn.Sequential(nn.Linear(7, 33), nn.ReLU(), nn.Linear(33, 5))
+@pytest.mark.parametrize(("width", "n_threads"), [(33, 1), (9000, 2), (9000, 3)])
+@pytest.mark.parametrize("if_finite", [False, pytest.param(True, marks=crewed)])
+def test_it_is_torchs_fused_adam(weight_decay: float, width: int, n_threads: int, if_finite: bool) -> None:
+    """To the last bit, where torch's own kernel is called."""
+    ours, theirs, before = _network(width), _network(width), torch.get_num_threads()
+    torch.set_num_threads(n_threads)
     theirs.load_state_dict(ours.state_dict())
     own = Adam(list(ours.parameters()), lr=1e-2, eps=0.01, weight_decay=weight_decay)
     other = torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=0.01, weight_decay=weight_decay, fused=True)
@@ -21,13 +38,75 @@ def test_it_is_torchs_fused_adam_to_the_last_bit(weight_decay: float) -> None:
         if number == 4:  # a parameter that the step does not reach
             for model in (ours, theirs):
                 next(iter(model.parameters())).grad = None
-        own.step()
+        assert own.step_if_finite() if if_finite else own.step() is None
         other.step()
         if number == 6:
             own.lr = other.param_groups[0]["lr"] = 3e-3
+    torch.set_num_threads(before)
     for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(mine, its)
-        assert all(torch.equal(own.state[mine][name], other.state[its][name]) for name in MOMENTS)
+        _agree(mine, its, exactly=not if_finite)
+        for name in MOMENTS:
+            _agree(own.state[mine][name], other.state[its][name], exactly=name == "step" or not if_finite)
+
+
+@crewed
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("width", [33, 9000])
+def test_one_gradient_that_is_no_number_and_nothing_moves(width: int, place: int, value: float) -> None:
+    model = _network(width)
+    optimiser = Adam(list(model.parameters()), lr=1e-2)
+    assert optimiser.checks
+
+    def step() -> bool:
+        model(torch.ones(3, 7)).square().sum().backward()
+        if not good:
+            gradient = list(model.parameters())[place].grad
+            assert gradient is not None
+            gradient.view(-1)[-1] = value
+        return optimiser.step_if_finite()
+
+    good = True
+    assert step()
+    before = [one.detach().clone() for one in model.parameters()]
+    kept = [{name: one.clone() for name, one in optimiser.state[p].items()} for p in model.parameters()]
+    good = False
+    assert not step()
+    for mine, was, state in zip(model.parameters(), before, kept, strict=True):
+        assert torch.equal(mine, was)
+        assert all(torch.equal(optimiser.state[mine][name], state[name]) for name in MOMENTS)
+
+
+@crewed
+def test_the_number_of_threads_changes_no_bit_of_an_update() -> None:
+    found, before = [], torch.get_num_threads()
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        model = _network(9001)
+        optimiser = Adam(list(model.parameters()), lr=1e-2, weight_decay=1e-3)
+        for number in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.linspace(-1, number + 1, parameter.numel()).view_as(parameter)
+            assert optimiser.step_if_finite()
+        found.append([one.detach() for one in model.parameters()])
+    torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@crewed
+def test_moments_that_are_put_in_place_are_taken() -> None:
+    """As where a run is continued."""
+    model = _network(33)
+    optimiser = Adam(list(model.parameters()), lr=1e-2)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert optimiser.step_if_finite()
+    for parameter in model.parameters():
+        optimiser.state[parameter] = {name: one.clone() for name, one in optimiser.state[parameter].items()}
+    assert optimiser.step_if_finite()
+    assert all(float(state["step"]) == 2 for state in optimiser.state.values())
+    assert all(float(state["exp_avg"].view(-1)[0]) == pytest.approx(0.19) for state in optimiser.state.values())
 
 
 def test_a_step_that_is_not_to_be_made_changes_nothing() -> None:

