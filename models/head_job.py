@@ -33,8 +33,9 @@ EACH = 11
 SIZE = PRODUCTS + 1 + 2 * EACH
 _REAL = 4  # bytes
 
-# the likelihood is compiled into the job: a function of its own would have other bits from numba's cache
-_rows: Any = njit(forceinline=True, error_model="numpy")(kernel.rows.py_func)
+# The likelihood is compiled into the job: a function of its own would have other bits from numba's cache. What is large
+# is put in by numba ("always") and not by LLVM, which would compile each of these functions for itself before.
+_rows: Any = njit(inline="always", error_model="numpy")(kernel.rows.py_func)
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -78,7 +79,7 @@ def _add_rows(rows, n, width, first, end, codes, table) -> None:  # type: ignore
         _add_up(table + codes[b] * _REAL * width + start, rows + b * _REAL * width + start, end - first)
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(inline="always", error_model="numpy")
 def _likelihood(record, thread, start, stop, logits, dropout) -> None:  # type: ignore[no-untyped-def]
     """Cells [start, stop), whose products lie at the two addresses and become their gradients."""
     n, n_genes, n_all = stop - start, record[N_GENES], record[CELLS]
@@ -107,84 +108,56 @@ def _likelihood(record, thread, start, stop, logits, dropout) -> None:  # type: 
 
 
 @njit(forceinline=True, error_model="numpy")
-def _by_genes(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
-    n_threads, n_cells, n_genes, hidden = record[THREADS], record[CELLS], record[N_GENES], record[HIDDEN]
-    function, row = record[SGEMM], _REAL * n_genes
-    first, end = _share(n_genes, n_threads, thread)
-    for p in range(record[PRODUCTS]):
-        w, out = _of_product(record, p, W) + _REAL * first * hidden, _of_product(record, p, OUT) + _REAL * first
-        x = _of_product(record, p, H)
-        blas.by_rows(function, x, hidden, w, hidden, n_cells, hidden, end - first, out, n_genes, scratch)
-    meet(record[CREW], 0, thread)
-    start, stop = _share(n_cells, n_threads, thread)
-    if stop > start:
-        outs = _of_product(record, 0, OUT), _of_product(record, record[PRODUCTS] - 1, OUT)
-        _likelihood(record, thread, start, stop, outs[0] + start * row, outs[1] + start * row)
-    meet(record[CREW], 1, thread)
-    if not record[GRADED]:
-        return
-    for p in range(record[PRODUCTS]):
-        w, out = _of_product(record, p, W) + _REAL * first * hidden, _of_product(record, p, OUT)
-        d_h = _of_product(record, p, D_H) + _REAL * thread * n_cells * hidden
-        d = out + _REAL * first
-        blas.back(function, d, n_genes, w, hidden, n_cells, hidden, end - first, False, d_h, hidden, scratch)
-        if _of_product(record, p, N_TABLE) > 1:
-            codes = numbers_at(_of_product(record, p, CODE), n_cells)
-            _add_rows(out, n_cells, n_genes, first, end, codes, _of_product(record, p, D_TABLE))
-    meet(record[CREW], 2, thread)
-    if thread == 0:
-        for other in range(1, n_threads):
-            n_table = n_cells * hidden
-            for p in range(record[PRODUCTS]):
-                d_h = _of_product(record, p, D_H)
-                _add_up(d_h, d_h + _REAL * other * n_table, n_table)
-            _add_up_theta(record, other)
-    first, end = _of_weights(record, thread)
-    for p in range(record[PRODUCTS]):
-        d, d_w = _of_product(record, p, OUT) + _REAL * first, _of_product(record, p, D_W) + _REAL * first * hidden
-        x = _of_product(record, p, H)
-        blas.outer(function, d, n_genes, x, hidden, n_cells, hidden, end - first, False, d_w, hidden, scratch)
+def _multiply(record, p, cells, genes, out, scratch) -> None:  # type: ignore[no-untyped-def]
+    """The product of some cells with the weights of some genes, to rows from `out` on."""
+    (start, stop), (first, end), n_genes, hidden = cells, genes, record[N_GENES], record[HIDDEN]
+    x, w = _of_product(record, p, H) + _REAL * start * hidden, _of_product(record, p, W) + _REAL * first * hidden
+    to = out + _REAL * first
+    blas.by_rows(record[SGEMM], x, hidden, w, hidden, stop - start, hidden, end - first, to, n_genes, scratch)
 
 
 @njit(forceinline=True, error_model="numpy")
-def _add_up_theta(record, other) -> None:  # type: ignore[no-untyped-def]
-    n = record[N_THETA] * record[N_GENES]
-    if record[N_THETA] > 1:
-        _add_up(record[D_THETA], record[D_THETA] + _REAL * other * n, n)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _block_back(record, thread, p, start, n, out, adds, scratch) -> None:  # type: ignore[no-untyped-def]
-    """What comes back through a product from `n` cells from `start` on, whose gradients lie at `out`."""
-    n_genes, hidden, function = record[N_GENES], record[HIDDEN], record[SGEMM]
-    x, d_h = _of_product(record, p, H) + _REAL * start * hidden, _of_product(record, p, D_H) + _REAL * start * hidden
-    w, d_w = _of_product(record, p, W), _of_product(record, p, D_W)
-    if thread > 0:
-        d_w = _of_product(record, p, D_W_OF_OTHERS) + _REAL * (thread - 1) * n_genes * hidden
-    blas.back(function, out, n_genes, w, hidden, n, hidden, n_genes, False, d_h, hidden, scratch)
-    blas.outer(function, out, n_genes, x, hidden, n, hidden, n_genes, adds, d_w, hidden, scratch)
-    n_table = _of_product(record, p, N_TABLE)
+def _back(record, thread, p, cells, genes, out, scratch) -> None:  # type: ignore[no-untyped-def]
+    """What comes back from there to the hidden units, and to the rows of a table."""
+    (start, stop), (first, end), n_genes, hidden = cells, genes, record[N_GENES], record[HIDDEN]
+    by_cells, n_table = record[BY_CELLS], _of_product(record, p, N_TABLE)
+    w, d = _of_product(record, p, W) + _REAL * first * hidden, out + _REAL * first
+    d_h = _of_product(record, p, D_H) + _REAL * hidden * (start if by_cells else thread * record[CELLS])
+    blas.back(record[SGEMM], d, n_genes, w, hidden, stop - start, hidden, end - first, False, d_h, hidden, scratch)
     if n_table > 1:
-        codes = numbers_at(_of_product(record, p, CODE) + 8 * start, n)
-        own = _of_product(record, p, D_TABLE) + _REAL * thread * n_table * n_genes
-        _add_rows(out, n, n_genes, 0, n_genes, codes, own)
+        codes = numbers_at(_of_product(record, p, CODE) + 8 * start, stop - start)
+        own = _REAL * thread * n_table * n_genes if by_cells else 0
+        _add_rows(out, stop - start, n_genes, first, end, codes, _of_product(record, p, D_TABLE) + own)
 
 
 @njit(forceinline=True, error_model="numpy")
-def _add_up_tables(record) -> None:  # type: ignore[no-untyped-def]
-    """What threads have summed of their own cells, but for the weights."""
+def _weights_back(record, p, cells, genes, out, d_w, adds, scratch) -> None:  # type: ignore[no-untyped-def]
+    """And to the weights of the genes, to rows of `d_w` or added to them."""
+    (start, stop), (first, end), n_genes, hidden = cells, genes, record[N_GENES], record[HIDDEN]
+    x, d, to = _of_product(record, p, H) + _REAL * start * hidden, out + _REAL * first, d_w + _REAL * first * hidden
+    blas.outer(record[SGEMM], d, n_genes, x, hidden, stop - start, hidden, end - first, adds, to, hidden, scratch)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _add_up_parts(record) -> None:  # type: ignore[no-untyped-def]
+    """What threads have summed each for itself, but for the weights; into that of the first."""
+    n_genes, n_hidden, n_theta = record[N_GENES], record[CELLS] * record[HIDDEN], record[N_THETA] * record[N_GENES]
     for other in range(1, record[THREADS]):
-        _add_up_theta(record, other)
+        if record[N_THETA] > 1:
+            _add_up(record[D_THETA], record[D_THETA] + _REAL * other * n_theta, n_theta)
         for p in range(record[PRODUCTS]):
-            table, n = _of_product(record, p, D_TABLE), _of_product(record, p, N_TABLE) * record[N_GENES]
-            if _of_product(record, p, N_TABLE) > 1:
+            d_h, n = _of_product(record, p, D_H), _of_product(record, p, N_TABLE) * n_genes
+            if not record[BY_CELLS]:
+                _add_up(d_h, d_h + _REAL * other * n_hidden, n_hidden)
+            elif n > n_genes:
+                table = _of_product(record, p, D_TABLE)
                 _add_up(table, table + _REAL * other * n, n)
 
 
 @njit(forceinline=True, error_model="numpy")
-def _add_up_weights(record, first, end) -> None:  # type: ignore[no-untyped-def]
-    """The same of the weights of genes [first, end)."""
-    hidden = record[HIDDEN]
+def _add_up_weights(record, genes) -> None:  # type: ignore[no-untyped-def]
+    """The same of the weights of some genes."""
+    (first, end), hidden = genes, record[HIDDEN]
     place, n = _REAL * first * hidden, (end - first) * hidden
     for p in range(record[PRODUCTS]):
         for other in range(record[THREADS] - 1):
@@ -193,39 +166,69 @@ def _add_up_weights(record, first, end) -> None:  # type: ignore[no-untyped-def]
 
 
 @njit(forceinline=True, error_model="numpy")
-def _by_cells(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
-    n_genes, hidden, most, last = record[N_GENES], record[HIDDEN], record[BLOCK], record[PRODUCTS] - 1
-    first, end = _share(record[CELLS], record[THREADS], thread)
-    n_chunks, n_blocks = -(-(end - first) // kernel.CHUNK), -(-(end - first) // most)
-    place = _REAL * thread * most * n_genes
+def _own_sums(record, thread, p):  # type: ignore[no-untyped-def]
+    """Where a thread adds up what comes back to the weights."""
+    if thread == 0:
+        return _of_product(record, p, D_W)
+    return _of_product(record, p, D_W_OF_OTHERS) + _REAL * (thread - 1) * record[N_GENES] * record[HIDDEN]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _n_blocks(record, n) -> int:  # type: ignore[no-untyped-def]
+    return -(-n // record[BLOCK]) if record[BY_CELLS] else 1
+
+
+@njit(forceinline=True, error_model="numpy")
+def _block(own, block, n_blocks):  # type: ignore[no-untyped-def]
+    """The cells of a block of a thread's own: whole chunks."""
+    n_chunks = -(-(own[1] - own[0]) // kernel.CHUNK)
+    start = own[0] + kernel.CHUNK * (n_chunks * block // n_blocks)
+    return start, min(own[1], own[0] + kernel.CHUNK * (n_chunks * (block + 1) // n_blocks))
+
+
+@njit(inline="always", error_model="numpy")
+def _compute(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
+    """By cells: block by block of its own, in memory of its own. Else its own genes of all cells, in memory of all."""
+    n_genes, n_products, by_cells, every = record[N_GENES], record[PRODUCTS], record[BY_CELLS], np.int64(0)
+    own, all_cells, all_genes = _share(record[CELLS], record[THREADS], thread), (every, record[CELLS]), (every, n_genes)
+    genes = all_genes if by_cells else _share(n_genes, record[THREADS], thread)
+    place, n_blocks = _REAL * thread * record[BLOCK] * n_genes * by_cells, _n_blocks(record, own[1] - own[0])
     for block in range(n_blocks):
-        start = first + kernel.CHUNK * (n_chunks * block // n_blocks)
-        stop = end if block == n_blocks - 1 else first + kernel.CHUNK * (n_chunks * (block + 1) // n_blocks)
-        n = stop - start
-        for p in range(last + 1):
-            x, w = _of_product(record, p, H) + _REAL * start * hidden, _of_product(record, p, W)
+        start, stop = _block(own, block, n_blocks)
+        cells = (start, stop) if by_cells else all_cells
+        for p in range(n_products):
+            _multiply(record, p, cells, genes, _of_product(record, p, OUT) + place, scratch)
+        if not by_cells:
+            meet(record[CREW], 0, thread)
+        if stop > start:
+            at = place + _REAL * n_genes * (start - cells[0])
+            outs = _of_product(record, 0, OUT) + at, _of_product(record, n_products - 1, OUT) + at
+            _likelihood(record, thread, start, stop, outs[0], outs[1])
+        if not by_cells:
+            meet(record[CREW], 1, thread)
+        for p in range(n_products * record[GRADED]):
             out = _of_product(record, p, OUT) + place
-            blas.by_rows(record[SGEMM], x, hidden, w, hidden, n, hidden, n_genes, out, n_genes, scratch)
-        outs = _of_product(record, 0, OUT) + place, _of_product(record, last, OUT) + place
-        _likelihood(record, thread, start, stop, outs[0], outs[1])
-        for p in range(last + 1 if record[GRADED] else 0):
-            _block_back(record, thread, p, start, n, _of_product(record, p, OUT) + place, block > 0, scratch)
-    meet(record[CREW], 0, thread)
+            _back(record, thread, p, cells, genes, out, scratch)
+            if by_cells:
+                _weights_back(record, p, cells, genes, out, _own_sums(record, thread, p), block > 0, scratch)
+    meet(record[CREW], 2, thread)
     if not record[GRADED]:
         return
     if thread == 0:
-        _add_up_tables(record)
-    first, end = _of_weights(record, thread)
-    _add_up_weights(record, first, end)
+        _add_up_parts(record)
+    genes = _of_weights(record, thread)
+    if by_cells:
+        _add_up_weights(record, genes)
+        return
+    for p in range(n_products):
+        out, d_w = _of_product(record, p, OUT), _of_product(record, p, D_W)
+        _weights_back(record, p, all_cells, genes, out, d_w, False, scratch)
 
 
 def job(record_at, thread) -> None:  # type: ignore[no-untyped-def]
     """See above. What `record_at` has is as this file's first lines say."""
     kernel.wide()
     record, kept = numbers_at(record_at, SIZE), np.zeros(blas.SCRATCH, np.int64)
-    scratch, before = (kept, np.int64(kept.ctypes.data)), blas.on_threads(record[MKL], 1)
-    if record[BY_CELLS]:
-        _by_cells(record, thread, scratch)
-    else:
-        _by_genes(record, thread, scratch)
+    before = blas.on_threads(record[MKL], 1)
+    _compute(record, thread, (kept, np.int64(kept.ctypes.data)))
     blas.on_threads(record[MKL], before)

@@ -505,7 +505,7 @@ def clear(genes, there_G) -> None:  # type: ignore[no-untyped-def]
         there_G[genes[k]] = np.float32(0.0)
 
 
-@njit(forceinline=True, error_model="numpy")
+@njit(inline="always", error_model="numpy")
 def _row(  # type: ignore[no-untyped-def]
     genes, counts, highest, log_library, theta_G, inverse_G, usual, pi_G, table, e_G, there_G, t_G, d_theta_G, d_pi_G,
     places_2G, counts_2G, work_S, work_2G,
