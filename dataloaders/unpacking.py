@@ -6,6 +6,8 @@ blosc and of google-crc32c by their addresses. Where those are not to be found t
 same bits.
 """
 
+# compiled with: 7284386bfca8
+
 import ctypes
 from functools import cache
 from pathlib import Path

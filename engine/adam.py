@@ -3,7 +3,8 @@
 `torch.optim.Adam` imports torch's compiler when it is made and in each step, to tell it what not to compile. Nothing is
 compiled here, and that import is two seconds of CPU at every start of a training, a mapping or a worker. The kernel is
 the same, called with the same values, so the numbers are the same bits. On a CPU where threads can be had that do
-without the interpreter, one job of theirs (`adam_job`) looks whether all gradients are numbers, and makes the update.
+without the interpreter, one job of theirs (`adam_job`) looks whether all gradients are numbers, and makes the update,
+with the same formula.
 """
 
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Adam:
             self._move([parameter for parameter in moved if parameter.numel() >= LARGE])
 
     @property
-    def checks(self) -> bool:
+    def can_step_if_finite(self) -> bool:
         """Whether `step_if_finite` can be called here."""
         return adam_crew.can(self.parameters)
 
@@ -68,7 +69,7 @@ class Adam:
     def step_if_finite(self) -> bool:
         """As `step`, if all gradients are numbers; else nothing changes, and it says False.
 
-        The bits are those of `step`, but for the last numbers of a parameter that fill no vector of torch's kernel.
+        The last bits may be others than those of `step`; they do not depend on the number of threads.
         """
         moved = [parameter for parameter in self.parameters if parameter.grad is not None]
         states = [self.state.get(parameter) or self._first(parameter) for parameter in moved]

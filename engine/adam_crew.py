@@ -31,6 +31,7 @@ class Moved:
         """`hyper`: epsilon, weight decay, and the two betas."""
         eps, weight_decay, *self._betas = hyper
         self.parameters, self.states = list(parameters), list(states)
+        self._kept = [(state["exp_avg"], state["exp_avg_sq"]) for state in states]
         self._steps: list[np.ndarray] = [state["step"].numpy() for state in states]  # the same memory
         first, second = self._betas
         self._hyper = np.array([eps, weight_decay, 1 - first, second, 1 - second], np.float32)
@@ -67,7 +68,7 @@ class Moved:
             self._found = np.zeros(crew_.n, np.int64)
         numbers = crew_.address, crew_.n, len(gradients), self._n_all, address_of(self._found), address_of(self._hyper)
         self._record[:HEAD] = numbers
-        crew_.begin(adam_job.job, self._record, gradients)
+        crew_.begin(adam_job.job, self._record, (self, gradients))
         crew_.join()
         if self._found.any():
             return False

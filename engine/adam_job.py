@@ -1,10 +1,12 @@
 """An update by Adam as a job of a crew: whether all gradients are numbers, and if they are, the update.
 
 Torch's own kernel is as fast, but a step asks for it twice, for the large and the small parameters, and for products
-of gradients with themselves before it, and wakes threads each time. What is computed is the same, in the same order.
+of gradients with themselves before it, and wakes threads each time.
 
 Shapes: N numbers of all parameters, one behind the other. Everything is float32.
 """
+
+# compiled with: 820560e644b9
 
 from typing import Any
 
@@ -25,7 +27,7 @@ HEAD, EACH = 6, 6
 (MINUS_STEP, ROOT_OF_CORRECTION) = range(2)
 PART = 4096  # numbers at which the work is cut
 _REAL = 4  # bytes
-_INFINITE = 0x7F800000
+_TOO_LARGE = 0x5F000000  # the bits of 2**63: the square of a larger number is none in float32
 
 
 def _bits_made(context: Any, x: Any) -> Any:
@@ -40,11 +42,11 @@ _bits: Any = intrinsic(_bits_made)
 
 @njit(forceinline=True, error_model="numpy")
 def _all_numbers(g_N) -> bool:  # type: ignore[no-untyped-def]
-    """Whether none is infinite or not a number."""
+    """Whether all are numbers, with squares that are."""
     largest = np.int32(0)
     for i in range(len(g_N)):
         largest = max(largest, _bits(g_N[i]) & np.int32(0x7FFFFFFF))
-    return bool(largest < np.int32(_INFINITE))
+    return bool(largest < np.int32(_TOO_LARGE))
 
 
 @njit(forceinline=True, error_model="numpy", fastmath={"contract"})

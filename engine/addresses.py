@@ -1,6 +1,6 @@
 """For compiled code: C functions that are called, and arrays that lie, at an address that is known when it runs.
 
-A thread that never asks for the interpreter's lock (`engine.helpers`) is given numbers only. Numba's own way to a C
+A thread that never asks for the interpreter's lock (`engine.crew`) is given numbers only. Numba's own way to a C
 function writes its address into the compiled code, which could then not be kept on disk.
 """
 
@@ -78,6 +78,12 @@ def reals_at(address: int, n: int) -> np.ndarray:
 def rows_at(address: int, n: int, width: int) -> np.ndarray:
     """float32 (n, width), rows one behind the other."""
     return carray(_pointer(address), (n, width), np.float32)
+
+
+@njit(forceinline=True, error_model="numpy")
+def place_rows_at(address: int, n: int, width: int) -> np.ndarray:
+    """int32 (n, width), rows one behind the other."""
+    return carray(_pointer(address), (n, width), np.int32)
 
 
 def address_of(array: np.ndarray | torch.Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Matrix products in compiled code, by the library that torch brings (MKL): the same bits as torch's own.
+"""Matrix products in compiled code, by the library that torch brings (MKL) and computes with itself.
 
 Everything is float32, and rows lie one behind the other. Addresses are of bytes, lengths of rows in numbers.
 """

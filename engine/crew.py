@@ -10,8 +10,11 @@ fail: others would wait for it forever. What posts and what waits is compiled, t
 between.
 """
 
+# compiled with: 41189f7d1bbf
+
 import ctypes
 import os
+import platform
 import threading
 import weakref
 from collections.abc import Callable
@@ -27,7 +30,8 @@ PHASES = 4  # at the end of which the threads of a job may meet, each once
 MOMENT, WHILE = 2_000, 20_000  # how often a thread looks before it sleeps: some 40 us; and if work is announced
 _LINE = 64  # bytes: semaphores are apart from each other, or threads that look at them get in each other's way
 # of the record that threads share
-_N, _WAIT, _TRY, _POST, _FIRST, _JOB, _RECORD, _BEGUN, _ENDED, _SIZE = range(10)
+_N, _WAIT, _TRY, _POST, _FIRST, _JOB, _RECORD, _BEGUN, _ENDED, _ANNOUNCED = range(10)
+_SIZE = 10
 _CALLED = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)  # lets go of the interpreter's lock
 
 
@@ -68,20 +72,20 @@ def _serve(crew, thread) -> None:  # type: ignore[no-untyped-def]
     done, moment = np.int64(0), MOMENT
     while True:
         _wait(shared, _semaphore(shared, 0, thread), moment)
-        moment = WHILE
         if shared[_BEGUN] != done:
             if shared[_JOB] == 0:
                 return
             call_2(shared[_JOB], (shared[_RECORD], thread))
             done += 1
-            moment = MOMENT
             call_1(shared[_POST], (_semaphore(shared, 1, 0),))
+        moment = WHILE if shared[_ANNOUNCED] > done else MOMENT
 
 
 def _call(crew, work) -> None:  # type: ignore[no-untyped-def]
     """Call the others, with `work` to the job, in which this thread takes part."""
     shared = numbers_at(crew, _SIZE)
     shared[_BEGUN] += work
+    shared[_ANNOUNCED] = shared[_BEGUN] + 1 - work
     for other in range(1, shared[_N]):
         call_1(shared[_POST], (_semaphore(shared, 0, other),))
     if work and shared[_JOB]:
@@ -108,9 +112,14 @@ def _called(code: Callable[..., None]) -> Any:
     return _CALLED(compiled(code).address)
 
 
+@cache
 def can_be_had() -> bool:
-    """Whether threads can wait for each other here, by the semaphores of Linux."""
-    return _functions() is not None
+    """Whether threads can wait for each other here: by the semaphores of Linux.
+
+    On processors whose writes are seen in their order: a thread that was woken may find the record of a job that is
+    begun a moment later.
+    """
+    return platform.machine().lower() in ("x86_64", "amd64") and _functions() is not None
 
 
 def _functions() -> tuple[int, ...] | None:
@@ -138,7 +147,7 @@ class Crew:
         for k in range((2 + PHASES) * n):
             make_semaphore(first + k * _LINE, 0, 0)
         self._kept: Any = None
-        weakref.finalize(self, _stop, os.getpid(), self._shared, self._memory)
+        weakref.finalize(self, _stop, threading.current_thread(), os.getpid(), self._shared, self._memory)
         for code in (_serve, _call, _join):
             _called(code)  # compiled here, and not by each of them
         memory = self._memory, self._shared  # and not this object, which ends when nobody has it any more
@@ -170,8 +179,10 @@ class Crew:
         self._kept = None
 
 
-def _stop(process: int, shared: np.ndarray, memory: np.ndarray) -> None:
+def _stop(owner: threading.Thread, process: int, shared: np.ndarray, memory: np.ndarray) -> None:
     """End the others' threads."""
+    if threading.get_ident() != owner.ident and owner.is_alive():
+        return  # this process ends, and the owner may be at work with them
     if process == os.getpid():  # a forked process has none of them
         _called(_join)(address_of(shared), MOMENT)
         shared[_JOB] = 0
@@ -188,10 +199,10 @@ _own = threading.local()
 
 def crew_of(n: int) -> Crew:
     """The calling thread's own, of `n` threads."""
-    have: Crew | None = getattr(_own, "crew", None)
-    if have is None or have.n != n:
-        have = _own.crew = Crew(n)
-    return have
+    crews: dict[int, Crew] = _own.__dict__.setdefault("crews", {})
+    if n not in crews:
+        crews[n] = Crew(n)
+    return crews[n]
 
 
 def _forget() -> None:

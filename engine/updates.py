@@ -47,7 +47,7 @@ class Updates:
         self.products = getattr(torch, config.products)
         self.optimiser, self.names = adam(model, config)
         self.parameters: list[nn.Parameter] = self.optimiser.parameters
-        self.moves_if_finite = config.clip is None and self.optimiser.checks
+        self.moves_if_finite = config.clip is None and self.optimiser.can_step_if_finite
         self.gradients = GradientSum(model, world, signals=3)
         self.readback: Readback[_Tag] = Readback(world.device)
         self.bad = torch.zeros((), device=world.device)  # on a GPU: 1 once a step was not finite

@@ -5,9 +5,10 @@ gradient. What is of the counts and theta alone, lnGamma(x + theta) - lnGamma(th
 that is known before; so a count that is not zero costs a logarithm, where it costs two gamma functions and their
 derivatives otherwise. And counts stay sparse: nobody looks at the zeros to find out that they are zero.
 
-Gradients are written over the logits. The functions are those of `likelihood_kernel`: after a change there save this
-file anew (`touch`), because numba's cache notices changes of a function's own file only. Shapes: B cells, G genes.
+Gradients are written over the logits. The functions are those of `likelihood_kernel`. Shapes: B cells, G genes.
 """
+
+# compiled with: b5bb51576091
 
 import numpy as np
 from numba import njit

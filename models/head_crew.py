@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scarcade.engine import blas, crew
 from scarcade.engine.addresses import address_of
-from scarcade.engine.later import Later
+from scarcade.engine.later import Later, can_wait
 from scarcade.engine.pool import threads
 from scarcade.models import head_job
 from scarcade.models import likelihood_kernel as kernel
@@ -39,10 +39,13 @@ class HeadJob:
     def __init__(self, x: Sparse, both: Sequence["Product"]) -> None:
         self.x, self.both = x, both
         n_cells, n_genes = len(x), x.n_genes
-        self.crew = crew.crew_of(max(1, min(threads(), -(-n_genes // kernel.CHUNK))))
+        self.by_cells = n_cells >= CELLS * threads()
+        for one in both:  # the job takes addresses, and looks at nothing
+            assert one.h_BH.shape == (n_cells, both[0].h_BH.shape[1])
+            assert one.weight_GH.shape == (n_genes, both[0].h_BH.shape[1])
+        self.crew = crew.crew_of(threads() if self.by_cells else max(1, min(threads(), -(-n_genes // kernel.CHUNK))))
         self.crew.wake()
         self.n_cells, self.n_genes, self.n_hidden = n_cells, n_genes, both[0].h_BH.shape[1]
-        self.by_cells = n_cells >= CELLS * self.crew.n
         self.block = min(n_cells, BLOCK) if self.by_cells else n_cells
         self.kept: list[Any] = []
 
@@ -50,6 +53,8 @@ class HeadJob:
         """The address of an array, which is kept; as `kind`, one number behind the other."""
         if kind is not None:
             array = np.ascontiguousarray(array, kind)
+        else:
+            assert array.dtype in (torch.float32, np.float64)  # float64: `LOG_FACTORIAL` alone
         self.kept.append(array)
         return address_of(array)
 
@@ -77,7 +82,7 @@ class HeadJob:
         functions = blas.functions()
         assert functions is not None
         graded = self.both[0].graded
-        deferred = later is not None and graded and n_threads > 1 and all(one.weight_GH.is_leaf for one in self.both)
+        deferred = later is not None and graded and n_threads > 1 and all(can_wait(one.weight_GH) for one in self.both)
         record = np.zeros(job.SIZE, np.int64)
         record[: job.INDPTR] = (
             *(self.crew.address, n_threads, *functions, self.by_cells, self.block, graded, deferred),
@@ -90,9 +95,10 @@ class HeadJob:
         n_thetas = len(theta[0]) if len(theta[0]) > 1 else 0
         d_theta_TKG = torch.zeros(n_threads, n_thetas, self.n_genes)
         room = _buffers.rows("d_theta", n_threads * self.block if n_thetas else 0, self.n_genes)
+        memory = _buffers.rows("memory", n_threads, job.memory_for.py_func(self.n_genes))
         record[job.THETA : job.PRODUCTS + 1] = (
             *(self._at(theta[0]), len(theta[0]), self._at(theta[1], np.int64)),
-            *(self._at(d_theta_TKG if n_thetas else d_shared_theta), self._at(room), len(self.both)),
+            *(self._at(d_theta_TKG if n_thetas else d_shared_theta), self._at(room), self._at(memory), len(self.both)),
         )
         for number, product in enumerate(self.both):
             start = job.PRODUCTS + 1 + number * job.EACH

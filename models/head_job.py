@@ -5,17 +5,17 @@ three times. Where cells are few a thread has its own genes of each product and 
 it has its own cells of all. The last that is made are the gradients of the weights, for which nobody waits on the way
 back: with `LATER` they are made by the other threads alone, when the first one has returned.
 
-Like `mmd_kernel` this is compiled with functions of `likelihood_kernel`, and of `engine.blas` and `engine.crew`: after
-a change of those, save this file anew. Shapes: B cells, G genes, H hidden units, K rows of a table, T threads.
+It asks for no memory, which could fail: the others would wait for it for ever (`engine.crew`).
+Shapes: B cells, G genes, H hidden units, K rows of a table, T threads.
 """
 
-from typing import Any
+# compiled with: 5de3e9c8193c
 
 import numpy as np
 from numba import njit
 
 from scarcade.engine import blas
-from scarcade.engine.addresses import doubles_at, numbers_at, places_at, reals_at, rows_at
+from scarcade.engine.addresses import doubles_at, numbers_at, place_rows_at, places_at, reals_at, rows_at
 from scarcade.engine.crew import meet
 from scarcade.models import likelihood_kernel as kernel
 
@@ -24,7 +24,8 @@ from scarcade.models import likelihood_kernel as kernel
 (INDPTR, GENES, COUNTS, LIBRARY, WEIGHT, FACTORIALS, VALUE, D_LIBRARY) = range(11, 19)
 # theta (K, G), the row of each cell; the gradient, (chunks, G) if K is 1, else (T, K, G); and (T, rows, G) to work in
 (THETA, N_THETA, THETA_CODE, D_THETA, D_THETA_ROWS) = range(19, 24)
-PRODUCTS = 24  # how many, and then of each:
+MEMORY = 24  # (T, `memory_for`) to work in
+PRODUCTS = 25  # how many, and then of each:
 # h (B, H), W (G, H), bias (K, G), the row of each cell; gradients: of a bias of one row (chunks, G), of h (T, B, H) or
 # by cells (B, H), of W (G, H) and of the other threads (T - 1, G, H), of the table (1, K, G) or by cells (T, K, G);
 # the product (B, G), or by cells (T, BLOCK, G)
@@ -35,7 +36,12 @@ _REAL = 4  # bytes
 
 # The likelihood is compiled into the job: a function of its own would have other bits from numba's cache. What is large
 # is put in by numba ("always") and not by LLVM, which would compile each of these functions for itself before.
-_rows: Any = njit(inline="always", error_model="numpy")(kernel.rows.py_func)
+
+
+@njit(forceinline=True, error_model="numpy")
+def memory_for(n_genes: int) -> int:
+    """Numbers of 4 bytes that a thread works in (`_memory`)."""
+    return (13 * n_genes + 5 * kernel.APART + 5 * kernel.STRIP + 2 * blas.SCRATCH + 64) // 16 * 16
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -55,6 +61,11 @@ def _of_weights(record, thread):  # type: ignore[no-untyped-def]
     if thread == 0:
         return np.int64(0), np.int64(0)
     return _share(n_genes, n_threads - 1, thread - 1)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _own_memory(record, thread):  # type: ignore[no-untyped-def]
+    return record[MEMORY] + _REAL * memory_for(record[N_GENES]) * thread
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -80,6 +91,25 @@ def _add_rows(rows, n, width, first, end, codes, table) -> None:  # type: ignore
 
 
 @njit(inline="always", error_model="numpy")
+def _memory(record, thread):  # type: ignore[no-untyped-def]
+    """That of a thread, cut for `kernel.rows_in`: arrays that are apart there are apart here."""
+    n, n_more = record[N_GENES], record[N_GENES] * (record[PRODUCTS] - 1)
+    at, far = _own_memory(record, thread) + 8 * blas.SCRATCH, _REAL * kernel.APART
+    e, row = at + far, _REAL * n
+    t, pi, d_pi, inverse = e + row, e + 2 * row, e + 3 * row, e + 4 * row
+    theta, there, places, counts = e + 5 * row, e + 6 * row, e + 7 * row, e + 9 * row + 2 * _REAL
+    strips = counts + 2 * row + 2 * _REAL + far
+    work = strips + 5 * _REAL * kernel.STRIP + far
+    zeros = reals_at(there, n)
+    zeros[:] = np.float32(0.0)
+    return (
+        reals_at(e, n), reals_at(t, n), reals_at(pi, n_more), reals_at(d_pi, n_more), reals_at(inverse, n),
+        reals_at(theta, n), zeros, place_rows_at(places, 2, n + 1), rows_at(counts, 2, n + 1),
+        reals_at(strips, 5 * kernel.STRIP), rows_at(work, 2, kernel.APART + n),
+    )  # fmt: skip
+
+
+@njit(inline="always", error_model="numpy")
 def _likelihood(record, thread, start, stop, logits, dropout) -> None:  # type: ignore[no-untyped-def]
     """Cells [start, stop), whose products lie at the two addresses and become their gradients."""
     n, n_genes, n_all = stop - start, record[N_GENES], record[CELLS]
@@ -89,8 +119,9 @@ def _likelihood(record, thread, start, stop, logits, dropout) -> None:  # type: 
     # what is not there has no columns, or no rows
     n_tables = _of_product(record, 0, N_TABLE), _of_product(record, also, N_TABLE)
     thetas, d_theta = record[D_THETA], record[D_THETA_ROWS] + _REAL * thread * record[BLOCK] * n_genes
-    _rows(
-        0, n, start // kernel.CHUNK, indptr, places_at(record[GENES], n_counts), reals_at(record[COUNTS], n_counts),
+    kernel.rows_in(
+        _memory(record, thread), 0, n, start // kernel.CHUNK,
+        indptr, places_at(record[GENES], n_counts), reals_at(record[COUNTS], n_counts),
         rows_at(logits, n, n_genes), rows_at(_of_product(record, 0, TABLE), n_tables[0], n_genes),
         numbers_at(_of_product(record, 0, CODE) + 8 * start, n), reals_at(record[LIBRARY] + _REAL * start, n),
         rows_at(record[THETA], n_theta, n_genes), numbers_at(record[THETA_CODE] + 8 * start, n),
@@ -228,7 +259,7 @@ def _compute(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
 def job(record_at, thread) -> None:  # type: ignore[no-untyped-def]
     """See above. What `record_at` has is as this file's first lines say."""
     kernel.wide()
-    record, kept = numbers_at(record_at, SIZE), np.zeros(blas.SCRATCH, np.int64)
-    before = blas.on_threads(record[MKL], 1)
-    _compute(record, thread, (kept, np.int64(kept.ctypes.data)))
+    record = numbers_at(record_at, SIZE)
+    before, scratch_at = blas.on_threads(record[MKL], 1), _own_memory(record, thread)
+    _compute(record, thread, (numbers_at(scratch_at, blas.SCRATCH), scratch_at))
     blas.on_threads(record[MKL], before)

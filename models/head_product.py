@@ -36,12 +36,16 @@ class Product:
         self.codes = np.zeros(n_cells, np.int64) if code_B is None else codes_of(code_B, len(table_KG))
         self.one_row = len(table_KG) == 1
         self.d_bias = torch.zeros(-(-n_cells // kernel.CHUNK) if self.one_row else 0, self.n_genes)  # by chunk
-        self.d_h_BH = torch.empty(h_BH.shape if graded else (0,))
         self.d_weight_GH = torch.empty(weight_GH.shape if graded else (0,))
-        self.d_table_KG = torch.zeros(len(table_KG) if graded and not self.one_row else 0, self.n_genes)
+        self.d_h_BH = self.d_table_KG = torch.empty(0)  # until there is room
         self.d_h_of_others: dict[int, Tensor] = {}  # parts of d_h_BH that other threads summed, by their first gene
         self.d_of_others: dict[int, tuple[Tensor, Tensor]] = {}  # parts of d_weight_GH and d_table_KG, by the first row
         self.due: Due | None = None  # d_weight_GH, if it is still being made
+
+    def make_room(self) -> None:
+        """For the gradients by hidden units and table."""
+        self.d_h_BH = torch.empty(self.h_BH.shape if self.graded else (0,))
+        self.d_table_KG = torch.zeros(len(self.table) if self.graded and not self.one_row else 0, self.n_genes)
 
     def buffer(self, n: int) -> Tensor:
         """(n, G) of the calling thread."""

@@ -9,6 +9,8 @@ reason.
 Shapes: B cells, H units, K rows of a table.
 """
 
+# compiled with: b5bb51576091
+
 import numpy as np
 from numba import njit
 

@@ -9,8 +9,8 @@ the large counts, which are float64.
 exp, log and the gamma function are written out because a call into the C library would keep the compiler from
 making vector code of the loops. Theirs are the flags "contract" alone: full fast math would rearrange their
 error terms. "numpy" as error model leaves out the test for a zero divisor, which has the same effect as a call.
-All compiled code of the likelihood is in this one file because numba's cache notices changes of a function's own
-file only. `normal_kernel`, `mmd_kernel` and others take from here: after a change save those anew (`touch`), too.
+Numba's cache goes by what is in a function's own file. So whatever is compiled with functions of another file has a
+line that changes with that one: ``# compiled with: ...``, which tests/models/test_compiled_with.py looks after.
 Whatever is called from a cached function is forced inline: a callee of its own would run as it was compiled alone
 where the code is fresh, and as it was optimised within its caller where it comes from the cache, with other bits.
 
@@ -528,31 +528,20 @@ def _row(  # type: ignore[no-untyped-def]
     return value, finish(inverse_total, e_G, t_G)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def rows(  # type: ignore[no-untyped-def]
+@njit(inline="always", error_model="numpy")
+def rows_in(  # type: ignore[no-untyped-def]
+    memory,
     start, stop, chunk, indptr, genes, counts, logits_BG, bias, bias_code_B, log_library_B, theta, code_B, dropout_BG,
     more, more_code_B, weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
 ) -> None:  # fmt: skip
-    """Rows [start, stop) of log p, with the gradients by logits and dropout logits in the place of these.
+    """As `rows`, in the arrays of `memory`, for G genes: float32 unless told, and G numbers where nothing is told.
 
-    The counts of row b that are not zero are those from `indptr[b]` to `indptr[b + 1]`. Logits come without their
-    biases, which are rows of `bias` and `more`, as float32 or bfloat16 (as int16), and leave as their gradients.
-    `code_B` says which row of theta (K, G) is a cell's. `dropout_BG` is (B, 0) for the plain negative binomial. Rows
-    are those of a block, whose first chunk is `chunk`. All gradients but `d_library_B` are times `weight_B`. Those of
-    what all cells share (theta, biases: tables of one row) are summed in (chunks of the batch, G); `d_theta` is (B, G)
-    if there are several, and of biases there are none.
+    (e: `apart`; t; dropout logits, and their gradient, (0,) without; 1 / theta; the gradient by theta; zeros; int32 (2,
+    counts + 1) and as many float32, for the counts of a cell that has most of them; 5 `STRIP`: `apart`; 2 rows as long
+    as that: `rows_apart`).
     """
-    n_genes, n_more = logits_BG.shape[1], dropout_BG.shape[1]
-    shared = len(theta) == 1
-    e_G, t_G = apart(n_genes), np.empty(n_genes, np.float32)
-    pi_G, d_pi_G = np.empty(n_more, np.float32), np.empty(n_more, np.float32)
-    inverse_G, row_theta_G = np.empty(n_genes, np.float32), np.empty(n_genes, np.float32)
-    there_G = np.zeros(n_genes, np.float32)
-    longest = 0
-    for b in range(start, stop):
-        longest = max(longest, indptr[b + 1] - indptr[b])
-    places_2G, counts_2G = np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.float32)
-    work_S, work_2G = apart(5 * STRIP), rows_apart(2, longest)
+    n_more, shared = dropout_BG.shape[1], len(theta) == 1
+    e_G, t_G, pi_G, d_pi_G, inverse_G, row_theta_G, there_G, places_2G, counts_2G, work_S, work_2G = memory
     theta_is_finite, usual = inverses(theta[0], inverse_G) if shared else (True, True)
     for b in range(start, stop):
         theta_G = theta[code_B[b]]
@@ -586,3 +575,33 @@ def rows(  # type: ignore[no-untyped-def]
             _narrow(weight_B[b], d_pi_G, dropout_BG[b])
             if len(more) == 1:
                 _add(weight_B[b], d_pi_G, d_more[at])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rows(  # type: ignore[no-untyped-def]
+    start, stop, chunk, indptr, genes, counts, logits_BG, bias, bias_code_B, log_library_B, theta, code_B, dropout_BG,
+    more, more_code_B, weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
+) -> None:  # fmt: skip
+    """Rows [start, stop) of log p, with the gradients by logits and dropout logits in the place of these.
+
+    The counts of row b that are not zero are those from `indptr[b]` to `indptr[b + 1]`. Logits come without their
+    biases, which are rows of `bias` and `more`, as float32 or bfloat16 (as int16), and leave as their gradients.
+    `code_B` says which row of theta (K, G) is a cell's. `dropout_BG` is (B, 0) for the plain negative binomial. Rows
+    are those of a block, whose first chunk is `chunk`. All gradients but `d_library_B` are times `weight_B`. Those of
+    what all cells share (theta, biases: tables of one row) are summed in (chunks of the batch, G); `d_theta` is (B, G)
+    if there are several, and of biases there are none.
+    """
+    n_genes, n_more = logits_BG.shape[1], dropout_BG.shape[1]
+    longest = 0
+    for b in range(start, stop):
+        longest = max(longest, indptr[b + 1] - indptr[b])
+    memory = (
+        apart(n_genes), np.empty(n_genes, np.float32), np.empty(n_more, np.float32), np.empty(n_more, np.float32),
+        np.empty(n_genes, np.float32), np.empty(n_genes, np.float32), np.zeros(n_genes, np.float32),
+        np.empty((2, longest + 1), np.int32), np.empty((2, longest + 1), np.float32),
+        apart(5 * STRIP), rows_apart(2, longest),
+    )  # fmt: skip
+    rows_in(
+        memory, start, stop, chunk, indptr, genes, counts, logits_BG, bias, bias_code_B, log_library_B, theta, code_B,
+        dropout_BG, more, more_code_B, weight_B, table, value_B, d_library_B, d_theta, d_bias, d_more,
+    )  # fmt: skip

@@ -1,9 +1,10 @@
 """The 19 Gaussians of the MMD and their slopes for all pairs of cells, compiled: each pair once, in vector code.
 
 Eager torch goes over (cells x cells) sixty times, and its exp takes several times as long where the narrow Gaussians
-underflow, which is nearly everywhere. `exp32` is that of `likelihood_kernel`: numba's cache does not notice changes
-of another file's functions, so after a change there save this file anew (`touch`). An installation writes both.
+underflow, which is nearly everywhere. `exp32` is that of `likelihood_kernel`.
 """
+
+# compiled with: b5bb51576091
 
 import numpy as np
 from numba import njit

@@ -7,6 +7,8 @@ so that the last bits depend on nothing else.
 Shapes: B cells (N rows), L latent dimensions; the heads' products lie side by side, mean first, in (B, 2 L).
 """
 
+# compiled with: b5bb51576091
+
 import numpy as np
 from numba import njit
 

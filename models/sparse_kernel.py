@@ -5,10 +5,11 @@ as many instructions as its row of the weights has vectors: the rows are those o
 made strip by strip of genes, in squares of 16 x 16, and stay in a cache while all cells take from them, or add to them.
 Each sum has one order, of genes or of cells, whatever the number of threads.
 
-Like `mmd_kernel` this is compiled with functions of `likelihood_kernel`: after a change of those, save this file anew.
 The two loops are written for the compiler (`_run`), because it keeps no sums in registers of a loop over memory.
 Addresses are of bytes, and everything is float32. Shapes: B cells, G genes, H units, a multiple of `LANES`, N counts.
 """
+
+# compiled with: b5bb51576091
 
 from typing import Any
 

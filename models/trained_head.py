@@ -38,9 +38,8 @@ from scarcade.models.layers import Codes, condition_rows
 from scarcade.models.products import product_of, rows_of
 from scarcade.models.sparse import Sparse
 
-BLOCK = {torch.float32: 128, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
+BLOCK = {torch.float32: head_crew.BLOCK, torch.bfloat16: 512}  # cells: logits of 2,000 genes are 1 and 2 MB
 _WEIGHT = 7  # place of the first product's weight among the inputs of `_LogP`
-ROWS = 96  # cells of a thread from which on it takes them through everything by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,9 @@ class _Cells:
                 later.now(),
             )
             return
-        if n_cells >= ROWS * threads():
+        for product in self.both:
+            product.make_room()
+        if n_cells >= head_crew.CELLS * threads():
             run(n_cells, self._by_rows, chunk=kernel.CHUNK)
             return
         outs = [product.buffer(n_cells) for product in self.both]

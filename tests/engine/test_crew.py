@@ -20,7 +20,7 @@ MOST = 5  # threads
 
 
 def _meeting(record_at, thread) -> None:  # type: ignore[no-untyped-def]
-    """In each phase a thread writes its number of work done, and sees that of all others: `SEEN` counts who did."""
+    """In each phase a thread says that it is there, and then looks whether all are: if not, `SEEN` is negative."""
     record = numbers_at(record_at, SEEN + MOST * PHASES + MOST)
     n = record[N]
     for phase in range(PHASES):
@@ -65,17 +65,17 @@ def test_all_are_there_when_a_phase_ends(n: int) -> None:
 
 def test_a_job_goes_on_when_this_thread_has_done_its_part() -> None:
     made, record, n = Crew(2), np.zeros(2, np.int64), 100_000_000
-    made.begin(_lagging, record, None)
-    made.join()  # compiled
-    record[:] = n, 0
-    began = time.perf_counter()
-    made.begin(_lagging, record, None)
-    returned = time.perf_counter() - began
-    assert record[1] == 0
-    made.join()
-    assert returned < (time.perf_counter() - began) / 2
-    whole, rest = divmod(n, 7)
-    assert record[1] == whole * 21 + rest * (rest - 1) // 2
+    returned = []
+    for _ in range(5):  # this thread may lose its core for as long as that takes
+        record[:] = n, 0
+        made.begin(_lagging, record, None)
+        returned.append(record[1] == 0)
+        made.join()
+        whole, rest = divmod(n, 7)
+        assert record[1] == whole * 21 + rest * (rest - 1) // 2
+        if returned[-1]:
+            break
+    assert any(returned)
 
 
 def test_a_job_waits_for_the_one_before() -> None:
@@ -121,6 +121,12 @@ def test_the_threads_end_with_the_crew() -> None:
     del made
     gc.collect()
     assert _end(own)
+
+
+def test_crews_of_several_sizes_stay() -> None:
+    two, three = crew_of(2), crew_of(3)
+    assert crew_of(2) is two
+    assert crew_of(3) is three
 
 
 def test_each_thread_has_its_own_and_it_ends_with_it() -> None:

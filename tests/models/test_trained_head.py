@@ -8,8 +8,10 @@ from torch import Tensor
 from scarcade.engine import blas
 from scarcade.engine.later import gradients_later
 from scarcade.engine.pool import alone
+from scarcade.engine.pool import threads as torch_threads
 from scarcade.engine.precision import products_in
 from scarcade.engine.weighing import a_cell_weighs
+from scarcade.models import head_crew
 from scarcade.models.layers import ConditionalLinear, Linear, seeded
 from scarcade.models.likelihood import FusedLikelihood
 from scarcade.models.trained_head import Logits, head_log_likelihood, logits_of
@@ -72,6 +74,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not head_crew.can(torch.float32), reason="there is none here")
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("cells", [40, 150, 700])
 @pytest.mark.parametrize("shared", [True, False])
@@ -97,7 +100,9 @@ def _gradients(made: Made, losses: Callable[[], Tensor], *, later: bool) -> list
         leaf.grad = None
     with gradients_later(allowed=later) as due:
         losses().backward()  # type: ignore[no-untyped-call]
+        left = sum(one.wanted for one in due.dues)
         due.settle()
+    assert (left > 0) == (later and torch_threads() > 1 and head_crew.can(torch.float32))
     return [leaf.grad for leaf in leaves]
 
 
@@ -145,6 +150,20 @@ def test_gradients_that_come_later_are_the_same(
         assert exact is not None
         assert one is not None
         torch.testing.assert_close(one, exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
+
+
+def test_a_weight_with_a_hook_gets_its_gradient_from_the_backward_pass(threads: Callable[[int], None]) -> None:
+    threads(2)
+    made = Made(40, zinb=True, thetas=1, biases=1)
+    wanted = _gradients(made, lambda: made.head().mean(), later=False)[1]
+    made.weight.register_hook(lambda gradient: 2 * gradient)  # type: ignore[no-untyped-call]
+    with gradients_later() as due:
+        for one in made.inputs:
+            one.grad = None
+        made.head().mean().backward()  # type: ignore[no-untyped-call]
+        assert not due.dues
+    assert wanted is not None
+    torch.testing.assert_close(made.weight.grad, 2 * wanted)
 
 
 def test_a_weight_that_is_frozen_gets_no_gradient_later(threads: Callable[[int], None]) -> None:
