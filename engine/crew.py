@@ -198,8 +198,11 @@ _own = threading.local()
 
 
 def crew_of(n: int) -> Crew:
-    """The calling thread's own, of `n` threads."""
+    """The calling thread's own, of `n` threads; those of other sizes are done with what they had, and its memory."""
     crews: dict[int, Crew] = _own.__dict__.setdefault("crews", {})
+    for size, other in crews.items():
+        if size != n:
+            other.join()
     if n not in crews:
         crews[n] = Crew(n)
     return crews[n]
