@@ -6,7 +6,7 @@ blosc and of google-crc32c by their addresses. Where those are not to be found t
 same bits.
 """
 
-# compiled with: 7284386bfca8
+# compiled with: 3df2fc921783
 
 import ctypes
 from functools import cache
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba import njit, types
 
 from scarcade.dataloaders.array_layout import BLOSC_HEADER, CRC_BYTES
 from scarcade.dataloaders.kernels import deliver
+from scarcade.engine.addresses import array_at, caller
 
 
 class Functions(NamedTuple):
@@ -48,45 +47,11 @@ def functions() -> Functions | None:
     return None if None in found else Functions(*(int(one or 0) for one in found))
 
 
-def _calling(result: Any, arguments: tuple[Any, ...]) -> Any:
-    """The code of a call of a C function by its address."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind = ir.FunctionType(context.get_value_type(result), [context.get_value_type(one) for one in arguments])
-        function = builder.inttoptr(given[0], kind.as_pointer())
-        return builder.call(function, given[1:])
-
-    return generate
-
-
-def _crc_code(_typing: Any, address: Any, data: Any, n: Any) -> Any:
-    words = (types.uintp, types.uintp)
-    return types.uint32(types.uintp, *words), _calling(types.uint32, words)
-
-
-def _decode_code(_typing: Any, address: Any, source: Any, out: Any, n: Any, threads: Any) -> Any:
-    words = (types.uintp, types.uintp, types.uintp, types.int32)
-    return types.int32(types.uintp, *words), _calling(types.int32, words)
-
-
-def _read_code(_typing: Any, address: Any, file: Any, out: Any, n: Any, offset: Any) -> Any:
-    words = (types.int32, types.uintp, types.uintp, types.int64)
-    return types.intp(types.uintp, *words), _calling(types.intp, words)
-
-
-def _pointer_code(_typing: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.inttoptr(given[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.uintp), generate
-
-
-crc: Any = intrinsic(_crc_code)
-"""``crc(address, data, n)``, of unsigned words."""
-decode: Any = intrinsic(_decode_code)
-"""``decode(address, source, out, n, threads)``, of unsigned words and an int32."""
-_read: Any = intrinsic(_read_code)
-_pointer: Any = intrinsic(_pointer_code)
+crc: Any = caller(types.uint32, types.uintp, types.uintp)
+"""``crc(address, (data, n))``."""
+decode: Any = caller(types.int32, types.uintp, types.uintp, types.uintp, types.int32)
+"""``decode(address, (source, out, n, threads))``."""
+_read: Any = caller(types.intp, types.int32, types.uintp, types.uintp, types.int64)
 
 _TOGETHER = 4  # chunks of either array that are read at once: they should still be in the cache when they are decoded
 
@@ -109,9 +74,9 @@ def _unpacked(crc_at: int, decode_at: int, packed: np.ndarray, at: int, length: 
     if _word(packed, at + 4) != n_bytes or _word(packed, at + 12) != body:
         return False
     start = packed.ctypes.data + at
-    if crc(np.uintp(crc_at), np.uintp(start), np.uintp(body)) != _word(packed, at + body):
+    if crc(crc_at, (np.uintp(start), np.uintp(body))) != _word(packed, at + body):
         return False
-    done = decode(np.uintp(decode_at), np.uintp(start), np.uintp(out.ctypes.data), np.uintp(n_bytes), np.int32(1))
+    done = decode(decode_at, (np.uintp(start), np.uintp(out.ctypes.data), np.uintp(n_bytes), np.int32(1)))
     return bool(done == n_bytes)
 
 
@@ -129,7 +94,7 @@ def _fetched(read_at: int, file: int, out: np.ndarray, n: int, offset: int) -> b
     done = 0
     while done < n:
         to = np.uintp(out.ctypes.data + done)
-        got = _read(np.uintp(read_at), np.int32(file), to, np.uintp(n - done), np.int64(offset + done))
+        got = _read(read_at, (np.int32(file), to, np.uintp(n - done), np.int64(offset + done)))
         if got <= 0:
             return False
         done += got
@@ -204,8 +169,8 @@ def take(
         )
         row = _first_row(s, n, number * size)
         if at == before_R[run] and taken_R2[run, 0] != 0:
-            indices = carray(_pointer(np.uintp(taken_R2[run, 0])), (size,), out_indices.dtype)
-            data = carray(_pointer(np.uintp(taken_R2[run, 1])), (size,), out_data.dtype)
+            indices = array_at(taken_R2[run, 0], (size,), out_indices.dtype)
+            data = array_at(taken_R2[run, 1], (size,), out_data.dtype)
             row = deliver(indices, data, number * size, row, s, n, p, out_indices, out_data)
             at, number = at + 1, number + 1
         while at < stop:
@@ -230,10 +195,8 @@ def take(
             n_index = n_data = 0
             for _ in range(count):
                 kept = at == before_R[run + 1] - 1 and kept_R2[run, 0] != 0
-                indices = carray(
-                    _pointer(np.uintp(kept_R2[run, 0] if kept else scratch_2[0])), (size,), out_indices.dtype
-                )
-                data = carray(_pointer(np.uintp(kept_R2[run, 1] if kept else scratch_2[1])), (size,), out_data.dtype)
+                indices = array_at(kept_R2[run, 0] if kept else scratch_2[0], (size,), out_indices.dtype)
+                data = array_at(kept_R2[run, 1] if kept else scratch_2[1], (size,), out_data.dtype)
                 if not _unpacked(crc_at, decode_at, packed_indices, n_index, index_bytes[number], indices):
                     return at
                 if not _unpacked(crc_at, decode_at, packed_data, n_data, data_bytes[number], data):

@@ -6,7 +6,7 @@ of gradients with themselves before it, and wakes threads each time.
 Shapes: N numbers of all parameters, one behind the other. Everything is float32.
 """
 
-# compiled with: e0e4c0f460b5
+# compiled with: d7c1fe2316a1
 
 from typing import Any
 

@@ -3,24 +3,39 @@
 Everything is float32, and rows lie one behind the other. Addresses are of bytes, lengths of rows in numbers.
 """
 
-from numba import njit
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from scarcade.engine.addresses import call_1, call_13, functions_of_torch
+import numpy as np
+import torch
+from numba import njit, types
+
+from scarcade.engine.addresses import caller, functions_in
 
 SCRATCH = 16  # int64 that a call needs for the numbers that it hands over by address
 _N, _T = ord("N"), ord("T")
 _ONE = 0x3F800000  # the bits of 1.0
+_product: Any = caller(types.none, *[types.int64] * 13)
+_number_of_threads: Any = caller(types.int32, types.int32)
 
 
+@cache
 def functions() -> tuple[int, ...] | None:
     """Where the product is, and what tells MKL how many threads it may take (`on_threads`); None without MKL."""
-    return functions_of_torch(("sgemm_", "MKL_Set_Num_Threads_Local"))
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if sys.platform != "linux" or not library.exists():
+        return None
+    # it is loaded already: this is the same one
+    return functions_in(ctypes.CDLL(str(library)), ("sgemm_", "MKL_Set_Num_Threads_Local"))
 
 
 @njit(forceinline=True, error_model="numpy")
 def on_threads(function: int, n: int) -> int:
     """Let MKL have so many threads for what this one calls (0: as many as torch says). Returns what it was."""
-    return call_1(function, (n,))  # type: ignore[no-any-return]
+    return _number_of_threads(function, (np.int32(n),))  # type: ignore[no-any-return]
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -30,7 +45,7 @@ def _call(function, turned_a, turned_b, m, n, k, a, a_row, b, b_row, adds, c, c_
     scratch[0], scratch[1] = turned_a, turned_b
     scratch[2], scratch[3], scratch[4], scratch[5], scratch[6], scratch[7] = m, n, k, a_row, b_row, c_row
     scratch[8], scratch[9] = _ONE, _ONE if adds else 0
-    call_13(function, (s, s + 8, s + 16, s + 24, s + 32, s + 64, a, s + 40, b, s + 48, s + 72, c, s + 56))
+    _product(function, (s, s + 8, s + 16, s + 24, s + 32, s + 64, a, s + 40, b, s + 48, s + 72, c, s + 56))
 
 
 @njit(forceinline=True, error_model="numpy")

@@ -10,11 +10,12 @@ fail: others would wait for it forever. What posts and what waits is compiled, t
 between.
 """
 
-# compiled with: 41189f7d1bbf
+# compiled with: 0939e7d79421
 
 import ctypes
 import os
 import platform
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,9 +23,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit
+from numba import cfunc, njit, types
 
-from scarcade.engine.addresses import address_of, call_1, call_2, functions_of_c, numbers_at
+from scarcade.engine.addresses import address_of, caller, functions_in, numbers_at
 
 PHASES = 4  # at the end of which the threads of a job may meet, each once
 MOMENT, WHILE = 2_000, 20_000  # how often a thread looks before it sleeps: some 40 us; and if work is announced
@@ -32,6 +33,8 @@ _LINE = 64  # bytes: semaphores are apart from each other, or threads that look 
 # of the record that threads share
 _N, _WAIT, _TRY, _POST, _FIRST, _JOB, _RECORD, _BEGUN, _ENDED, _ANNOUNCED = range(10)
 _SIZE = 10
+_of_semaphore: Any = caller(types.int32, types.int64)
+_job: Any = caller(types.none, types.int64, types.int64)
 _CALLED = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)  # lets go of the interpreter's lock
 
 
@@ -44,9 +47,9 @@ def _semaphore(shared: np.ndarray, group: int, thread: int) -> int:
 @njit(forceinline=True, error_model="numpy")
 def _wait(shared, semaphore, moment) -> None:  # type: ignore[no-untyped-def]
     for _ in range(moment):
-        if call_1(shared[_TRY], (semaphore,)) == 0:
+        if _of_semaphore(shared[_TRY], (semaphore,)) == 0:
             return
-    while call_1(shared[_WAIT], (semaphore,)) != 0:  # a signal came
+    while _of_semaphore(shared[_WAIT], (semaphore,)) != 0:  # a signal came
         pass
 
 
@@ -61,7 +64,7 @@ def meet(crew: int, phase: int, thread: int) -> None:
     shared = numbers_at(crew, _SIZE)
     for other in range(shared[_N]):
         if other != thread:
-            call_1(shared[_POST], (_semaphore(shared, 2 + phase, other),))
+            _of_semaphore(shared[_POST], (_semaphore(shared, 2 + phase, other),))
     for _ in range(shared[_N] - 1):
         _wait(shared, _semaphore(shared, 2 + phase, thread), MOMENT)
 
@@ -75,9 +78,9 @@ def _serve(crew, thread) -> None:  # type: ignore[no-untyped-def]
         if shared[_BEGUN] != done:
             if shared[_JOB] == 0:
                 return
-            call_2(shared[_JOB], (shared[_RECORD], thread))
+            _job(shared[_JOB], (shared[_RECORD], thread))
             done += 1
-            call_1(shared[_POST], (_semaphore(shared, 1, 0),))
+            _of_semaphore(shared[_POST], (_semaphore(shared, 1, 0),))
         moment = WHILE if shared[_ANNOUNCED] > done else MOMENT
 
 
@@ -87,9 +90,9 @@ def _call(crew, work) -> None:  # type: ignore[no-untyped-def]
     shared[_BEGUN] += work
     shared[_ANNOUNCED] = shared[_BEGUN] + 1 - work
     for other in range(1, shared[_N]):
-        call_1(shared[_POST], (_semaphore(shared, 0, other),))
+        _of_semaphore(shared[_POST], (_semaphore(shared, 0, other),))
     if work and shared[_JOB]:
-        call_2(shared[_JOB], (shared[_RECORD], 0))
+        _job(shared[_JOB], (shared[_RECORD], 0))
 
 
 def _join(crew, moment) -> None:  # type: ignore[no-untyped-def]
@@ -112,18 +115,20 @@ def _called(code: Callable[..., None]) -> Any:
     return _CALLED(compiled(code).address)
 
 
-@cache
 def can_be_had() -> bool:
     """Whether threads can wait for each other here: by the semaphores of Linux.
 
     On processors whose writes are seen in their order: a thread that was woken may find the record of a job that is
     begun a moment later.
     """
-    return platform.machine().lower() in ("x86_64", "amd64") and _functions() is not None
+    return _functions() is not None
 
 
+@cache
 def _functions() -> tuple[int, ...] | None:
-    return functions_of_c(("sem_wait", "sem_trywait", "sem_post", "sem_init"))
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return None
+    return functions_in(ctypes.CDLL(None), ("sem_wait", "sem_trywait", "sem_post", "sem_init"))
 
 
 class Crew:

@@ -9,13 +9,13 @@ It asks for no memory, which could fail: the others would wait for it for ever (
 Shapes: B cells, G genes, H hidden units, K rows of a table, T threads.
 """
 
-# compiled with: 93a2a068d5fe
+# compiled with: 79deba6e1fb4
 
 import numpy as np
 from numba import njit
 
 from scarcade.engine import blas
-from scarcade.engine.addresses import doubles_at, numbers_at, place_rows_at, places_at, reals_at, rows_at
+from scarcade.engine.addresses import array_at, numbers_at, places_at, reals_at
 from scarcade.engine.crew import meet
 from scarcade.models import likelihood_kernel as kernel
 
@@ -104,8 +104,8 @@ def _memory(record, thread):  # type: ignore[no-untyped-def]
     zeros[:] = np.float32(0.0)
     return (
         reals_at(e, n), reals_at(t, n), reals_at(pi, n_more), reals_at(d_pi, n_more), reals_at(inverse, n),
-        reals_at(theta, n), zeros, place_rows_at(places, 2, n + 1), rows_at(counts, 2, n + 1),
-        reals_at(strips, 5 * kernel.STRIP), rows_at(work, 2, kernel.APART + n),
+        reals_at(theta, n), zeros, places_at(places, 2, n + 1), reals_at(counts, 2, n + 1),
+        reals_at(strips, 5 * kernel.STRIP), reals_at(work, 2, kernel.APART + n),
     )  # fmt: skip
 
 
@@ -122,16 +122,16 @@ def _likelihood(record, thread, start, stop, logits, dropout) -> None:  # type: 
     kernel.rows_in(
         _memory(record, thread), 0, n, start // kernel.CHUNK,
         indptr, places_at(record[GENES], n_counts), reals_at(record[COUNTS], n_counts),
-        rows_at(logits, n, n_genes), rows_at(_of_product(record, 0, TABLE), n_tables[0], n_genes),
+        reals_at(logits, n, n_genes), reals_at(_of_product(record, 0, TABLE), n_tables[0], n_genes),
         numbers_at(_of_product(record, 0, CODE) + 8 * start, n), reals_at(record[LIBRARY] + _REAL * start, n),
-        rows_at(record[THETA], n_theta, n_genes), numbers_at(record[THETA_CODE] + 8 * start, n),
-        rows_at(dropout, n, n_genes * also), rows_at(_of_product(record, also, TABLE), n_tables[1], n_genes),
+        reals_at(record[THETA], n_theta, n_genes), numbers_at(record[THETA_CODE] + 8 * start, n),
+        reals_at(dropout, n, n_genes * also), reals_at(_of_product(record, also, TABLE), n_tables[1], n_genes),
         numbers_at(_of_product(record, also, CODE) + 8 * start, n), reals_at(record[WEIGHT] + _REAL * start, n),
-        doubles_at(record[FACTORIALS], kernel.SMALL), reals_at(record[VALUE] + _REAL * start, n),
+        array_at(record[FACTORIALS], (kernel.SMALL,), np.float64), reals_at(record[VALUE] + _REAL * start, n),
         reals_at(record[D_LIBRARY] + _REAL * start, n),
-        rows_at(thetas if n_theta == 1 else d_theta, chunks if n_theta == 1 else n, n_genes),
-        rows_at(_of_product(record, 0, D_BIAS), chunks, n_genes),
-        rows_at(_of_product(record, also, D_BIAS), chunks, n_genes),
+        reals_at(thetas if n_theta == 1 else d_theta, chunks if n_theta == 1 else n, n_genes),
+        reals_at(_of_product(record, 0, D_BIAS), chunks, n_genes),
+        reals_at(_of_product(record, also, D_BIAS), chunks, n_genes),
     )  # fmt: skip
     if n_theta > 1:
         codes = numbers_at(record[THETA_CODE] + 8 * start, n)
