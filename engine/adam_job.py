@@ -6,59 +6,42 @@ of gradients with themselves before it, and wakes threads each time.
 Shapes: N numbers of all parameters, one behind the other. Everything is float32.
 """
 
-# compiled with: d7c1fe2316a1
-
-from typing import Any
+# compiled with: f02fcec4cf05
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from scarcade.engine.addresses import numbers_at, reals_at
 from scarcade.engine.crew import meet
+from scarcade.engine.vector_math import bits32, wide
 
 # What the record says, and then of each parameter
 (CREW, THREADS, N_PARAMETERS, N_ALL, FOUND, HYPER) = range(6)
 (PARAMETER, GRADIENT, MEAN, SQUARE, COUNT, FACTORS) = range(6)
 HEAD, EACH = 6, 6
-# float32 at HYPER, and of each parameter at FACTORS
-(EPS, WEIGHT_DECAY, ONE_LESS_BETA_1, BETA_2, ONE_LESS_BETA_2) = range(5)
-(MINUS_STEP, ROOT_OF_CORRECTION) = range(2)
+# float32 at HYPER: epsilon, weight decay, 1 - beta 1, beta 2, 1 - beta 2; and of each parameter at FACTORS: less the
+# size of the step, and the root of the correction of the second moment's bias
 PART = 4096  # numbers at which the work is cut
 _REAL = 4  # bytes
 _TOO_LARGE = 0x5F000000  # the bits of 2**63: the square of a larger number is none in float32
 
 
-def _bits_made(context: Any, x: Any) -> Any:
-    def code(c: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.bitcast(given[0], ir.IntType(32))
-
-    return types.int32(types.float32), code
-
-
-_bits: Any = intrinsic(_bits_made)
-
-
 @njit(forceinline=True, error_model="numpy")
 def _all_numbers(g_N) -> bool:  # type: ignore[no-untyped-def]
     """Whether all are numbers, with squares that are."""
+    wide()
     largest = np.int32(0)
     for i in range(len(g_N)):
-        largest = max(largest, _bits(g_N[i]) & np.int32(0x7FFFFFFF))
+        largest = max(largest, bits32(g_N[i]) & np.int32(0x7FFFFFFF))
     return bool(largest < np.int32(_TOO_LARGE))
 
 
 @njit(forceinline=True, error_model="numpy", fastmath={"contract"})
 def _move(p_N, g_N, mean_N, square_N, hyper, factors) -> None:  # type: ignore[no-untyped-def]
     """Kingma & Ba 2015, algorithm 1, with an L2 term in the gradient: as ``FusedAdamKernel.cpp`` of torch has it."""
-    eps, decay, to_mean = hyper[EPS], hyper[WEIGHT_DECAY], hyper[ONE_LESS_BETA_1]
-    keep, to_square, step, root = (
-        hyper[BETA_2],
-        hyper[ONE_LESS_BETA_2],
-        factors[MINUS_STEP],
-        factors[ROOT_OF_CORRECTION],
-    )
+    wide()
+    eps, decay, to_mean, keep, to_square = hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]
+    step, root = factors[0], factors[1]
     for i in range(len(p_N)):
         g = p_N[i] * decay + g_N[i]
         mean = to_mean * (g - mean_N[i]) + mean_N[i]

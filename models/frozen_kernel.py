@@ -8,29 +8,21 @@ derivatives otherwise. And counts stay sparse: nobody looks at the zeros to find
 Gradients are written over the logits. The functions are those of `likelihood_kernel`. Shapes: B cells, G genes.
 """
 
-# compiled with: b5bb51576091
+# compiled with: 23d78aaefcdb
 
 import numpy as np
 from numba import njit
 
+from scarcade.engine.vector_math import SUMS, apart, bits32, finite, float32, log32, ordered, rows_apart, wide
 from scarcade.models.likelihood_kernel import (
     EPS,
     STRIP,
-    SUMS,
-    apart,
-    bits32,
     clear,
     exponentials,
     finish,
-    finite,
-    float32,
     inverses,
-    log32,
     mark,
     nb_as_zero,
-    ordered,
-    rows_apart,
-    wide,
     zinb_as_zero,
 )
 

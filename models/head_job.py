@@ -9,7 +9,7 @@ It asks for no memory, which could fail: the others would wait for it for ever (
 Shapes: B cells, G genes, H hidden units, K rows of a table, T threads.
 """
 
-# compiled with: 79deba6e1fb4
+# compiled with: dc3fd54ccbda
 
 import numpy as np
 from numba import njit
@@ -17,6 +17,7 @@ from numba import njit
 from scarcade.engine import blas
 from scarcade.engine.addresses import array_at, numbers_at, places_at, reals_at
 from scarcade.engine.crew import meet
+from scarcade.engine.vector_math import APART, wide
 from scarcade.models import likelihood_kernel as kernel
 
 # What the record says. Addresses and sizes of a batch:
@@ -41,7 +42,7 @@ _REAL = 4  # bytes
 @njit(forceinline=True, error_model="numpy")
 def memory_for(n_genes: int) -> int:
     """Numbers of 4 bytes that a thread works in (`_memory`)."""
-    return (13 * n_genes + 5 * kernel.APART + 5 * kernel.STRIP + 2 * blas.SCRATCH + 64) // 16 * 16
+    return (13 * n_genes + 5 * APART + 5 * kernel.STRIP + 2 * blas.SCRATCH + 64) // 16 * 16
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -76,7 +77,7 @@ def _of_product(record, p, field):  # type: ignore[no-untyped-def]
 @njit(forceinline=True, error_model="numpy")
 def _add_up(target, source, n) -> None:  # type: ignore[no-untyped-def]
     """Adds `n` numbers to others, both given by address."""
-    kernel.wide()
+    wide()
     to, more = reals_at(target, n), reals_at(source, n)
     for i in range(n):
         to[i] += more[i]
@@ -94,7 +95,7 @@ def _add_rows(rows, n, width, first, end, codes, table) -> None:  # type: ignore
 def _memory(record, thread):  # type: ignore[no-untyped-def]
     """That of a thread, cut for `kernel.rows_in`: arrays that are apart there are apart here."""
     n, n_more = record[N_GENES], record[N_GENES] * (record[PRODUCTS] - 1)
-    at, far = _own_memory(record, thread) + 8 * blas.SCRATCH, _REAL * kernel.APART
+    at, far = _own_memory(record, thread) + 8 * blas.SCRATCH, _REAL * APART
     e, row = at + far, _REAL * n
     t, pi, d_pi, inverse = e + row, e + 2 * row, e + 3 * row, e + 4 * row
     theta, there, places, counts = e + 5 * row, e + 6 * row, e + 7 * row, e + 9 * row + 2 * _REAL
@@ -105,7 +106,7 @@ def _memory(record, thread):  # type: ignore[no-untyped-def]
     return (
         reals_at(e, n), reals_at(t, n), reals_at(pi, n_more), reals_at(d_pi, n_more), reals_at(inverse, n),
         reals_at(theta, n), zeros, places_at(places, 2, n + 1), reals_at(counts, 2, n + 1),
-        reals_at(strips, 5 * kernel.STRIP), reals_at(work, 2, kernel.APART + n),
+        reals_at(strips, 5 * kernel.STRIP), reals_at(work, 2, APART + n),
     )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def _compute(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
 
 def job(record_at, thread) -> None:  # type: ignore[no-untyped-def]
     """See above. What `record_at` has is as this file's first lines say."""
-    kernel.wide()
+    wide()
     record = numbers_at(record_at, SIZE)
     before, scratch_at = blas.on_threads(record[MKL], 1), _own_memory(record, thread)
     _compute(record, thread, (numbers_at(scratch_at, blas.SCRATCH), scratch_at))

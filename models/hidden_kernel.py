@@ -9,12 +9,12 @@ reason.
 Shapes: B cells, H units, K rows of a table.
 """
 
-# compiled with: b5bb51576091
+# compiled with: c67c5063098b
 
 import numpy as np
 from numba import njit
 
-from scarcade.models.likelihood_kernel import wide
+from scarcade.engine.vector_math import wide
 
 STRIP = 256  # units that are done together
 NONE, RUNNING, BATCH = range(3)  # modes: no batch norm, with the statistics that it remembers, with those of the cells
@@ -274,7 +274,7 @@ def _back_cell(z_H, mean, inverse, slope, d_H) -> None:  # type: ignore[no-untyp
     for h in range(len(z_H)):
         v = (z_H[h] - mean) * inverse
         d = d_H[h] * (np.float32(1.0) if v > np.float32(0.0) else slope)
-        total += np.float64(d)  # a loop that sums writes nothing: see `likelihood_kernel.apart`
+        total += np.float64(d)  # a loop that sums writes nothing: see `vector_math.apart`
         by_z += np.float64(d * v)
     of_all, of_z = np.float32(total / len(z_H)), np.float32(by_z / len(z_H))
     for h in range(len(z_H)):

@@ -1,15 +1,15 @@
 """The 19 Gaussians of the MMD and their slopes for all pairs of cells, compiled: each pair once, in vector code.
 
 Eager torch goes over (cells x cells) sixty times, and its exp takes several times as long where the narrow Gaussians
-underflow, which is nearly everywhere. `exp32` is that of `likelihood_kernel`.
+underflow, which is nearly everywhere. `exp32` is that of `engine.vector_math`.
 """
 
-# compiled with: b5bb51576091
+# compiled with: c67c5063098b
 
 import numpy as np
 from numba import njit
 
-from scarcade.models.likelihood_kernel import SUMS, exp32
+from scarcade.engine.vector_math import SUMS, exp32
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=SUMS)

@@ -7,12 +7,12 @@ so that the last bits depend on nothing else.
 Shapes: B cells (N rows), L latent dimensions; the heads' products lie side by side, mean first, in (B, 2 L).
 """
 
-# compiled with: b5bb51576091
+# compiled with: c67c5063098b
 
 import numpy as np
 from numba import njit
 
-from scarcade.models.likelihood_kernel import HALF_LOG_2PI, apart, exp32, log32, wide
+from scarcade.engine.vector_math import HALF_LOG_2PI, apart, exp32, log32, wide
 
 EXACT = {"contract"}
 

@@ -9,7 +9,7 @@ The two loops are written for the compiler (`_run`), because it keeps no sums in
 Addresses are of bytes, and everything is float32. Shapes: B cells, G genes, H units, a multiple of `LANES`, N counts.
 """
 
-# compiled with: b5bb51576091
+# compiled with: c67c5063098b
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from scarcade.models.likelihood_kernel import bits32, of_ratio, wide
+from scarcade.engine.vector_math import bits32, of_ratio, wide
 
 LANES = 16
 _REAL, _WHOLE, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)

@@ -6,7 +6,7 @@ memory, compiled on a CPU in float32, where torch makes six (cells x genes) matr
 Shapes: B cells, G genes, H hidden units.
 """
 
-# compiled with: b5bb51576091
+# compiled with: c67c5063098b
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scarcade.models.likelihood_kernel import wide
+from scarcade.engine.vector_math import wide
 from scarcade.models.products import kind_of, product_of, times
 
 
@@ -60,7 +60,7 @@ def _compare_cell(rest_G, bias_G, x_G) -> np.float32:  # type: ignore[no-untyped
     total = np.float32(0.0)
     for g in range(len(rest_G)):
         rest_G[g] = rest_G[g] + bias_G[g] - x_G[g]
-    for g in range(len(rest_G)):  # a loop that sums writes nothing: see `likelihood_kernel.apart`
+    for g in range(len(rest_G)):  # a loop that sums writes nothing: see `vector_math.apart`
         total += rest_G[g] * rest_G[g]
     return total
 
