@@ -19,7 +19,7 @@ from benchmarks.training import make
 from scarcade.dataloaders.labelled import with_labelled
 from scarcade.dataloaders.loader import LoaderConfig, stream
 from scarcade.dataloaders.store import open_store
-from scarcade.engine import loop, updates
+from scarcade.engine import loop, tiles, updates
 from scarcade.engine.contracts import Batch
 from scarcade.engine.optim import OptimConfig
 from scarcade.engine.world import use_threads
@@ -38,6 +38,7 @@ def _in_place(where: Any, name: str, before: Any) -> Callable[[loop.Run, bool], 
 CHANGES: dict[str, Callable[[loop.Run, bool], None]] = {
     "latent": _in_place(normal, "_is_compiled", lambda weight_LH: False),
     "crew": _in_place(head_crew, "can", lambda kind: False),
+    "tiles": _in_place(tiles, "are_faster", lambda: False),
     "update": lambda run, on: setattr(run.updates, "moves_if_finite", on),
     "alone": _in_place(updates, "as_shared_by", nullcontext),
 }

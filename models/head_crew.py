@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scarcade.engine import blas, crew
+from scarcade.engine import blas, crew, tiles
 from scarcade.engine.addresses import address_of
 from scarcade.engine.later import Later, can_wait
 from scarcade.engine.pool import threads
@@ -28,9 +28,14 @@ CELLS = 96  # of a thread from which on it takes them through everything by itse
 _buffers = BlockBuffers()
 
 
+def functions() -> tuple[int, ...] | None:
+    """MKL's, as the job takes them: zeros if it is to do without, None if it can have none."""
+    return (0, 0) if tiles.are_faster() else blas.functions()
+
+
 def can(kind: torch.dtype) -> bool:
     """Whether the job can be done here: products of float32, on Linux, with the MKL of torch."""
-    return kind == torch.float32 and crew.can_be_had() and blas.functions() is not None
+    return kind == torch.float32 and crew.can_be_had() and functions() is not None
 
 
 class HeadJob:
@@ -79,13 +84,13 @@ class HeadJob:
             The gradient by theta: `d_shared_theta`, or (K, G) if there are several rows.
         """
         job, x, n_threads = head_job, self.x, self.crew.n
-        functions = blas.functions()
-        assert functions is not None
+        of_mkl = functions()
+        assert of_mkl is not None
         graded = self.both[0].graded
         deferred = later is not None and graded and n_threads > 1 and all(can_wait(one.weight_GH) for one in self.both)
         record = np.zeros(job.SIZE, np.int64)
         record[: job.INDPTR] = (
-            *(self.crew.address, n_threads, *functions, self.by_cells, self.block, graded, deferred),
+            *(self.crew.address, n_threads, *of_mkl, self.by_cells, self.block, graded, deferred),
             *(self.n_cells, self.n_genes, self.n_hidden),
         )
         record[job.INDPTR : job.THETA] = (

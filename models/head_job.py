@@ -9,18 +9,18 @@ It asks for no memory, which could fail: the others would wait for it for ever (
 Shapes: B cells, G genes, H hidden units, K rows of a table, T threads.
 """
 
-# compiled with: dc3fd54ccbda
+# compiled with: 57b51f8134a7
 
 import numpy as np
 from numba import njit
 
-from scarcade.engine import blas
+from scarcade.engine import blas, tiles
 from scarcade.engine.addresses import array_at, numbers_at, places_at, reals_at
 from scarcade.engine.crew import meet
 from scarcade.engine.vector_math import APART, wide
 from scarcade.models import likelihood_kernel as kernel
 
-# What the record says. Addresses and sizes of a batch:
+# What the record says. Addresses and sizes of a batch, of which MKL's two functions may be 0 (`tiles` is taken then):
 (CREW, THREADS, SGEMM, MKL, BY_CELLS, BLOCK, GRADED, LATER, CELLS, N_GENES, HIDDEN) = range(11)
 (INDPTR, GENES, COUNTS, LIBRARY, WEIGHT, FACTORIALS, VALUE, D_LIBRARY) = range(11, 19)
 # theta (K, G), the row of each cell; the gradient, (chunks, G) if K is 1, else (T, K, G); and (T, rows, G) to work in
@@ -34,6 +34,7 @@ PRODUCTS = 25  # how many, and then of each:
 EACH = 11
 SIZE = PRODUCTS + 1 + 2 * EACH
 _REAL = 4  # bytes
+_NO = np.int64(0)  # no constant for numba, which would compile anew for it
 
 # The likelihood is compiled into the job: a function of its own would have other bits from numba's cache. What is large
 # is put in by numba ("always") and not by LLVM, which would compile each of these functions for itself before.
@@ -42,7 +43,7 @@ _REAL = 4  # bytes
 @njit(forceinline=True, error_model="numpy")
 def memory_for(n_genes: int) -> int:
     """Numbers of 4 bytes that a thread works in (`_memory`)."""
-    return (13 * n_genes + 5 * APART + 5 * kernel.STRIP + 2 * blas.SCRATCH + 64) // 16 * 16
+    return (13 * n_genes + 5 * APART + 5 * kernel.STRIP + 2 * blas.SCRATCH + tiles.SCRATCH + 64) // 16 * 16
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -95,7 +96,7 @@ def _add_rows(rows, n, width, first, end, codes, table) -> None:  # type: ignore
 def _memory(record, thread):  # type: ignore[no-untyped-def]
     """That of a thread, cut for `kernel.rows_in`: arrays that are apart there are apart here."""
     n, n_more = record[N_GENES], record[N_GENES] * (record[PRODUCTS] - 1)
-    at, far = _own_memory(record, thread) + 8 * blas.SCRATCH, _REAL * APART
+    at, far = _own_memory(record, thread) + 8 * blas.SCRATCH + _REAL * tiles.SCRATCH, _REAL * APART
     e, row = at + far, _REAL * n
     t, pi, d_pi, inverse = e + row, e + 2 * row, e + 3 * row, e + 4 * row
     theta, there, places, counts = e + 5 * row, e + 6 * row, e + 7 * row, e + 9 * row + 2 * _REAL
@@ -145,7 +146,11 @@ def _multiply(record, p, cells, genes, out, scratch) -> None:  # type: ignore[no
     (start, stop), (first, end), n_genes, hidden = cells, genes, record[N_GENES], record[HIDDEN]
     x, w = _of_product(record, p, H) + _REAL * start * hidden, _of_product(record, p, W) + _REAL * first * hidden
     to = out + _REAL * first
-    blas.by_rows(record[SGEMM], x, hidden, w, hidden, stop - start, hidden, end - first, to, n_genes, scratch)
+    n, outputs = stop - start, end - first
+    if record[SGEMM] == 0:
+        tiles.by_rows(x, hidden, w, hidden, n, hidden, outputs, to, n_genes, scratch[2])
+    else:
+        blas.by_rows(record[SGEMM], x, hidden, w, hidden, n, hidden, outputs, to, n_genes, scratch)
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -155,7 +160,11 @@ def _back(record, thread, p, cells, genes, out, scratch) -> None:  # type: ignor
     by_cells, n_table = record[BY_CELLS], _of_product(record, p, N_TABLE)
     w, d = _of_product(record, p, W) + _REAL * first * hidden, out + _REAL * first
     d_h = _of_product(record, p, D_H) + _REAL * hidden * (start if by_cells else thread * record[CELLS])
-    blas.back(record[SGEMM], d, n_genes, w, hidden, stop - start, hidden, end - first, False, d_h, hidden, scratch)
+    n, outputs = stop - start, end - first
+    if record[SGEMM] == 0:
+        tiles.back(d, n_genes, w, hidden, n, hidden, outputs, _NO, d_h, hidden, scratch[2])
+    else:
+        blas.back(record[SGEMM], d, n_genes, w, hidden, n, hidden, outputs, _NO, d_h, hidden, scratch)
     if n_table > 1:
         codes = numbers_at(_of_product(record, p, CODE) + 8 * start, stop - start)
         own = _REAL * thread * n_table * n_genes if by_cells else 0
@@ -167,7 +176,11 @@ def _weights_back(record, p, cells, genes, out, d_w, adds, scratch) -> None:  # 
     """And to the weights of the genes, to rows of `d_w` or added to them."""
     (start, stop), (first, end), n_genes, hidden = cells, genes, record[N_GENES], record[HIDDEN]
     x, d, to = _of_product(record, p, H) + _REAL * start * hidden, out + _REAL * first, d_w + _REAL * first * hidden
-    blas.outer(record[SGEMM], d, n_genes, x, hidden, stop - start, hidden, end - first, adds, to, hidden, scratch)
+    n, outputs = stop - start, end - first
+    if record[SGEMM] == 0:
+        tiles.outer(d, n_genes, x, hidden, n, hidden, outputs, adds, to, hidden, scratch[2])
+    else:
+        blas.outer(record[SGEMM], d, n_genes, x, hidden, n, hidden, outputs, adds, to, hidden, scratch)
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -242,7 +255,7 @@ def _compute(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
             out = _of_product(record, p, OUT) + place
             _back(record, thread, p, cells, genes, out, scratch)
             if by_cells:
-                _weights_back(record, p, cells, genes, out, _own_sums(record, thread, p), block > 0, scratch)
+                _weights_back(record, p, cells, genes, out, _own_sums(record, thread, p), np.int64(block > 0), scratch)
     meet(record[CREW], 2, thread)
     if not record[GRADED]:
         return
@@ -254,13 +267,17 @@ def _compute(record, thread, scratch) -> None:  # type: ignore[no-untyped-def]
         return
     for p in range(n_products):
         out, d_w = _of_product(record, p, OUT), _of_product(record, p, D_W)
-        _weights_back(record, p, all_cells, genes, out, d_w, False, scratch)
+        _weights_back(record, p, all_cells, genes, out, d_w, _NO, scratch)
 
 
 def job(record_at, thread) -> None:  # type: ignore[no-untyped-def]
     """See above. What `record_at` has is as this file's first lines say."""
     wide()
     record = numbers_at(record_at, SIZE)
-    before, scratch_at = blas.on_threads(record[MKL], 1), _own_memory(record, thread)
-    _compute(record, thread, (numbers_at(scratch_at, blas.SCRATCH), scratch_at))
-    blas.on_threads(record[MKL], before)
+    scratch_at = _own_memory(record, thread)
+    scratch = numbers_at(scratch_at, blas.SCRATCH), scratch_at, scratch_at + 8 * blas.SCRATCH
+    by_mkl = record[SGEMM] != 0
+    before = blas.on_threads(record[MKL], 1) if by_mkl else 0
+    _compute(record, thread, scratch)
+    if by_mkl:
+        blas.on_threads(record[MKL], before)

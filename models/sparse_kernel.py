@@ -9,7 +9,7 @@ The two loops are written for the compiler (`_run`), because it keeps no sums in
 Addresses are of bytes, and everything is float32. Shapes: B cells, G genes, H units, a multiple of `LANES`, N counts.
 """
 
-# compiled with: c67c5063098b
+# compiled with: 91613e9e41ad
 
 from typing import Any
 
@@ -19,12 +19,13 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from scarcade.engine.turned import SIDE, turned
 from scarcade.engine.vector_math import bits32, of_ratio, wide
 
-LANES = 16
+LANES = SIDE
 _REAL, _WHOLE, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_REAL, LANES)
-_TAKEN, _ADDED = 1 << 19, 1 << 15  # bytes of a strip: read in the second cache, read and written in the first
+_TAKEN, _ADDED = 1 << 18, 1 << 17  # bytes of a strip, which stays in the second cache
 
 
 def _at(builder: Any, address: Any, kind: ir.Type) -> Any:
@@ -77,45 +78,6 @@ def _run(vectors: int, *, adds: bool) -> Any:
         return types.none(*[types.int64] * 7), code
 
     return intrinsic(made)
-
-
-def _square_made(context: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
-    """Transposes `LANES` rows of `LANES` numbers: in four rounds, each of which exchanges halves of halves."""
-
-    def code(c: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, source_row, target, target_row = arguments
-
-        def row(base: Any, row_bytes: Any, i: int) -> Any:
-            return _at(builder, builder.add(base, builder.mul(row_bytes, ir.Constant(_ADDRESS, i))), _VECTOR)
-
-        def picked(a: Any, b: Any, places: list[int]) -> Any:
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WHOLE, LANES), places))
-
-        rows = [builder.load(row(source, source_row, i), align=4) for i in range(LANES)]
-        half = LANES // 2
-        while half:
-            for i in range(LANES):
-                if not i & half:
-                    a, b = rows[i], rows[i | half]
-                    rows[i] = picked(a, b, [LANES + (j ^ half) if j & half else j for j in range(LANES)])
-                    rows[i | half] = picked(a, b, [LANES + j if j & half else j | half for j in range(LANES)])
-            half //= 2
-        for i, made in enumerate(rows):
-            builder.store(made, row(target, target_row, i), align=4)
-        return c.get_dummy_value()
-
-    return types.none(*[types.int64] * 4), code
-
-
-_square: Any = intrinsic(_square_made)
-
-
-@njit(forceinline=True, error_model="numpy")
-def _turned(source, source_row, n_rows, n_columns, target, target_row) -> None:  # type: ignore[no-untyped-def]
-    """The transpose of a matrix whose sides are multiples of `LANES`."""
-    for i in range(0, n_rows, LANES):
-        for j in range(0, n_columns, LANES):
-            _square(source + i * source_row + 4 * j, source_row, target + j * target_row + 4 * i, target_row)
 
 
 def _by_vectors(*, adds: bool) -> Any:
@@ -185,7 +147,7 @@ def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> N
     wide()
     n_units = np.int64(out_BH.shape[1])
     strip = _strip(n_units, n_genes, _TAKEN)
-    turned, turned_at = _aligned(strip, n_units)
+    rows, rows_at = _aligned(strip, n_units)
     unit_bytes = 4 * n_units
     next_B = np.empty(stop - start, np.int64)
     _from(0, indptr, genes, start, stop, next_B)
@@ -195,15 +157,15 @@ def forward(start, stop, indptr, genes, values, n_genes, weight_HI, out_BH) -> N
     for first in range(0, n_genes, strip):
         end = min(first + strip, n_genes)
         whole = (end - first) // LANES * LANES
-        _turned(weight_at + 4 * first, 4 * weight_HI.shape[1], n_units, whole, turned_at, unit_bytes)
+        turned(weight_at + 4 * first, 4 * weight_HI.shape[1], n_units, whole, rows_at, unit_bytes)
         for g in range(whole, end - first):
             for h in range(n_units):  # a row at a time, numba would compile for seconds
-                turned[g, h] = weight_HI[h, first + g]
+                rows[g, h] = weight_HI[h, first + g]
         for b in range(start, stop):
             k, after = next_B[b - start], indptr[b + 1]
             until = after if end == n_genes else _until(end, genes, k, after)
             units = out_at + b * unit_bytes
-            _taken(units, n_units, turned_at - first * unit_bytes, unit_bytes, gene_at, value_at, k, until)
+            _taken(units, n_units, rows_at - first * unit_bytes, unit_bytes, gene_at, value_at, k, until)
             next_B[b - start] = until
 
 
@@ -214,7 +176,7 @@ def backward(start, stop, indptr, genes, values, d_BH, d_weight_HI) -> None:  # 
     n_cells, n_all = len(d_BH), d_BH.shape[1]
     width = np.int64(min(n_all, 8 * LANES))  # few units at a time, so that a strip has many genes
     strip = _strip(width, stop - start, _ADDED)
-    turned, turned_at = _aligned(strip, width)
+    rows, rows_at = _aligned(strip, width)
     next_B = np.empty(n_cells, np.int64)
     gene_at, value_at = np.int64(genes.ctypes.data), np.int64(values.ctypes.data)
     d_at, d_weight_at = np.int64(d_BH.ctypes.data), np.int64(d_weight_HI.ctypes.data)
@@ -225,17 +187,17 @@ def backward(start, stop, indptr, genes, values, d_BH, d_weight_HI) -> None:  # 
         for first in range(start, stop, strip):
             end = min(first + strip, stop)
             whole = (end - first) // LANES * LANES
-            turned[:] = 0
+            rows[:] = 0
             for b in range(n_cells):
                 k = next_B[b]
                 until = _until(end, genes, k, indptr[b + 1])
                 units = d_at + 4 * (b * n_all + unit)
-                _added(units, n_units, turned_at - first * row_bytes, row_bytes, gene_at, value_at, k, until)
+                _added(units, n_units, rows_at - first * row_bytes, row_bytes, gene_at, value_at, k, until)
                 next_B[b] = until
-            _turned(turned_at, row_bytes, whole, n_units, d_weight_at + 4 * (unit * inputs + first), 4 * inputs)
+            turned(rows_at, row_bytes, whole, n_units, d_weight_at + 4 * (unit * inputs + first), 4 * inputs)
             for g in range(whole, end - first):
                 for h in range(n_units):
-                    d_weight_HI[unit + h, first + g] = turned[g, h]
+                    d_weight_HI[unit + h, first + g] = rows[g, h]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scarcade.engine import adam_job, addresses, blas, crew, philox, vector_math
+from scarcade.engine import adam_job, addresses, blas, crew, philox, tiles, turned, vector_math
 from scarcade.models import (
     frozen_kernel,
     head_job,
@@ -25,7 +25,7 @@ from scarcade.models import (
 )
 
 KERNELS = (
-    *(adam_job, addresses, blas, crew, philox, vector_math),
+    *(adam_job, addresses, blas, crew, philox, tiles, turned, vector_math),
     *(likelihood_kernel, head_job, frozen_kernel, mmd_kernel, hidden_kernel, sparse, sparse_kernel, squared_error),
 )
 CODE = """

@@ -78,19 +78,22 @@ def threads() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("cells", [40, 150, 700])
 @pytest.mark.parametrize("shared", [True, False])
-def test_where_torch_has_no_mkl_it_is_the_same(
+def test_it_is_the_same_by_tiles_by_mkl_and_without_a_crew(
     cells: int, shared: bool, n_threads: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = Made(cells, zinb=True, thetas=1 if shared else 3, biases=1 if shared else 4)
     threads(n_threads)
     found = []
-    for has in (True, False):
-        if not has:
-            monkeypatch.setattr(blas, "functions", lambda: None)
-        value = made.head()
-        found.append([value.detach(), *torch.autograd.grad(value.mean(), made.inputs)])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+    for ways in ({(0, 0)}, {blas.functions()} - {None}, {None}):
+        for way in ways:
+            monkeypatch.setattr(head_crew, "functions", lambda way=way: way)
+            assert head_crew.can(torch.float32) == (way is not None)
+            value = made.head()
+            found.append([value.detach(), *torch.autograd.grad(value.mean(), made.inputs)])
+    assert len(found) > 1
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
 
 
 def _gradients(made: Made, losses: Callable[[], Tensor], *, later: bool) -> list[Tensor | None]:
