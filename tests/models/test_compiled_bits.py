@@ -128,8 +128,14 @@ FUNCTIONS = list(compiled())
 
 @pytest.mark.parametrize(("function", "told"), FUNCTIONS, ids=[function.name for function, _ in FUNCTIONS])
 def test_compiled_functions_are_put_into_their_callers(function: ast.FunctionDef, told: dict[str, object]) -> None:
-    """One that was compiled apart and linked may come with other bits from the cache; so may one that calls it."""
+    """One that was compiled apart and linked may come with other bits from the cache; so may one that calls it.
+
+    One that says no to it leaves the compiler no choice: each of its operations is written out, and none is fast.
+    """
     if told.get("forceinline") or told.get("inline") == "always":
+        return
+    if told.get("forceinline") is False:
+        assert "fastmath" not in told
         return
     assert told.get("cache")
     called = {
