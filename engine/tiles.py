@@ -183,8 +183,8 @@ def _panel(b, b_row, turns, n_columns, n_k, to) -> None:  # type: ignore[no-unty
         _copied(n_k, n_columns, b, b_row, to, 4 * COLUMNS)
 
 
-# Numba hands "forceinline" on to what a function calls: three copies of this would be compiled. It has no arithmetic but
-# that of `_tile`, operation by operation, so that its bits do not depend on where it was compiled (test_compiled_bits).
+# Numba hands "forceinline" on to what a function calls: three copies of this would be compiled. It has no arithmetic
+# but that of `_tile`, operation by operation: its bits do not depend on where it was compiled (test_compiled_bits).
 @njit(forceinline=False, error_model="numpy")
 def _product(turns, n_rows, n_columns, n_k, a, a_i, a_k, b, b_row, adds, c, c_row, scratch) -> None:  # type: ignore[no-untyped-def]
     """``c = a b``, or with `turns` ``a b^T``, or with `adds` more of it. All that is given is in bytes."""
