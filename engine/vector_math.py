@@ -105,13 +105,12 @@ def exp32(x: np.float32) -> np.float32:
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     m, power = _rounded(x * LOG2_E)
     r = x - m * LN2_HIGH - m * LN2_LOW
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * (r * r) + r + np.float32(1.0)
+    # in pairs (Estrin): half as long a chain as one after the other, and chains are what such loops wait for
+    square = r * r
+    high = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    middle = np.float32(8.3334519073e-3) * r + np.float32(4.1665795894e-2)
+    low = np.float32(1.6666665459e-1) * r + np.float32(5.0000001201e-1)
+    p = ((high * square + middle) * square + low) * square + r + np.float32(1.0)
     return p * power  # type: ignore[no-any-return]
 
 
@@ -120,16 +119,13 @@ def log32(x: np.float32) -> np.float32:
     """ln x of a normal positive number."""
     n, m = _parts(x)
     m = m - np.float32(1.0)  # in [-0.293, 0.414]
-    p = np.float32(7.0376836292e-2)
-    p = p * m + np.float32(-1.1514610310e-1)
-    p = p * m + np.float32(1.1676998740e-1)
-    p = p * m + np.float32(-1.2420140846e-1)
-    p = p * m + np.float32(1.4249322787e-1)
-    p = p * m + np.float32(-1.6668057665e-1)
-    p = p * m + np.float32(2.0000714765e-1)
-    p = p * m + np.float32(-2.4999993993e-1)
-    p = p * m + np.float32(3.3333331174e-1)
     square = m * m
+    fourth = square * square
+    p0 = np.float32(-2.4999993993e-1) * m + np.float32(3.3333331174e-1)
+    p2 = np.float32(-1.6668057665e-1) * m + np.float32(2.0000714765e-1)
+    p4 = np.float32(-1.2420140846e-1) * m + np.float32(1.4249322787e-1)
+    p6 = np.float32(-1.1514610310e-1) * m + np.float32(1.1676998740e-1)
+    p = (p2 * square + p0) + fourth * ((p6 * square + p4) + fourth * np.float32(7.0376836292e-2))
     low = p * m * square + n * LN2_LOW - np.float32(0.5) * square
     return (m + low) + n * LN2_HIGH  # type: ignore[no-any-return]
 

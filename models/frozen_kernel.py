@@ -8,7 +8,7 @@ derivatives otherwise. And counts stay sparse: nobody looks at the zeros to find
 Gradients are written over the logits. The functions are those of `likelihood_kernel`. Shapes: B cells, G genes.
 """
 
-# compiled with: 23d78aaefcdb
+# compiled with: 2836f4c0658b
 
 import numpy as np
 from numba import njit

@@ -9,7 +9,7 @@ reason.
 Shapes: B cells, H units, K rows of a table.
 """
 
-# compiled with: c67c5063098b
+# compiled with: 1b8e897c26b8
 
 import numpy as np
 from numba import njit

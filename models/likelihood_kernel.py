@@ -9,7 +9,7 @@ the large counts, which are float64.
 Exponentials and logarithms are those of `engine.vector_math`. Shapes: G genes of one cell; B cells.
 """
 
-# compiled with: c67c5063098b
+# compiled with: 1b8e897c26b8
 
 from typing import Any
 
@@ -199,7 +199,9 @@ def zinb_as_zero(  # type: ignore[no-untyped-def]
             work[4 * STRIP + s] = (one - extra - from_nb) if is_zero else -extra
             # log(e^pi + e^log_nb) - log(1 + e^pi), or log_nb - log(1 + e^pi)
             total += (max(pi, log_nb) if is_zero else log_nb) - max(pi, zero)
-            total += log32(d * i if is_zero else i)
+            work[s] = d * i if is_zero else i
+        for s in range(n):
+            total += log32(work[s])
         _copy(work, STRIP, t_G[first:end])
         _copy(work, 3 * STRIP, d_theta_G[first:end])
         _copy(work, 4 * STRIP, d_dropout_G[first:end])

@@ -4,7 +4,7 @@ Eager torch goes over (cells x cells) sixty times, and its exp takes several tim
 underflow, which is nearly everywhere. `exp32` is that of `engine.vector_math`.
 """
 
-# compiled with: c67c5063098b
+# compiled with: 1b8e897c26b8
 
 import numpy as np
 from numba import njit

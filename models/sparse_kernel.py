@@ -9,7 +9,7 @@ The two loops are written for the compiler (`_run`), because it keeps no sums in
 Addresses are of bytes, and everything is float32. Shapes: B cells, G genes, H units, a multiple of `LANES`, N counts.
 """
 
-# compiled with: 91613e9e41ad
+# compiled with: 3c19d9e8d588
 
 from typing import Any
 

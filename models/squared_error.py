@@ -6,7 +6,7 @@ memory, compiled on a CPU in float32, where torch makes six (cells x genes) matr
 Shapes: B cells, G genes, H hidden units.
 """
 
-# compiled with: c67c5063098b
+# compiled with: 1b8e897c26b8
 
 from typing import Any
 
