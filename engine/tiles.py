@@ -18,6 +18,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core import config as numba_config
 from numba.extending import intrinsic
 
 from scarcade.engine.addresses import reals_at
@@ -37,9 +38,14 @@ _NO, _YES, _EACH = np.int64(0), np.int64(1), np.int64(4)
 
 @cache
 def are_faster() -> bool:
-    """Whether they beat MKL here: on AMD's processors, which is where it was measured."""
+    """Whether they beat MKL here: on AMD's processors, which is where it was measured.
+
+    Not if numba was told to compile for another one: without its instruction, each fused product is a call.
+    """
+    if getattr(numba_config, "CPU_NAME", None) or not llvm.get_host_cpu_name().startswith("znver"):
+        return False
     features = llvm.get_host_cpu_features()
-    return llvm.get_host_cpu_name().startswith("znver") and bool(features.get("avx2") and features.get("fma"))
+    return bool(features.get("avx2") and features.get("fma"))
 
 
 def _tile(rows: int) -> Any:
