@@ -6,7 +6,7 @@ of gradients with themselves before it, and wakes threads each time.
 Shapes: N numbers of all parameters, one behind the other. Everything is float32.
 """
 
-# compiled with: b34ea21ca985
+# compiled with: 71180ec2d16d
 
 import numpy as np
 from numba import njit

@@ -106,8 +106,12 @@ def _join(crew, moment) -> None:  # type: ignore[no-untyped-def]
 
 @cache
 def compiled(code: Callable[..., None]) -> Any:
-    """A function of two int64, compiled; its `address` is what other compiled code calls."""
-    return cfunc("void(int64, int64)", cache=True, error_model="numpy")(code)
+    """A function of two int64, compiled; its `address` is what other compiled code calls.
+
+    It is kept on disk if a mark in its file says with what it was compiled (tests/models/test_compiled_with.py).
+    """
+    kept = code.__module__.startswith("scarcade.")
+    return cfunc("void(int64, int64)", cache=kept, error_model="numpy")(code)
 
 
 @cache

@@ -29,6 +29,8 @@ ROWS = 6  # with two vectors each they take 12 of the 16 registers of AVX2
 DEEP = 256  # numbers of a sum at a time: a panel of 16 kB, which stays in the first cache
 HIGH = 40 * ROWS  # rows at a time: with `DEEP` they stay in the second
 SCRATCH = COLUMNS * (DEEP + HIGH)  # float32 that a product needs to work in
+# the third generation was; the second has vectors, caches and instructions of the same kind, the first has half of them
+MEASURED = ("znver2", "znver3")
 _LANES, _LINE = 8, 64  # numbers of a vector, bytes of a line of the cache
 _REAL, _WHOLE, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_REAL, _LANES)
@@ -38,13 +40,17 @@ _NO, _YES, _EACH = np.int64(0), np.int64(1), np.int64(4)
 
 @cache
 def are_faster() -> bool:
-    """Whether they beat MKL here: on AMD's processors, which is where it was measured.
+    """Whether they beat MKL here: on AMD's processors of `MEASURED`.
 
-    Not if numba was told to compile for another one: without its instruction, each fused product is a call.
+    Not if numba was told for what to compile: without its instruction, each fused product is a call.
     """
-    if getattr(numba_config, "CPU_NAME", None) or not llvm.get_host_cpu_name().startswith("znver"):
+    told = getattr(numba_config, "CPU_NAME", None) or getattr(numba_config, "CPU_FEATURES", None)
+    if told or llvm.get_host_cpu_name() not in MEASURED:
         return False
-    features = llvm.get_host_cpu_features()
+    try:
+        features = llvm.get_host_cpu_features()
+    except RuntimeError:  # where LLVM cannot tell
+        return False
     return bool(features.get("avx2") and features.get("fma"))
 
 
@@ -189,9 +195,10 @@ def _panel(b, b_row, turns, n_columns, n_k, to) -> None:  # type: ignore[no-unty
         _copied(n_k, n_columns, b, b_row, to, 4 * COLUMNS)
 
 
-# Numba hands "forceinline" on to what a function calls: three copies of this would be compiled. It has no arithmetic
-# but that of `_tile`, operation by operation: its bits do not depend on where it was compiled (test_compiled_bits).
-@njit(forceinline=False, error_model="numpy")
+# Numba hands "forceinline" and "fastmath" on to what a function calls, and would compile three copies of this. It has
+# no arithmetic but that of `_tile`, operation by operation: its bits do not depend on where it was compiled
+# (tests/models/test_compiled_bits.py).
+@njit(forceinline=False, fastmath=False, error_model="numpy")
 def _product(turns, n_rows, n_columns, n_k, a, a_i, a_k, b, b_row, adds, c, c_row, scratch) -> None:  # type: ignore[no-untyped-def]
     """``c = a b``, or with `turns` ``a b^T``, or with `adds` more of it. All that is given is in bytes."""
     for k in range(0, max(n_k, 1), DEEP):

@@ -29,12 +29,12 @@ _buffers = BlockBuffers()
 
 
 def functions() -> tuple[int, ...] | None:
-    """MKL's, as the job takes them: zeros if it is to do without, None if it can have none."""
+    """MKL's, as the job takes them: zeros if tiles are to take their place, None if it can have neither."""
     return (0, 0) if tiles.are_faster() else blas.functions()
 
 
 def can(kind: torch.dtype) -> bool:
-    """Whether the job can be done here: products of float32, on Linux, with the MKL of torch."""
+    """Whether the job can be done here: products of float32, on Linux, by tiles or by the MKL of torch."""
     return kind == torch.float32 and crew.can_be_had() and functions() is not None
 
 

@@ -44,7 +44,7 @@ def _mark(path: Path) -> str:
 
 
 # a file without a cache of its own needs no mark: jobs are compiled by `crew.compiled`, which keeps them
-KEPT = {path for path in FILES if re.search(r"cache=True|^def job\(", path.read_text(), re.MULTILINE)}
+KEPT = {path for path in FILES if re.search(r"cache=(?!False)|^def job\(", path.read_text(), re.MULTILINE)}
 TAKING = sorted(path for path in KEPT if _below(path))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scarcade.engine import blas
+from scarcade.engine import blas, crew
 from scarcade.engine.later import gradients_later
 from scarcade.engine.pool import alone
 from scarcade.engine.pool import threads as torch_threads
@@ -74,7 +74,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not head_crew.can(torch.float32), reason="there is none here")
+@pytest.mark.skipif(not crew.can_be_had(), reason="there is none here")
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("cells", [40, 150, 700])
 @pytest.mark.parametrize("shared", [True, False])
