@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 from cyclopts.config import Dict
 
 from scarcade.engine import ahead
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except CycloptsError as error:
-        return _failed(UsageError(_one_line(str(error))), debug)
+        return _failed(UsageError(_told(error, argv[0])), debug)
     except SystemExit as error:  # what a job raises after it stopped tidily at SIGTERM
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:  # noqa: BLE001  (everything that ends a command is told in our way)
@@ -51,6 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         with suppress(KeyboardInterrupt):
             ahead.end()
+
+
+def _told(error: CycloptsError, command: str) -> str:
+    """What is wrong with a command line, in one line."""
+    if isinstance(error, UnusedCliTokensError):
+        words = ", ".join(repr(word) for word in error.unused_tokens or ())
+        return f"{command} does not take {words}: see scarcade {command} --help"
+    return _one_line(str(error))
 
 
 def run(argv: list[str]) -> int:

@@ -88,6 +88,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--data", "a.zarr", "--out", "r", "--model", "vae"], "there are scvi"),
         (["train", "--data", "a.zarr", "--out", "r", "--config"], "--config: wants a TOML file"),
         (["train", "--data", "a.zarr", "--out", "r", "--config", "none.toml"], "none.toml: cannot be read"),
+        (["train", "scvi", "--data", "a.zarr", "--out", "r"], "train does not take 'scvi': see scarcade train --help"),
         (["score", "l.zarr"], "--labels"),
         (["score", "l.zarr", "--optim.lr", "1"], "--optim.lr"),
         (["simulate", "x.zarr", "--cells", "0"], "--cells 0"),
