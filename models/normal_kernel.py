@@ -12,9 +12,7 @@ Shapes: B cells (N rows), L latent dimensions; the heads' products lie side by s
 import numpy as np
 from numba import njit
 
-from scarcade.engine.vector_math import HALF_LOG_2PI, apart, exp32, log32, wide
-
-EXACT = {"contract"}
+from scarcade.engine.vector_math import EXACT, HALF_LOG_2PI, apart, exp32, log32, wide
 
 
 @njit(forceinline=True, error_model="numpy", fastmath=EXACT)

@@ -84,13 +84,11 @@ def test_it_is_the_same_by_tiles_by_mkl_and_without_a_crew(
     made = Made(cells, zinb=True, thetas=1 if shared else 3, biases=1 if shared else 4)
     threads(n_threads)
     found = []
-    for ways in ({(0, 0)}, {blas.functions()} - {None}, {None}):
-        for way in ways:
-            monkeypatch.setattr(head_crew, "functions", lambda way=way: way)
-            assert head_crew.can(torch.float32) == (way is not None)
-            value = made.head()
-            found.append([value.detach(), *torch.autograd.grad(value.mean(), made.inputs)])
-    assert len(found) > 1
+    for way in ((0, 0), blas.functions(), None):
+        monkeypatch.setattr(head_crew, "functions", lambda way=way: way)
+        assert head_crew.can(torch.float32) == (way is not None)
+        value = made.head()
+        found.append([value.detach(), *torch.autograd.grad(value.mean(), made.inputs)])
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
