@@ -56,9 +56,9 @@ def by_rows(function, x, x_row, w, w_row, n, inputs, outputs, out, out_row, scra
 
 
 @njit(forceinline=True, error_model="numpy")
-def back(function, d, d_row, w, w_row, n, inputs, outputs, adds, out, out_row, scratch) -> None:  # type: ignore[no-untyped-def]
-    """``out = d W``, or with `adds` ``out += d W``: d (n, outputs), W (outputs, inputs)."""
-    _call(function, _N, _N, inputs, n, outputs, w, w_row, d, d_row, np.int64(adds), out, out_row, scratch)
+def back(function, d, d_row, w, w_row, n, inputs, outputs, out, out_row, scratch) -> None:  # type: ignore[no-untyped-def]
+    """``out = d W``: d (n, outputs), W (outputs, inputs)."""
+    _call(function, _N, _N, inputs, n, outputs, w, w_row, d, d_row, _NO, out, out_row, scratch)
 
 
 @njit(forceinline=True, error_model="numpy")

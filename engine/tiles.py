@@ -230,9 +230,9 @@ def by_rows(x, x_row, w, w_row, n, inputs, outputs, out, out_row, scratch) -> No
 
 
 @njit(forceinline=True, error_model="numpy")
-def back(d, d_row, w, w_row, n, inputs, outputs, adds, out, out_row, scratch) -> None:  # type: ignore[no-untyped-def]
-    """``out = d W``, or with `adds` ``out += d W``: d (n, outputs), W (outputs, inputs)."""
-    _product(_NO, n, inputs, outputs, d, 4 * d_row, _EACH, w, 4 * w_row, np.int64(adds), out, 4 * out_row, scratch)
+def back(d, d_row, w, w_row, n, inputs, outputs, out, out_row, scratch) -> None:  # type: ignore[no-untyped-def]
+    """``out = d W``: d (n, outputs), W (outputs, inputs)."""
+    _product(_NO, n, inputs, outputs, d, 4 * d_row, _EACH, w, 4 * w_row, _NO, out, 4 * out_row, scratch)
 
 
 @njit(forceinline=True, error_model="numpy")

@@ -9,7 +9,7 @@ It asks for no memory, which could fail: the others would wait for it for ever (
 Shapes: B cells, G genes, H hidden units, K rows of a table, T threads.
 """
 
-# compiled with: 540616c5979d
+# compiled with: dc5e821f2528
 
 import numpy as np
 from numba import njit
@@ -162,9 +162,9 @@ def _back(record, thread, p, cells, genes, out, scratch) -> None:  # type: ignor
     d_h = _of_product(record, p, D_H) + _REAL * hidden * (start if by_cells else thread * record[CELLS])
     n, outputs = stop - start, end - first
     if record[SGEMM] == 0:
-        tiles.back(d, n_genes, w, hidden, n, hidden, outputs, _NO, d_h, hidden, scratch[2])
+        tiles.back(d, n_genes, w, hidden, n, hidden, outputs, d_h, hidden, scratch[2])
     else:
-        blas.back(record[SGEMM], d, n_genes, w, hidden, n, hidden, outputs, _NO, d_h, hidden, scratch)
+        blas.back(record[SGEMM], d, n_genes, w, hidden, n, hidden, outputs, d_h, hidden, scratch)
     if n_table > 1:
         codes = numbers_at(_of_product(record, p, CODE) + 8 * start, stop - start)
         own = _REAL * thread * n_table * n_genes if by_cells else 0

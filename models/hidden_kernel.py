@@ -14,11 +14,10 @@ Shapes: B cells, H units, K rows of a table.
 import numpy as np
 from numba import njit
 
-from scarcade.engine.vector_math import wide
+from scarcade.engine.vector_math import EXACT, wide
 
 STRIP = 256  # units that are done together
 NONE, RUNNING, BATCH = range(3)  # modes: no batch norm, with the statistics that it remembers, with those of the cells
-EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz", "arcp"}  # not "nnan": what is not a number must come through
 
 

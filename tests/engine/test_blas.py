@@ -20,9 +20,9 @@ def _job(record_at, thread) -> None:  # type: ignore[no-untyped-def]
     n, i, o = r[N], r[INPUTS], r[OUTPUTS]
     before = blas.on_threads(r[MKL], 1)
     blas.by_rows(r[SGEMM], r[X], i, r[W], i, n, i, o, r[FORWARD], o, given)
-    blas.back(r[SGEMM], r[D], o, r[W], i, n, i, o, False, r[BACK], i, given)
-    blas.back(r[SGEMM], r[D], o, r[W], i, n, i, o, True, r[BACK], i, given)
+    blas.back(r[SGEMM], r[D], o, r[W], i, n, i, o, r[BACK], i, given)
     blas.outer(r[SGEMM], r[D], o, r[X], i, n, i, o, False, r[OUTER], i, given)
+    blas.outer(r[SGEMM], r[D], o, r[X], i, n, i, o, True, r[OUTER], i, given)
     blas.on_threads(r[MKL], before)
 
 
@@ -39,6 +39,6 @@ def test_products_are_those_of_torch(n: int, inputs: int, outputs: int) -> None:
     one.begin(_job, record, found)
     one.join()
     with alone():
-        wanted = x @ w.T, 2 * (d @ w), d.T @ x
+        wanted = x @ w.T, d @ w, 2 * (d.T @ x)
     for exact, mine in zip(wanted, found, strict=True):
         torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
